@@ -1,0 +1,78 @@
+"""All-reduce: every rank holds a whole tensor and ends with the whole sum."""
+
+import numpy as np
+
+from flopcast.collectives import hierarchical, torus
+from flopcast.collectives.constants import DEFAULT, Constants
+from flopcast.collectives.cost import ALGORITHMS, Candidate, Cost, Evaluation, Floats, evaluate
+from flopcast.collectives.group import Fabric, FloatArray, Group
+from flopcast.collectives.links import links
+from flopcast.collectives.nvls import nvls
+from flopcast.collectives.ring import ring
+from flopcast.collectives.tree import tree
+from flopcast.collectives.volume import ring_bytes, split
+from flopcast.errors import InputError, nearest
+
+
+def cost(
+    tensor_bytes: FloatArray,
+    group: Group,
+    fabric: Fabric,
+    constants: Constants = DEFAULT,
+    *,
+    algorithm: str | None = None,
+) -> Cost:
+    """Cheapest of ring, tree, NVLS and NVLS-tree, or the ``algorithm`` asked for; ``tensor_bytes`` is the buffer S.
+
+    "hierarchical" and "torus" run only when asked for; NCCL has neither.
+    """
+    if algorithm is None:
+        return evaluate(_candidates, tensor_bytes, group, fabric, constants)
+    if algorithm == "hierarchical":
+        return evaluate(hierarchical.candidates, tensor_bytes, group, fabric, constants)
+    if algorithm == "torus":
+        return evaluate(torus.candidates, tensor_bytes, group, fabric, constants)
+    found = evaluate(_only(algorithm), tensor_bytes, group, fabric, constants)
+    if np.any(np.isinf(found.time_s)):
+        raise InputError(
+            f"algorithm '{algorithm}' cannot run an all-reduce of this group here: leave the algorithm to the model"
+        )
+    return found
+
+
+def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
+    """(inside, between): bytes one node's ranks send; together 2 g (n-1)/n S."""
+    return split(ring_bytes(tensor_bytes, group, 2), group)
+
+
+def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
+    on = links(group, fabric, constants)
+    return [
+        *ring(ring_bytes(tensor_bytes, group, 2), 2, on, constants),
+        *tree(tensor_bytes, on, constants),
+        *nvls(tensor_bytes, on, fabric, constants),
+    ]
+
+
+def _only(algorithm: str) -> Evaluation:
+    """The candidates of one algorithm."""
+    known = ["ring", "tree", "nvls", "nvls-tree"]
+    if algorithm not in known:
+        raise InputError(
+            f"algorithm '{algorithm}' is unknown; {nearest(algorithm, [*known, 'hierarchical', 'torus'])}"
+        )
+    code = ALGORITHMS.index(algorithm)
+
+    def evaluation(size: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
+        found = _candidates(size, group, fabric, constants)
+        return [
+            Candidate(
+                one.algorithm,
+                one.protocol,
+                np.where(np.asarray(one.algorithm) == code, one.time_s, np.inf),
+                one.node_bytes,
+            )
+            for one in found
+        ]
+
+    return evaluation

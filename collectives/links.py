@@ -1,0 +1,122 @@
+"""The rates and latencies that a group finds on a machine: inside the node, between nodes, per crossing.
+
+A collective between nodes is a pipeline through NVLink and NICs; its rate is that of the slower of the two. The
+groups of a node that speak at the same time share its NICs evenly.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives import nccl
+from flopcast.collectives.constants import Constants
+from flopcast.collectives.cost import Floats
+from flopcast.collectives.group import FABRICS, Fabric, Group
+
+_EFA, _TCP = FABRICS.index("efa"), FABRICS.index("gpudirect-tcp")
+_HOPPER = 2
+
+
+@dataclass(frozen=True)
+class Links:
+    """Scalars or arrays over cases; rates in bytes/s of a node (``node_``) or of a GPU, latencies in seconds.
+
+    ``bus`` is the rate of a ring inside the node, ``ring_bus`` that of the whole ring, ``node_rate`` what all NICs
+    of a node give this group, ``channel_rate`` what NCCL's channels reach of that, ``nic_rate`` what each rank gets
+    from its NICs when all the node's ranks send, ``own_rate`` when only one rank of each group does; ``launch_s`` the time to start a kernel, ``base_s`` the fixed cost of LL128 and Simple,
+    ``crossing_s`` what the fabric adds to one step between nodes.
+    """
+
+    ranks: Floats
+    ranks_per_node: Floats
+    nodes: Floats
+    hops: Floats
+    multi: NDArray[np.bool_]
+    bus: Floats
+    ring_bus: Floats
+    node_rate: Floats
+    channel_rate: Floats
+    nic_rate: Floats
+    own_rate: Floats
+    launch_s: Floats
+    base_s: Floats
+    crossing_s: Floats
+
+
+def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
+    """What ``group`` finds on ``fabric``."""
+    ranks = np.asarray(group.size, dtype=np.float64)
+    per_node = np.asarray(group.ranks_per_node, dtype=np.float64)
+    nodes = ranks / per_node
+    multi = nodes > 1
+    architecture = np.asarray(fabric.architecture)
+    bus = constants.ring_share * nccl.LINK_SHARE[architecture] * fabric.nvlink_bytes_per_s * fabric.nvlink_scale
+
+    share, crossing = network(fabric, constants)
+    nics = np.asarray(fabric.nics_per_node, dtype=np.float64)
+    nic = np.asarray(fabric.nic_bytes_per_s) * share
+    # A rank drives its own NICs only: one, or several where the node has more NICs than GPUs.
+    own = np.maximum(nics / np.asarray(fabric.gpus_per_node), np.minimum(nics, 1.0))
+    usable = np.minimum(nics / np.asarray(group.groups_per_node), own * per_node)
+    node_rate = np.where(multi, usable * nic, 1.0)
+    channels = nccl.NODE_CHANNELS * np.maximum(
+        1.0, nccl.CHANNEL_BYTES_PER_S / np.maximum(np.asarray(fabric.nic_bytes_per_s), 1.0)
+    )
+    channel_rate = np.where(multi, np.minimum(usable, channels) * nic, 1.0)
+    # All the ranks of a node may send at once, and so may the ranks of the other groups.
+    speaking = np.asarray(group.groups_per_node) * per_node
+    nic_rate = np.where(multi, np.minimum(own, nics / speaking) * nic, 1.0)
+    own_rate = np.where(multi, np.minimum(own, nics / np.asarray(group.groups_per_node)) * nic, 1.0)
+
+    # A ring with one rank per node touches no NVLink.
+    inside = np.where(per_node > 1, bus, np.inf)
+    ring_bus = np.where(multi, np.minimum(inside, channel_rate), bus)
+    base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
+    return Links(
+        ranks=ranks,
+        ranks_per_node=per_node,
+        nodes=nodes,
+        hops=np.ceil(np.log2(nodes)),
+        multi=multi,
+        bus=np.asarray(bus),
+        ring_bus=ring_bus,
+        node_rate=node_rate,
+        channel_rate=channel_rate,
+        nic_rate=nic_rate,
+        own_rate=own_rate,
+        launch_s=np.asarray(constants.launch_s * fabric.launch_scale),
+        base_s=np.asarray(base),
+        crossing_s=np.asarray(crossing * fabric.hop_scale),
+    )
+
+
+def _is_hopper(architecture: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Hopper or Blackwell."""
+    return (architecture == _HOPPER) | (architecture == _HOPPER + 1)
+
+
+def network(fabric: Fabric, constants: Constants) -> tuple[Floats, Floats]:
+    """Share of the line rate that a NIC reaches, and the seconds that one crossing adds to NCCL's own latency.
+
+    Two names hide two generations, told apart by the NICs of a node: EFA of the first generation comes four to a
+    node (p4d, p4de), later ones sixteen or thirty-two; GPUDirect-TCPX four to a node (A3 High), the offloaded
+    TCPXO eight (A3 Mega).
+    """
+    c = constants
+    shares = np.array(
+        [
+            *(c.nic_share_infiniband, c.nic_share_roce, c.nic_share_efa, c.nic_share_tcpxo),
+            *(c.nic_share_slingshot, c.nic_share_ethernet, c.nic_share_efa_first, c.nic_share_tcpx),
+        ]
+    )
+    crossings = np.array(
+        [
+            *(c.hop_infiniband_s, c.hop_roce_s, c.hop_efa_s, c.hop_tcpxo_s),
+            *(c.hop_slingshot_s, c.hop_ethernet_s, c.hop_efa_first_s, c.hop_tcpx_s),
+        ]
+    )
+    code = np.asarray(fabric.fabric)
+    few = np.asarray(fabric.nics_per_node) <= 4
+    row = np.where(few & (code == _EFA), len(FABRICS), np.where(few & (code == _TCP), len(FABRICS) + 1, code))
+    return shares[row] * np.asarray(fabric.nic_scale), crossings[row]

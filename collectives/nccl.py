@@ -1,0 +1,40 @@
+"""What NCCL publishes about itself: the tables of its own cost model and the limits of its transports.
+
+Source: NVIDIA/nccl 2.30.7, src/graph/tuning.cc (latencies, efficiencies), src/graph/topo.h (link rates),
+src/graph/search.cc (channel search). NCCL picks argmin over algorithm and protocol of ``latency + bytes / rate``;
+so do we, with the latencies and rates corrected by what measurements show (:mod:`flopcast.collectives.constants`).
+"""
+
+import numpy as np
+
+# Latency of one step over NVLink and over the network, in seconds, by protocol: LL, LL128, Simple (hwLat).
+RING_NVLINK_STEP_S = (0.6e-6, 1.9e-6, 3.4e-6)
+RING_NETWORK_STEP_S = (2.7e-6, 4.0e-6, 14.0e-6)
+TREE_NVLINK_STEP_S = (0.6e-6, 1.25e-6, 4.0e-6)
+TREE_NETWORK_STEP_S = (5.0e-6, 8.5e-6, 14.0e-6)
+
+# PAT (one GPU per node): base + log2(nodes) * 14 us / 3.5 + 2.8 us per rank, at 0.75 of the bus.
+PAT_BASE_S = 8e-6
+PAT_NETWORK_STEP_S = 4e-6
+PAT_RANK_S = 2.8e-6
+PAT_SHARE = 0.75
+
+# Bytes per second of the link rate that NCCL counts on, over the datasheet's: 20 of 25 GB/s on Volta and Ampere,
+# 20.6 of 25 on Hopper, 40.1 of 50 on Blackwell; other GPUs as Ampere.  Order of ARCHITECTURES.
+LINK_SHARE = np.array([0.8, 0.8, 0.824, 0.802, 0.8])
+
+# LL carries 4 of every 8 bytes, LL128 120 of every 128; NCCL counts 0.5 and 0.92 of the bus for them.
+LL_PAYLOAD = 0.5
+LL128_PAYLOAD = 0.92
+# A tree's bus over the ring's: 0.92, and 0.85 for the plain tree pattern.
+TREE_SHARE = 0.92 * 0.85
+
+# The search builds 8 channels at a NIC's full rate of 50 GB/s (doubled at half of it for slower NICs): a ring or a
+# tree across nodes uses no more NICs than that, however many the node has.
+NODE_CHANNELS = 8
+CHANNEL_BYTES_PER_S = 50e9
+
+# A multi-node NVLS-tree is not built beyond this many nodes (NVIDIA/nccl issue 1221).
+NVLS_TREE_MAX_NODES = 4
+# NVLS needs more than two ranks in the node.
+NVLS_MIN_RANKS = 3

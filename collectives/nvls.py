@@ -1,0 +1,53 @@
+"""All-reduce in the NVLink switch (NVLS), and between nodes a tree of switches (NVLS-tree) or SHARP."""
+
+import numpy as np
+
+from flopcast.collectives import nccl
+from flopcast.collectives.constants import Constants
+from flopcast.collectives.cost import NVLS, NVLS_TREE, SIMPLE, Candidate, Floats
+from flopcast.collectives.group import Fabric
+from flopcast.collectives.links import Links
+from flopcast.collectives.pipeline import fill
+
+_HOPPER, _BLACKWELL = 2, 3
+
+
+def nvls(tensor_bytes: Floats, on: Links, fabric: Fabric, constants: Constants) -> list[Candidate]:
+    """NVLS in one node, NVLS-tree over up to four, NVLS with SHARP over any number, for Hopper and Blackwell.
+
+    T = launch + base + 2 log2(N) a_hop + max(S v / B_NVLS, S_node / B_NIC) + fill. The switch adds, so a GPU sends
+    S up and its shard of the sum down: v = 1.75 (1 + 1/g) / (1 + 1/8) below eight GPUs; from eight on measurements
+    give one bus rate, v = 2 (n-1)/n. A SHARP network is one hop, and a node sends S whatever their number.
+    """
+    architecture = np.asarray(fabric.architecture)
+    share = np.where(architecture == _BLACKWELL, constants.nvls_share_blackwell, constants.nvls_share_hopper)
+    rate = share * fabric.nvlink_bytes_per_s * fabric.nvlink_scale
+    volume = np.maximum(2 * (on.ranks - 1) / on.ranks, 1.75 * (1 + 1 / on.ranks_per_node) / (1 + 1 / 8))
+    sharp = np.asarray(fabric.sharp)
+    sent = tensor_bytes * np.where((on.nodes > 2) & ~sharp, 2.0, 1.0)
+    # With two nodes each switch drives every NIC of its node; in a deeper tree the channels are the limit.
+    network = np.where(on.nodes > 2, on.channel_rate, on.node_rate)
+    transfer = np.maximum(tensor_bytes * volume / rate, np.where(on.multi, sent / network, 0.0))
+
+    hops = np.where(sharp, np.minimum(on.hops, 1.0), on.hops)
+    between = 2 * hops * (constants.nvls_tree_hop_s + on.crossing_s)
+    path = (
+        constants.nvls_base_s
+        + on.ranks_per_node * constants.nvls_rank_s
+        + between * constants.network_fill_share
+    )
+    time = (
+        on.launch_s
+        + constants.nvls_base_s
+        + between
+        + transfer
+        + fill(transfer, path, constants.tree_fill_chunks, constants.tree_fill_limit)
+    )
+    able = (
+        np.asarray(fabric.nvswitch)
+        & ((architecture == _HOPPER) | (architecture == _BLACKWELL))
+        & (on.ranks_per_node >= nccl.NVLS_MIN_RANKS)
+        & ((on.nodes <= nccl.NVLS_TREE_MAX_NODES) | sharp)
+    )
+    algorithm = np.where(on.multi & ~sharp, NVLS_TREE, NVLS)
+    return [Candidate(algorithm, SIMPLE, np.where(able, time, np.inf), sent)]

@@ -1,0 +1,25 @@
+"""Reduce-scatter: every rank holds a whole tensor and ends with its shard of the sum."""
+
+from flopcast.collectives.constants import DEFAULT, Constants
+from flopcast.collectives.cost import Candidate, Cost, Floats, evaluate
+from flopcast.collectives.group import Fabric, FloatArray, Group
+from flopcast.collectives.links import links
+from flopcast.collectives.pat import pat
+from flopcast.collectives.ring import ring
+from flopcast.collectives.volume import ring_bytes, split
+
+
+def cost(tensor_bytes: FloatArray, group: Group, fabric: Fabric, constants: Constants = DEFAULT) -> Cost:
+    """Cheapest of ring and PAT; ``tensor_bytes`` is the whole tensor S, of which a rank sends (n-1)/n."""
+    return evaluate(_candidates, tensor_bytes, group, fabric, constants)
+
+
+def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
+    """(inside, between): bytes one node's ranks send; together g (n-1)/n S."""
+    return split(ring_bytes(tensor_bytes, group, 1), group)
+
+
+def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
+    on = links(group, fabric, constants)
+    sent = ring_bytes(tensor_bytes, group, 1)
+    return [*ring(sent, 1, on, constants, ll_share=0.5), *pat(sent, on)]

@@ -1,0 +1,53 @@
+"""The ring: every rank sends to its neighbour; bandwidth-optimal, latency linear in the ranks."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from flopcast.collectives import nccl
+from flopcast.collectives.constants import Constants
+from flopcast.collectives.cost import LL, LL128, RING, SIMPLE, Candidate, Floats
+from flopcast.collectives.links import Links
+from flopcast.collectives.pipeline import fill, overlapped
+
+
+def ring(
+    bus_bytes: Floats,
+    passes: int,
+    on: Links,
+    constants: Constants,
+    *,
+    bus_share: float = 1.0,
+    ll_share: float = 1.0,
+    chain: bool = False,
+) -> list[Candidate]:
+    """The three protocols of a ring whose ranks each send ``bus_bytes`` in ``passes`` turns of n - 1 steps.
+
+    T = launch + base + overlapped(bus_bytes / B, steps * latency) + fill;  steps = passes (n - 1), of which
+    passes (N - 1) cross between nodes. Latencies per step are NCCL's, plus what the fabric adds to a crossing.
+    LL and LL128 have lower latencies but pass every word by way of registers: besides the ring's links (of which
+    LL uses half and LL128 0.92, for flags) a share of the NVLink rate bounds them; LL's is ``ll_share`` of that
+    again for collectives other than all-reduce. In a ``chain`` (broadcast, reduce) the steps pass before the
+    first byte arrives, so that latency and transfer add up.
+    """
+    crossings = np.where(on.multi, passes * (on.nodes - 1), 0.0)
+    inside = passes * (on.ranks - 1) - crossings
+    bus = on.ring_bus * np.where(on.multi & (on.channel_rate < on.bus), 1.0, bus_share)
+    transfer = bus_bytes / bus
+
+    def latency(protocol: int) -> Floats:
+        network = nccl.RING_NETWORK_STEP_S[protocol] + on.crossing_s
+        return np.asarray(inside * nccl.RING_NVLINK_STEP_S[protocol] + crossings * network)
+
+    combined: Callable[[Floats, Floats], Floats] = np.add if chain else overlapped
+    based = on.launch_s + on.base_s
+    simple = latency(SIMPLE)
+    filling = fill(transfer, on.base_s, constants.ring_fill_chunks, constants.ring_fill_limit)
+    ll = transfer / (constants.ll_share * ll_share)
+    ll128 = bus_bytes / np.minimum(nccl.LL128_PAYLOAD * bus, constants.ll128_share * on.bus)
+    times = {
+        LL: on.launch_s + latency(LL) + ll,
+        LL128: based + combined(ll128, latency(LL128)),
+        SIMPLE: based + combined(transfer, simple) + filling,
+    }
+    return [Candidate(RING, protocol, np.asarray(time), bus_bytes) for protocol, time in times.items()]

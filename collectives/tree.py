@@ -1,0 +1,47 @@
+"""The double binary tree of all-reduce between nodes, with a chain inside each node; latency logarithmic in nodes."""
+
+import numpy as np
+
+from flopcast.collectives import nccl
+from flopcast.collectives.constants import Constants
+from flopcast.collectives.cost import LL, LL128, SIMPLE, TREE, Candidate, Floats
+from flopcast.collectives.links import Links
+from flopcast.collectives.pipeline import fill
+
+
+def node_volume(tensor_bytes: Floats, on: Links) -> Floats:
+    """Bytes a node sends: its half of two trees, up and down: S with two nodes (which inflates busbw), else 2 S."""
+    return np.asarray(tensor_bytes * np.where(on.nodes > 2, 2.0, 1.0))
+
+
+def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidate]:
+    """The three protocols of NCCL's tree, for groups of several nodes.
+
+    T = launch + base + 2 [(g-1) a_node + log2(N) a_network] + max(2 S / B_tree, S_node / B_NIC) + fill:
+    up the tree and down again, every GPU passing S on twice over its links, every node sending S_node.
+    """
+    sent = node_volume(tensor_bytes, on)
+    inside = 2 * tensor_bytes / (on.bus * nccl.TREE_SHARE)
+    # Where the group has one rank per node nothing crosses NVLink.
+    inside = np.where(on.ranks_per_node > 1, inside, 0.0)
+    between = sent / on.channel_rate
+    transfer = np.maximum(inside, between)
+    # LL and LL128 are bound as in a ring, and by half of a ring's bytes: S up and S down for its 2 S.
+    ll = transfer / (2 * constants.ll_share)
+    ll128 = transfer / (nccl.LL128_PAYLOAD * constants.ll128_share)
+
+    def latency(protocol: int, network_share: float = 1.0) -> Floats:
+        network = (nccl.TREE_NETWORK_STEP_S[protocol] + on.crossing_s) * network_share
+        return np.asarray(2 * ((on.ranks_per_node - 1) * nccl.TREE_NVLINK_STEP_S[protocol] + on.hops * network))
+
+    based = on.launch_s + on.base_s
+    path = latency(SIMPLE, constants.network_fill_share) + on.base_s
+    filling = fill(transfer, path, constants.tree_fill_chunks, constants.tree_fill_limit)
+    times = {
+        LL: on.launch_s + latency(LL) + ll,
+        LL128: based + latency(LL128) + ll128,
+        SIMPLE: based + latency(SIMPLE) + transfer + filling,
+    }
+    return [
+        Candidate(TREE, protocol, np.where(on.multi, time, np.inf), sent) for protocol, time in times.items()
+    ]

@@ -1,0 +1,173 @@
+"""A comparison as a planner reads it: tables on a terminal, or one JSON document."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flopcast.reports.explain import bound_by, runs_as
+from flopcast.simulator.compare import Comparison
+from flopcast.simulator.conventions import CONVENTIONS
+from flopcast.simulator.forecast import Row
+from flopcast.simulator.units import format_count
+
+# A model worth training sees about 20 tokens per parameter (Hoffmann et al., arXiv:2203.15556); many see more.
+TOKENS_PER_PARAMETER = 20
+# Above this share of the GPU's memory the forecast's own error may decide whether it fits.
+TIGHT = 0.92
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The document that ``flopcast compare --json`` prints; efficiencies are fractions, the rest SI base units."""
+    gpu = comparison.cluster.gpu
+    return {
+        "model": {"name": comparison.model.name, "num_parameters": comparison.model.num_parameters},
+        "cluster": {
+            "name": comparison.cluster.name,
+            "gpu": gpu.name,
+            "num_gpus": comparison.num_gpus,
+            "gpus_per_node": comparison.cluster.gpus_per_node,
+            "memory_bytes": gpu.memory_bytes,
+            "assumptions": list(comparison.cluster.assumptions),
+        },
+        "convention": comparison.convention,
+        "seq_len": comparison.seq_len,
+        "tokens_per_gpu": comparison.tokens_per_gpu,
+        "chosen": list(comparison.chosen),
+        "layer_traffic": [asdict(row) for row in comparison.layer_traffic],
+        "rows": [{**asdict(row), "bound_by": bound_by(row, gpu.memory_bytes)} for row in comparison.rows],
+        "left_out": comparison.left_out,
+    }
+
+
+def render(comparison: Comparison, token_budget: float | None) -> Iterator[RenderableType]:
+    """What the terminal shows, in order: the question, the answer, the tables, the reasons, what is assumed."""
+    model, cluster = comparison.model, comparison.cluster
+    ranked = sorted(comparison.rows, key=lambda row: (not row.fits, row.step_s))
+    budget = token_budget or TOKENS_PER_PARAMETER * model.num_parameters
+    yield from _question(comparison, budget, token_budget is None)
+    yield Text()
+    yield _strategies(ranked, comparison, budget)
+    yield _heading("Communication of one node's GPUs, and what bounds each strategy")
+    yield _communication(ranked, cluster.gpu.memory_bytes)
+    if comparison.layer_traffic:
+        yield _heading("To execute one Transformer layer (forward, 16 bits)")
+        yield _layer_traffic(comparison)
+    if comparison.left_out:
+        yield _heading("Left out")
+    for strategy, reason in comparison.left_out.items():
+        yield Text(f"{strategy}: {reason}")
+    notes = [*cluster.assumptions, *model.assumptions]
+    if notes:
+        yield _heading("Rests on assumptions")
+        for note in notes:
+            yield Text(note)
+
+
+def _heading(words: str) -> Text:
+    return Text(f"\n{words}", style="bold")
+
+
+def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[Text]:
+    model, cluster = comparison.model, comparison.cluster
+    nodes = max(comparison.num_gpus // cluster.gpus_per_node, 1)
+    sequences = comparison.tokens_per_gpu * comparison.num_gpus // comparison.seq_len
+    plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
+    yield Text(
+        f"{model.name} ({format_count(model.num_parameters)} parameters) on {comparison.num_gpus} x "
+        f"{cluster.gpu.name}, {cluster.name}: {nodes} node{plural} of {in_node}",
+        style="bold",
+    )
+    yield Text(
+        f"{comparison.tokens_per_gpu:,} tokens per GPU and step, {comparison.seq_len:,} per sequence: "
+        f"{sequences:,} sequences, {comparison.tokens_per_gpu * comparison.num_gpus / 1e6:.2f} M tokens per step"
+    )
+    why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
+    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}.")
+    yield Text(
+        f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
+        f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
+    )
+
+
+def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table:
+    table = _table("strategy")
+    for heading in (
+        "step, s\n(80 % band)",
+        "tokens/s\nper GPU",
+        "MFU\n%",
+        "HFU\n%",
+        "memory\nGB per GPU",
+        "days",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("micro-batch x passes,\nrecompute", no_wrap=True)
+    for row in rows:
+        days = budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
+        table.add_row(
+            row.strategy,
+            f"{row.step_s:.2f} ({row.low_s:.2f}-{row.high_s:.2f})",
+            f"{row.tokens_per_s_per_gpu:,.0f}",
+            f"{100 * row.mfu:.1f}",
+            f"{100 * row.hfu:.1f}",
+            f"{row.memory_bytes / 1e9:.1f} {_room(row, comparison.cluster.gpu.memory_bytes)}",
+            f"{days:,.1f}" if row.fits else "-",
+            runs_as(row),
+            style="" if row.fits else "dim",
+        )
+    return table
+
+
+def _communication(rows: list[Row], memory_bytes: float) -> Table:
+    table = _table("strategy")
+    for heading in ("GB per step\nbetween nodes", "GB per step\nin the node", "exposed\nof step, s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("what bounds it", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row.strategy,
+            f"{row.inter_node_bytes / 1e9:,.1f}",
+            f"{row.intra_node_bytes / 1e9:,.1f}",
+            f"{row.exposed_communication_s:.2f}",
+            bound_by(row, memory_bytes),
+            style="" if row.fits else "dim",
+        )
+    return table
+
+
+def _table(first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first, no_wrap=True)
+    return table
+
+
+def _room(row: Row, memory_bytes: float) -> str:
+    if not row.fits:
+        return "TOO BIG"
+    return "tight" if row.memory_bytes > TIGHT * memory_bytes else "fits"
+
+
+def _layer_traffic(comparison: Comparison) -> Table:
+    table = _table("strategy")
+    table.add_column("collective")
+    for heading in ("elements", "tensor, MiB", "moved, MiB"):
+        table.add_column(heading, justify="right")
+    for row in comparison.layer_traffic:
+        table.add_row(
+            row.strategy,
+            row.collective.replace("_", "-"),
+            f"{row.elements:,}",
+            f"{row.tensor_bytes / 2**20:,.0f}",
+            f"{row.moved_bytes / 2**20:,.0f}",
+        )
+    return table
+
+
+def print_to(console: Console, comparison: Comparison, token_budget: float | None) -> None:
+    """Print :func:`render` with the blank lines between its parts."""
+    for part in render(comparison, token_budget):
+        console.print(part)

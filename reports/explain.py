@@ -1,0 +1,57 @@
+"""Why a plan takes the time it takes, in a sentence."""
+
+from flopcast.simulator.forecast import Row
+
+# What each part of a step is called in a sentence, and what would shorten it.
+_NAMES = {
+    "gemm": "matrix products",
+    "attention": "attention",
+    "pointwise": "memory-bound kernels",
+    "launch": "the host launching kernels",
+    "tensor_communication": "tensor-parallel communication",
+    "pipeline_communication": "sends between pipeline stages",
+    "gather_communication": "exposed parameter gathers",
+    "reduce_communication": "exposed gradient reductions",
+    "bubble": "the pipeline's bubble",
+    "optimizer": "the optimizer",
+    "overhead": "per-step overhead",
+}
+_WAITS = (
+    "launch",
+    "tensor_communication",
+    "pipeline_communication",
+    "gather_communication",
+    "reduce_communication",
+    "bubble",
+    "optimizer",
+    "overhead",
+)
+WORTH_NAMING = 0.02
+
+
+def bound_by(row: Row, gpu_memory_bytes: float) -> str:
+    """What bounds the plan: memory where it does not fit, else the shares of the step, largest first."""
+    total = row.step_s
+    shares = {name: value / total for name, value in row.seconds.items()}
+    if not row.fits:
+        held, size = max((value, name) for name, value in row.memory.items())
+        return (
+            f"does not fit: {row.memory_bytes / 1e9:.0f} GB for a GPU of {gpu_memory_bytes / 1e9:.0f} GB, "
+            f"{held / 1e9:.0f} GB of it {size}"
+        )
+    computing = sum(shares[name] for name in ("gemm", "attention", "pointwise"))
+    waits = sorted(((shares[name], name) for name in _WAITS if shares[name] >= WORTH_NAMING), reverse=True)
+    work = f"{shares['gemm']:.0%} {_NAMES['gemm']}"
+    if not waits:
+        return f"bound by computation: {work}, {1 - shares['gemm']:.0%} everything else"
+    lost = ", ".join(f"{share:.0%} {_NAMES[name]}" for share, name in waits)
+    if waits[0][0] > 1 - computing - waits[0][0] and waits[0][0] > 0.25:
+        return f"bound by {_NAMES[waits[0][1]]}: {lost}; {work}"
+    return f"bound by computation ({work}); loses {lost}"
+
+
+def runs_as(row: Row) -> str:
+    """What was chosen for the plan, as short as can be read: micro-batch x passes, recomputation, how it is split."""
+    plan = row.plan
+    words = f"{plan['micro_batch']} x {plan['grad_accum']}, {plan['recompute']}"
+    return f"{words}, sequence parallel" if plan["sequence_parallel"] else words

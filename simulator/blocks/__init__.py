@@ -1,0 +1,1 @@
+"""The kinds of layer a model may be made of, one file each."""

@@ -1,0 +1,139 @@
+"""One differentiable piece of a layer: the work it does forward and backward, and what it keeps in between."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.kernels.pointwise import Pass, traffic
+from flopcast.simulator import placement
+from flopcast.simulator.operation import Array, Collective, Gemm, Pointwise, Work
+from flopcast.simulator.plan import Plans
+
+ACTIVATION_BYTES = 2  # activations are 16-bit
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one pass over one micro-batch brings to a rank, as arrays over plans.
+
+    ``tokens`` = B S / cp; ``residual_tokens`` are those of them whose residual stream this rank holds: 1/tp of them
+    under sequence parallelism.
+    """
+
+    plans: Plans
+    hidden: int
+    gpus_per_node: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> Array:
+        """Tokens of one micro-batch on this rank."""
+        return self.plans.micro_batch * self.plans.seq_len / self.plans.cp
+
+    @property
+    def residual_tokens(self) -> Array:
+        """Tokens whose residual stream, norms included, this rank holds."""
+        return self.tokens / np.where(self.plans.sequence_parallel, self.plans.tp, 1)
+
+    @property
+    def residual_bytes(self) -> Array:
+        """The residual stream of one micro-batch on this rank."""
+        return self.residual_tokens * self.hidden * ACTIVATION_BYTES
+
+    def per_tensor_rank(self, function: Callable[[int], int]) -> Array:
+        """A quantity that depends on tp only, evaluated once for each tp that occurs."""
+        values, where = np.unique(self.plans.tp, return_inverse=True)
+        return np.array([function(int(tp)) for tp in values], dtype=np.float64)[where]
+
+
+@dataclass(frozen=True)
+class Computation:
+    """``saved_bytes`` are kept for backward without recomputation; ``kept_if_selective`` under selective recompute.
+
+    ``selective`` says whether selective recompute runs the forward work again: cheap to redo, large to keep.
+    ``present`` 0 makes the piece absent from a plan.
+    """
+
+    name: str
+    forward: Work
+    backward: tuple[Work, ...]
+    forward_kernels: Array | float
+    backward_kernels: Array | float
+    saved_bytes: Array | float = 0.0
+    kept_if_selective: Array | float = 0.0
+    selective: NDArray[np.bool_] | bool = False
+    present: NDArray[np.bool_] | bool = True
+
+
+def linear(
+    load: Workload,
+    name: str,
+    num_in: Array | float,
+    num_out: Array | float,
+    input_bytes: Array | float,
+    bias: bool,
+) -> Computation:
+    """A linear layer over ``load.tokens`` rows: (T, in) x (in, out) forward; input and weight gradients backward.
+
+    ``input_bytes`` is what its input adds to the saved activations (0 if someone else already keeps it).
+    """
+    fp8 = load.plans.has(precision="fp8")
+    rows, inner, outer = load.tokens, num_in + 0.0 * load.tokens, num_out + 0.0 * load.tokens
+    return Computation(
+        name,
+        Gemm(rows, outer, inner, fp8),
+        (Gemm(rows, inner, outer, fp8), Gemm(inner, outer, rows, fp8)),
+        forward_kernels=1.0,
+        backward_kernels=3.0 if bias else 2.0,
+        saved_bytes=input_bytes,
+    )
+
+
+def pointwise(
+    name: str,
+    num_elements: Array,
+    fused: NDArray[np.bool_],
+    forward: tuple[Pass, Pass],
+    backward: tuple[Pass, Pass],
+    saved_bytes: Array | float,
+    kept_if_selective: Array | float = 0.0,
+) -> Computation:
+    """Memory-bound work on ``num_elements``; each pass is given as (where fused, where not)."""
+    forward_bytes, forward_kernels = traffic(num_elements, fused, *forward)
+    backward_bytes, backward_kernels = traffic(num_elements, fused, *backward)
+    return Computation(
+        name,
+        Pointwise(forward_bytes),
+        (Pointwise(backward_bytes),),
+        forward_kernels,
+        backward_kernels,
+        saved_bytes,
+        kept_if_selective,
+        selective=True,
+    )
+
+
+def tensor_parallel(load: Workload, name: str) -> Sequence[Computation]:
+    """What a column-split then row-split pair of matrices needs: its output summed over the tensor-parallel ranks.
+
+    One all-reduce of (T, D) forward and one backward; under sequence parallelism an all-gather and a reduce-scatter
+    of the same tensor each way. Megatron-LM (arXiv:1909.08053, figure 3; arXiv:2205.05198, figure 5).
+    """
+    plans = load.plans
+    stride = np.ones_like(plans.tp)
+    group = placement.group(plans.tp, stride, load.gpus_per_node, plans.num_gpus)
+    tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
+    split = plans.sequence_parallel
+
+    def both_ways(suffix: str, collective: str, back: str, present: NDArray[np.bool_]) -> Computation:
+        def work(kind: str) -> Collective:
+            return Collective(kind, tensor_bytes, group, "tp", "tensor")
+
+        return Computation(f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=present)
+
+    return [
+        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split),
+        both_ways("gather", "all_gather", "reduce_scatter", split),
+        both_ways("scatter", "reduce_scatter", "all_gather", split),
+    ]

@@ -1,0 +1,77 @@
+"""A cluster: GPUs in nodes, nodes on a network, and what running it costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flopcast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, by its datasheet (dense figures, never the sparse ones).
+
+    ``tensor_flop_per_s`` is the 16-bit tensor-core peak, ``fp8_flop_per_s`` the 8-bit one (0: it has none).
+    ``power_w`` is the board's limit: two cards of one chip differ by it in what they sustain.
+    """
+
+    name: str
+    architecture: str
+    tensor_flop_per_s: float
+    memory_bytes: float
+    memory_bytes_per_s: float
+    power_w: float
+    fp8_flop_per_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a capacity plan adds to a cluster; None where the user has not said."""
+
+    gpu_hour_price: float | None = None
+    node_power_w: float | None = None
+    node_mtbf_hours: float | None = None
+    checkpoint_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of ``gpus_per_node`` GPUs; bandwidths are one way: NVLink per GPU, ``nic_bytes_per_s`` per NIC.
+
+    ``num_nodes`` is how many there are (None: as many as asked for). ``sources`` maps a field's path in the file to
+    its citation; ``assumptions`` are the figures that are not published, one sentence each.
+    """
+
+    name: str
+    gpu: Gpu
+    gpus_per_node: int
+    nvlink_bytes_per_s: float
+    nvswitch: bool
+    nics_per_node: int
+    nic_bytes_per_s: float
+    fabric: str
+    sharp: bool = False
+    num_nodes: int | None = None
+    costs: Costs = Costs()
+    assumptions: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def node_bytes_per_s(self) -> float:
+        """What all NICs of a node carry, one way."""
+        return self.nics_per_node * self.nic_bytes_per_s
+
+    def check_num_gpus(self, num_gpus: int) -> None:
+        """Raise InputError unless the GPUs lie within one node or fill whole nodes that exist."""
+        node = self.gpus_per_node
+        if num_gpus < 1:
+            raise InputError(f"--gpus is {num_gpus}; ask for at least 1")
+        if num_gpus > node and num_gpus % node:
+            below = num_gpus // node * node
+            raise InputError(
+                f"--gpus is {num_gpus}: {self.name} has nodes of {node}, so use at most {node} or a multiple of {node} "
+                f"(nearest: {below} or {below + node})"
+            )
+        if self.num_nodes is not None and num_gpus > self.num_nodes * node:
+            raise InputError(
+                f"--gpus is {num_gpus}: {self.name} has {self.num_nodes} nodes, so at most {self.num_nodes * node} GPUs"
+            )

@@ -1,0 +1,176 @@
+"""Strategies side by side: each with the micro-batch and recomputation that fit and run fastest, unless pinned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from flopcast.errors import InputError
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.forecast import Row, best_of, forecast
+from flopcast.simulator.model import Model
+from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, placement
+from flopcast.simulator.traffic import LayerTraffic, layer_traffic
+
+DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
+# The global batch that published models of 10 to 100 billion parameters train with (LLaMA: 4 Mi tokens).
+DEFAULT_GLOBAL_BATCH_TOKENS = 4 * 2**20
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+# What PyTorch's scaled_dot_product_attention runs on each architecture.
+USUAL_ATTENTION: dict[str, AttentionKernel] = {
+    "volta": "unfused",
+    "ampere": "flash2",
+    "hopper": "cudnn",
+    "blackwell": "cudnn",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare; None is left to the comparison.
+
+    ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for every strategy. ``seq_len``: tokens.
+    """
+
+    num_gpus: int
+    tokens_per_gpu: int | None = None
+    seq_len: int | None = None
+    micro_batch: int | None = None
+    recompute: Recompute | None = None
+    gradient_bits: int = 32
+    attention: AttentionKernel | None = None
+    compiled: bool = False
+    fused_kernels: bool = True
+    strategies: Sequence[str] | None = None
+    convention: str = "causal"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row per strategy, as asked; ``left_out`` says why a strategy has none, ``chosen`` what was not given."""
+
+    model: Model
+    cluster: Cluster
+    convention: str
+    num_gpus: int
+    seq_len: int
+    tokens_per_gpu: int
+    rows: tuple[Row, ...]
+    layer_traffic: tuple[LayerTraffic, ...]
+    left_out: dict[str, str]
+    chosen: tuple[str, ...]
+
+
+def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
+    """Forecast each strategy at its best.
+
+    Raises InputError where no strategy is legal, or where one that was asked for by name is not.
+    """
+    cluster.check_num_gpus(request.num_gpus)
+    _check(request)
+    seq_len = request.seq_len or model.context
+    if model.positions == "learned" and seq_len > model.num_positions:
+        raise InputError(
+            f"--seq-len is {seq_len} but {model.name} has {model.num_positions} learned positions; use at most those"
+        )
+    tokens = request.tokens_per_gpu or default_tokens_per_gpu(request.num_gpus, seq_len)
+    candidates: dict[str, list[Plan]] = {}
+    left_out: dict[str, str] = {}
+    for strategy in request.strategies or DEFAULT_STRATEGIES:
+        try:
+            candidates[strategy.lower()] = _candidates(strategy, model, cluster, request, seq_len, tokens)
+        except InputError as error:
+            if request.strategies:
+                raise
+            left_out[strategy] = str(error)
+    if not candidates:
+        raise InputError("no strategy is legal: " + "; ".join(f"{s}: {why}" for s, why in left_out.items()))
+
+    flat = [plan for plans in candidates.values() for plan in plans]
+    rows = iter(forecast(model, cluster, flat, request.convention).rows())
+    best = tuple(best_of([next(rows) for _ in plans]) for plans in candidates.values())
+    return Comparison(
+        model=model,
+        cluster=cluster,
+        convention=request.convention,
+        num_gpus=request.num_gpus,
+        seq_len=seq_len,
+        tokens_per_gpu=tokens,
+        rows=best,
+        layer_traffic=tuple(_layer_traffic(model, candidates, tokens)),
+        left_out=left_out,
+        chosen=tuple(_chosen(request)),
+    )
+
+
+def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
+    """Whole sequences per GPU that bring the global batch nearest to 4 Mi tokens, at least one."""
+    return max(round(DEFAULT_GLOBAL_BATCH_TOKENS / (num_gpus * seq_len)), 1) * seq_len
+
+
+def _check(request: Request) -> None:
+    for name in ("tokens_per_gpu", "seq_len", "micro_batch"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    for name, choices in (("recompute", CHOICES["recompute"]), ("attention", CHOICES["attention"])):
+        value = getattr(request, name)
+        if value is not None and value not in choices:
+            raise InputError(f"--{name} is '{value}'; choose one of {', '.join(choices)}")
+    if request.gradient_bits not in (16, 32):
+        raise InputError(f"--gradient-bits is {request.gradient_bits}; choose 16 or 32")
+
+
+def _candidates(
+    strategy: str, model: Model, cluster: Cluster, request: Request, seq_len: int, tokens: int
+) -> list[Plan]:
+    """Every micro-batch, recomputation and sequence parallelism that the request leaves open."""
+    fields = placement(strategy, request.num_gpus, cluster.gpus_per_node)
+    tp = int(fields["tp"])
+    if request.num_gpus % tp:
+        raise InputError(f"strategy '{strategy}': tp={tp} does not divide --gpus {request.num_gpus}")
+    for block in model.kinds:
+        block.check_tensor_parallel(tp)
+    sequences, rest = divmod(tokens * tp, seq_len)
+    if rest or not sequences:
+        raise InputError(
+            f"--tokens-per-gpu is {tokens}: {tokens * tp} per data-parallel rank is not a whole number of sequences of "
+            f"{seq_len}; use a multiple of {-(-seq_len // tp)}"
+        )
+    micro_batches = [request.micro_batch] if request.micro_batch else [b for b in MICRO_BATCHES if sequences % b == 0]
+    if sequences % micro_batches[0]:
+        raise InputError(
+            f"--micro-batch is {request.micro_batch}: it does not divide the {sequences} sequences per data-parallel "
+            f"rank and step ({tokens} tokens per GPU x {tp} / {seq_len}); choose a divisor"
+        )
+    recomputes = [request.recompute] if request.recompute else list(CHOICES["recompute"])
+    attention = request.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
+    return [
+        Plan(
+            **fields,  # type: ignore[arg-type]
+            seq_len=seq_len,
+            micro_batch=micro_batch,
+            grad_accum=sequences // micro_batch,
+            recompute=recompute,  # type: ignore[arg-type]
+            sequence_parallel=sequence_parallel,
+            gradient_bits=request.gradient_bits,
+            attention=attention,
+            compiled=request.compiled,
+            fused_kernels=request.fused_kernels,
+        )
+        for micro_batch, recompute, sequence_parallel in product(
+            micro_batches, recomputes, (False, True) if tp > 1 and seq_len % tp == 0 else (False,)
+        )
+    ]
+
+
+def _layer_traffic(model: Model, candidates: dict[str, list[Plan]], tokens: int) -> list[LayerTraffic]:
+    """The two rows of the report's table: tensor parallelism, and parameters gathered in the node."""
+    rows = [
+        layer_traffic(model, strategy, plans[0].tp, tokens) for strategy, plans in candidates.items() if plans[0].tp > 1
+    ]
+    return rows + [layer_traffic(model, s, 1, tokens) for s in candidates if s == "zero3-node"]
+
+
+def _chosen(request: Request) -> list[str]:
+    names = ("seq_len", "tokens_per_gpu", "micro_batch", "recompute", "attention")
+    return [name for name in names if getattr(request, name) is None]

@@ -1,0 +1,89 @@
+"""Seconds per operation: the one place where work meets hardware."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives import COLLECTIVES
+from flopcast.collectives.group import ARCHITECTURES
+from flopcast.simulator.constants import ATTENTION_SHARES, Constants
+from flopcast.simulator.hardware import Hardware
+from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise
+from flopcast.simulator.plan import CHOICES
+
+HEAD_DIM_OF_TABLE = 128
+# Board limits of the cards that the architectures' shares of peak are stated for: V100, A100, H100, B200 SXM.
+USUAL_POWER_W = {"volta": 300.0, "ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0, "other": 400.0}
+
+
+def seconds(operation: Operation, hardware: Hardware, constants: Constants) -> Array:
+    """Time of one occurrence of the operation when nothing runs beside it, launch not included."""
+    work = operation.work
+    if isinstance(work, Gemm):
+        return gemm_seconds(work, hardware, constants)
+    if isinstance(work, AttentionCore):
+        return attention_seconds(work, hardware, constants)
+    if isinstance(work, Pointwise):
+        rate = hardware.memory_bytes_per_s * constants.memory_share
+        return work.bytes * (1.0 if work.counted else constants.pointwise_scale) / rate
+    return collective_seconds(work, hardware, constants)
+
+
+def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
+    """2 m n k / (share peak) (1 + h/m)(1 + h/n)(1 + d/k), and no faster than its operands pass through memory.
+
+    h is the half of a tile that idles at an edge, d the depth lost to filling and draining a tile's pipeline.
+    """
+    peak = np.where(
+        work.fp8 & (hardware.fp8_flop_per_s > 0),
+        hardware.fp8_flop_per_s * constants.fp8_share,
+        hardware.tensor_flop_per_s,
+    )
+    edge, depth = constants.gemm_half_rows, constants.gemm_half_depth
+    loss = (1 + edge / work.m) * (1 + edge / work.n) * (1 + depth / work.k)
+    share = _gemm_share(hardware.architecture, constants) * _power_share(hardware, constants)
+    compute = work.flop * loss / (peak * share)
+    moved = 2 * (work.m * work.k + work.k * work.n + work.m * work.n)
+    return np.maximum(compute, moved / (hardware.memory_bytes_per_s * constants.memory_share))
+
+
+def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Constants) -> Array:
+    """FLOPs over the kernel's share of the 16-bit peak, lower for small heads, short sequences and low power limits."""
+    table = _attention_table(constants)[:, :, int(work.backward)]
+    share = table[hardware.architecture, work.kernel]
+    size = np.minimum(work.head_dim / HEAD_DIM_OF_TABLE, 1.0) ** constants.head_dim_power
+    length = work.length / (work.length + constants.attention_half_length)
+    return work.flop / (hardware.tensor_flop_per_s * share * size * length * _power_share(hardware, constants))
+
+
+def collective_seconds(work: Collective, hardware: Hardware, constants: Constants) -> Array:
+    """The collective alone, slowed by what a training step leaves it of the links."""
+    share = {
+        "tensor": constants.tensor_parallel_share,
+        "context": constants.tensor_parallel_share,
+        "pipeline": constants.pipeline_share,
+    }.get(work.purpose, constants.network_share)
+    alone = COLLECTIVES[work.collective].cost(work.tensor_bytes, work.group, hardware.fabric).time_s
+    return np.asarray(alone / share, dtype=np.float64)
+
+
+def _gemm_share(architecture: NDArray[np.int64], constants: Constants) -> Array:
+    shares = np.array([getattr(constants, f"gemm_share_{name}") for name in ARCHITECTURES])
+    return np.asarray(shares[architecture])
+
+
+def _power_share(hardware: Hardware, constants: Constants) -> Array:
+    """What a card below its architecture's usual power limit keeps of its rate: (limit / usual)^power."""
+    usual = np.array([USUAL_POWER_W[name] for name in ARCHITECTURES])[hardware.architecture]
+    return np.asarray(np.minimum(hardware.power_w / usual, 1.0) ** constants.power_exponent)
+
+
+def _attention_table(constants: Constants) -> Array:
+    """Shares by architecture, kernel and direction; a kernel an architecture lacks runs as its flash2."""
+    table = np.empty((len(ARCHITECTURES), len(CHOICES["attention"]), 2))
+    for row, architecture in enumerate(ARCHITECTURES):
+        shares = ATTENTION_SHARES[architecture]
+        for column, kernel in enumerate(CHOICES["attention"]):
+            unfused = (constants.attention_unfused_share,) * 2
+            found = unfused if kernel == "unfused" else shares.get(kernel, shares["flash2"])
+            table[row, column] = np.array(found) * (1.0 if kernel == "unfused" else constants.attention_scale)
+    return table

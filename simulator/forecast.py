@@ -1,0 +1,197 @@
+"""The forecast: every reading of the operations of many plans at once, as arrays, rows or a DataFrame."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flopcast.simulator.band import band
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.constants import Constants, default_constants
+from flopcast.simulator.conventions import CONVENTIONS, model_flop_per_token
+from flopcast.simulator.hardware import Hardware
+from flopcast.simulator.memory import Memory, memory
+from flopcast.simulator.model import Model
+from flopcast.simulator.operation import Array, Operation
+from flopcast.simulator.operations import step_operations
+from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.step import StepTime, step_time
+from flopcast.simulator.traffic import Traffic, traffic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan's forecast. Efficiencies are shares of the dense 16-bit peak under the forecast's FLOP convention."""
+
+    strategy: str
+    plan: dict[str, Any]
+    step_s: float
+    low_s: float
+    high_s: float
+    tokens_per_s_per_gpu: float
+    mfu: float
+    hfu: float
+    memory_bytes: float
+    fits: bool
+    inter_node_bytes: float
+    intra_node_bytes: float
+    exposed_communication_s: float
+    seconds: dict[str, float]
+    memory: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """N plans of one model on one cluster; every array has length N."""
+
+    model: Model
+    cluster: Cluster
+    convention: str
+    plans: Plans
+    operations: list[Operation]
+    step: StepTime
+    memory: Memory
+    traffic: Traffic
+
+    @cached_property
+    def step_s(self) -> Array:
+        """Seconds of one optimizer step."""
+        return self.step.total
+
+    @cached_property
+    def band_s(self) -> tuple[Array, Array]:
+        """The 80 % interval around ``step_s``."""
+        factors = band(self.plans, self.cluster)
+        return self.step_s * factors[0], self.step_s * factors[1]
+
+    @cached_property
+    def tokens_per_s_per_gpu(self) -> Array:
+        """Tokens trained on per second and GPU."""
+        plans = self.plans
+        tokens = plans.seq_len * plans.dp * plans.micro_batch * plans.grad_accum
+        return np.asarray(tokens / self.step_s / plans.num_gpus)
+
+    @cached_property
+    def fits(self) -> np.ndarray:
+        """Whether the peak fits the GPU's memory."""
+        return np.asarray(self.memory.total <= self.cluster.gpu.memory_bytes)
+
+    @cached_property
+    def mfu(self) -> Array:
+        """Model FLOPs per second over the peak: what training needs, recomputation not counted."""
+        return self._efficiency(0.0)
+
+    @cached_property
+    def hfu(self) -> Array:
+        """Hardware FLOPs per second over the peak: with the forward FLOPs that full recompute does again."""
+        return self._efficiency(self.plans.has(recompute="full").astype(np.float64))
+
+    def _efficiency(self, recomputed: Array | float) -> Array:
+        flop = np.empty(len(self.plans))
+        again = np.broadcast_to(np.asarray(recomputed), flop.shape)
+        for length in np.unique(self.plans.seq_len):
+            per_token = model_flop_per_token(self.model, int(length), self.convention)
+            here = self.plans.seq_len == length
+            flop[here] = per_token.total + again[here] * per_token.layers_forward
+        return np.asarray(flop * self.tokens_per_s_per_gpu / self.cluster.gpu.tensor_flop_per_s)
+
+    def rows(self) -> list[Row]:
+        """Each plan's forecast as plain Python values, in order."""
+        low, high = self.band_s
+        return [
+            Row(
+                strategy=self.plans.strategy[i],
+                plan=self.plans.describe(i),
+                step_s=float(self.step_s[i]),
+                low_s=float(low[i]),
+                high_s=float(high[i]),
+                tokens_per_s_per_gpu=float(self.tokens_per_s_per_gpu[i]),
+                mfu=float(self.mfu[i]),
+                hfu=float(self.hfu[i]),
+                memory_bytes=float(self.memory.total[i]),
+                fits=bool(self.fits[i]),
+                inter_node_bytes=float(self.traffic.inter_node_bytes[i]),
+                intra_node_bytes=float(self.traffic.intra_node_bytes[i]),
+                exposed_communication_s=float(self.step.exposed_communication[i]),
+                seconds={name: float(part[i]) for name, part in self.step.parts.items()},
+                memory={name: float(part[i]) for name, part in vars(self.memory).items()},
+            )
+            for i in range(len(self.plans))
+        ]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per plan: the plan's fields, then the forecast; column names carry units."""
+        import pandas as pd
+
+        records = []
+        for row in self.rows():
+            record = asdict(row)
+            seconds, held, plan = record.pop("seconds"), record.pop("memory"), record.pop("plan")
+            record.pop("strategy")
+            parts = {f"{name}_s": value for name, value in seconds.items()}
+            kinds = {f"memory_{name}_bytes": value for name, value in held.items()}
+            records.append({**plan, **record, **parts, **kinds})
+        return pd.DataFrame.from_records(records)
+
+
+def forecast(
+    model: Model,
+    cluster: Cluster,
+    plans: Plan | Iterable[Plan] | Plans,
+    convention: str = "causal",
+    constants: Constants | None = None,
+) -> Forecast:
+    """Step time, memory and traffic of ``model`` on ``cluster`` under each plan.
+
+    Raises InputError for GPUs that do not fill nodes, a tensor-parallel size the model does not divide by, more
+    pipeline stages than layers, or an unknown convention.
+    """
+    if not isinstance(plans, Plans):
+        plans = Plans.of([plans] if isinstance(plans, Plan) else plans)
+    check(model, cluster, plans, convention)
+    constants = constants or default_constants()
+    hardware = Hardware.of([cluster])
+    gpus_per_node = np.full(len(plans), cluster.gpus_per_node, dtype=np.int64)
+    operations = step_operations(model, plans, gpus_per_node)
+    num_layers = np.full(len(plans), model.num_layers, dtype=np.int64)
+    return Forecast(
+        model=model,
+        cluster=cluster,
+        convention=convention,
+        plans=plans,
+        operations=operations,
+        step=step_time(operations, plans, num_layers, hardware, constants),
+        memory=memory(model, operations, plans, constants),
+        traffic=traffic(operations, plans),
+    )
+
+
+def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None:
+    """Raise InputError where the model or the cluster cannot carry a plan."""
+    from flopcast.errors import InputError
+
+    if convention not in CONVENTIONS:
+        raise InputError(f"convention '{convention}' is unknown; choose one of {', '.join(CONVENTIONS)}")
+    for num_gpus in np.unique(plans.num_gpus):
+        cluster.check_num_gpus(int(num_gpus))
+    for tp in np.unique(plans.tp):
+        for block in model.kinds:
+            block.check_tensor_parallel(int(tp))
+    most = int(np.max(plans.pp * plans.virtual_pp))
+    if most > model.num_layers:
+        raise InputError(
+            f"pp x virtual_pp is {most} but {model.name} has {model.num_layers} layers; use at most one stage per layer"
+        )
+
+
+def best_of(rows: Sequence[Row]) -> Row:
+    """The fastest row that fits, or the one that needs least memory where none does."""
+    fitting = [row for row in rows if row.fits]
+    if fitting:
+        return min(fitting, key=lambda row: row.step_s)
+    return min(rows, key=lambda row: row.memory_bytes)

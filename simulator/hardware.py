@@ -1,0 +1,55 @@
+"""The machine as the cost functions see it: numbers per case, so that one call may cost plans of many clusters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives.group import Fabric, architecture_code, fabric_code
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.operation import Array
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Of each case (plan): ``architecture`` a code into ARCHITECTURES, peaks, memory, and what carries collectives."""
+
+    architecture: NDArray[np.int64]
+    power_w: Array
+    tensor_flop_per_s: Array
+    fp8_flop_per_s: Array
+    memory_bytes: Array
+    memory_bytes_per_s: Array
+    gpus_per_node: NDArray[np.int64]
+    fabric: Fabric
+
+    @classmethod
+    def of(cls, clusters: Sequence[Cluster]) -> "Hardware":
+        """The hardware of each case's cluster; one cluster is a sequence of length 1, which broadcasts."""
+
+        def column(values: Sequence[float]) -> Array:
+            return np.array(values, dtype=np.float64)
+
+        architecture = np.array([architecture_code(c.gpu.architecture) for c in clusters])
+        gpus_per_node = np.array([c.gpus_per_node for c in clusters], dtype=np.int64)
+        fabric = Fabric(
+            architecture=architecture,
+            nvlink_bytes_per_s=column([c.nvlink_bytes_per_s for c in clusters]),
+            nvswitch=np.array([c.nvswitch for c in clusters]),
+            nics_per_node=np.array([c.nics_per_node for c in clusters], dtype=np.int64),
+            nic_bytes_per_s=column([c.nic_bytes_per_s for c in clusters]),
+            fabric=np.array([fabric_code(c.fabric) for c in clusters]),
+            gpus_per_node=gpus_per_node,
+            sharp=np.array([c.sharp for c in clusters]),
+        )
+        return cls(
+            architecture,
+            column([c.gpu.power_w for c in clusters]),
+            column([c.gpu.tensor_flop_per_s for c in clusters]),
+            column([c.gpu.fp8_flop_per_s for c in clusters]),
+            column([c.gpu.memory_bytes for c in clusters]),
+            column([c.gpu.memory_bytes_per_s for c in clusters]),
+            gpus_per_node,
+            fabric,
+        )

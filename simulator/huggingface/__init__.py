@@ -1,0 +1,137 @@
+"""A Hugging Face ``config.json``, as it is, becomes a model; what is not in it is asked for, never guessed.
+
+A field that a config.json commonly omits takes the default of its class in transformers 5.23
+(``src/transformers/models/<type>/configuration_<type>.py``); every family's function says which. An unknown
+``model_type`` is refused.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from flopcast.errors import InputError, nearest
+from flopcast.simulator.huggingface import bloom, falcon, gemma, gpt, llama, mpt, opt, phi, plamo
+from flopcast.simulator.huggingface.fields import Fields
+from flopcast.simulator.model import Model
+from flopcast.simulator.textfile import read_text
+from flopcast.simulator.units import shown
+
+__all__ = ["known_types", "model_from_config", "read_config"]
+
+EXPECTED = "a Hugging Face config.json"
+
+_FAMILIES: Mapping[str, Callable[[Fields], Model]] = {
+    "bloom": bloom.bloom,
+    "falcon": falcon.falcon,
+    "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2,
+    "gemma3_text": gemma.gemma3_text,
+    "gpt2": gpt.gpt2,
+    "gpt_neox": gpt.gpt_neox,
+    "llama": llama.llama,
+    "mistral": llama.mistral,
+    "mpt": mpt.mpt,
+    "opt": opt.opt,
+    "phi": phi.phi,
+    "phi3": phi.phi3,
+    "plamo": plamo.plamo,
+    "qwen2": llama.qwen2,
+    "qwen3": llama.qwen3,
+}
+
+# Fields that give the number of experts of a layer, by family.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+_MIXTURES = ("mixtral", "deepseek_v2", "deepseek_v3", "dbrx", "gpt_oss", "grok-1", "olmoe", "phimoe")
+
+
+def known_types() -> list[str]:
+    """Every ``model_type`` that can be read."""
+    return sorted(_FAMILIES)
+
+
+def read_config(path: str | Path) -> Model:
+    """The model that a ``config.json``, or a folder that holds one, describes.
+
+    It is named after the folder, or after a file of another name. Raises InputError, one line, for anything
+    wrong.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            inside = path / "config.json"
+            if not inside.is_file():
+                raise InputError(f"{path}: is a directory without a config.json; name {EXPECTED}")
+            path = inside
+        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); name {EXPECTED}") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r}: is not a file name; name {EXPECTED}") from None
+    return model_from_config(_parse(read_text(path, EXPECTED), str(path)), name or "model", str(path))
+
+
+def model_from_config(config: object, name: str, origin: str = "config.json") -> Model:
+    """The model of a parsed ``config.json``; ``origin`` names the file in errors."""
+    if not isinstance(config, dict):
+        raise InputError(f"{origin}: holds {_article(config)}; {EXPECTED} is an object in braces")
+    kind = config.get("model_type")
+    if kind is None:
+        raise InputError(f'{origin}: model_type is missing; add it, such as "model_type": "llama"')
+    if not isinstance(kind, str):
+        raise InputError(f"{origin}: model_type is {shown(kind)}; write one of {', '.join(known_types())}")
+    _refuse_mixtures(config, kind, origin)
+    family = _FAMILIES.get(kind)
+    if family is None:
+        inside = "; its text_config may be one of them" if isinstance(config.get("text_config"), dict) else ""
+        known = ", ".join(known_types())
+        offer = nearest(kind, known_types())
+        also = f" ({offer})" if offer.startswith("did you") else ""
+        raise InputError(f"{origin}: model_type {shown(kind)} is not supported{also}; known types: {known}{inside}")
+    try:
+        return family(Fields(config, kind, name))
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def _refuse_mixtures(config: Mapping[str, object], kind: str, origin: str) -> None:
+    """Refuse what has experts, whichever way it says so."""
+    for field in _EXPERTS:
+        value = config.get(field)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+            raise InputError(f"{origin}: {field} is {shown(value)}; mixture of experts is not supported")
+    if kind in _MIXTURES or kind.endswith("_moe"):
+        raise InputError(f"{origin}: model_type is {shown(kind)}; mixture of experts is not supported")
+
+
+def _parse(text: str, origin: str) -> object:
+    """The JSON document; a name that stands twice in one object is refused: which value counts is a guess."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        seen: dict[str, object] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise InputError(f"{origin}: {shown(key)} stands twice in one object; keep one")
+            seen[key] = value
+        return seen
+
+    def refuse(problem: str) -> NoReturn:
+        raise InputError(f"{origin}: is not JSON: {problem}") from None
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except InputError:
+        raise
+    except json.JSONDecodeError as error:
+        refuse(f"{error.msg} (line {error.lineno}, column {error.colno})")
+    except RecursionError:
+        refuse("its lists or objects nest too deeply")
+    except ValueError:
+        refuse("it holds a number of too many digits")
+
+
+def _article(value: object) -> str:
+    names = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,37 @@
+"""Gemma: RMSNorm, rotary positions, GeGLU, tied embeddings; from Gemma 2 on more norms, and windows."""
+
+from flopcast.simulator.blocks.transformer import Attention
+from flopcast.simulator.huggingface.fields import Fields
+from flopcast.simulator.huggingface.llama import gated_model, head_dim, heads, windows
+from flopcast.simulator.model import Model
+
+
+def gemma(fields: Fields) -> Model:
+    """GemmaConfig: heads of 256 where absent; tied."""
+    attention = _attention(fields, default_kv_heads=16)
+    return gated_model(fields, attention, [None] * fields.num_layers("num_hidden_layers"), tied=True)
+
+
+def gemma2(fields: Fields) -> Model:
+    """Gemma2Config: four norms; the first layer and every other slide (``sliding_window``, 4096); tied."""
+    return _alternating(fields, period=2, qk_norm=False)
+
+
+def gemma3_text(fields: Fields) -> Model:
+    """Gemma3TextConfig: four norms, norms on q and k; all but every sixth layer slide (4096); tied."""
+    return _alternating(fields, period=fields.size("sliding_window_pattern", default=6), qk_norm=True)
+
+
+def _alternating(fields: Fields, period: int, qk_norm: bool) -> Model:
+    num_layers = fields.num_layers("num_hidden_layers")
+    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+    sliding = [bool((index + 1) % period) for index in range(num_layers)]
+    attention = _attention(fields, default_kv_heads=4, qk_norm=qk_norm)
+    return gated_model(fields, attention, windows(fields, num_layers, window, sliding), tied=True, num_norms=4)
+
+
+def _attention(fields: Fields, default_kv_heads: int, qk_norm: bool = False) -> Attention:
+    num_heads, num_kv_heads = heads(fields, default_kv_heads)
+    bias = fields.flag("attention_bias", default=False)
+    size = head_dim(fields, num_heads, default=256)
+    return Attention(num_heads, num_kv_heads, size, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm)

@@ -1,0 +1,158 @@
+"""A model: a sequence of blocks between an embedding and a head, exact to the parameter."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from flopcast.errors import InputError
+
+if TYPE_CHECKING:
+    from flopcast.simulator.blocks.computation import Computation, Workload
+
+Norm = Literal["rmsnorm", "layernorm"]
+Positions = Literal["rotary", "learned", "alibi", "none"]
+
+# How tensor parallelism splits a tensor: every rank holds it "whole", or its "rows" (dim 0, output features), its
+# "columns" (dim 1, input features), or the rows of the key/value heads its query heads use ("kv").
+Split = Literal["whole", "rows", "columns", "kv"]
+
+
+@dataclass(frozen=True)
+class ParameterTensor:
+    """One weight or bias as the training engine holds it: ``shape`` is (output features, input features)."""
+
+    name: str
+    shape: tuple[int, ...]
+    split: Split = "whole"
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the whole tensor."""
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+class Block(Protocol):
+    """One kind of layer. A new architecture is another class with these members, and no other change.
+
+    ``kind`` names it in operations and tables; ``tensors`` lists its parameters; ``computations`` what it does.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The name of this kind of layer."""
+
+    @property
+    def num_tensor_parallel_sums(self) -> int:
+        """Sums over tensor-parallel ranks that one forward needs."""
+
+    def tensors(self, hidden: int) -> tuple[ParameterTensor, ...]:
+        """Every parameter tensor of one layer of this kind in a model of that hidden size."""
+
+    def computations(self, load: "Workload") -> "list[Computation]":
+        """Every differentiable piece of one layer on one micro-batch, tensor-parallel sums included."""
+
+    def score_flop_per_token(self, seq_len: int, causal: bool) -> float:
+        """Forward FLOPs per token that grow with the sequence: attention scores, in full or as masked."""
+
+    def kv_heads_per_rank(self, tp: int) -> int:
+        """Most key/value heads that one of ``tp`` tensor-parallel ranks needs for its query heads."""
+
+    def check_tensor_parallel(self, tp: int) -> None:
+        """Raise InputError where ``tp`` ranks cannot share a layer of this kind."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder-only language model.
+
+    ``context`` is the sequence length it was published with; ``layers`` holds one block per layer, in order.
+    ``num_positions`` rows of learned positions exist only where ``positions`` is "learned".
+    """
+
+    name: str
+    hidden: int
+    vocab_size: int
+    context: int
+    layers: tuple[Block, ...]
+    tied_embeddings: bool = False
+    positions: Positions = "rotary"
+    num_positions: int = 0
+    norm: Norm = "rmsnorm"
+    norm_bias: bool = False
+    final_norm: bool = True
+    embedding_norm: bool = False
+    head_bias: bool = False
+    embedding_rows: int = 0
+    source: str = ""
+    assumptions: tuple[str, ...] = ()
+    published: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InputError(f"model '{self.name}': it has no layers; give at least one")
+        for name in ("hidden", "vocab_size", "context"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"model '{self.name}': {name} is {getattr(self, name)}; it must be positive")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, the embedding and the head not counted."""
+        return len(self.layers)
+
+    @property
+    def kinds(self) -> dict[Block, int]:
+        """How many layers of each kind of block, in order of first appearance."""
+        return dict(Counter(self.layers))
+
+    def norm_tensors(self, name: str) -> tuple[ParameterTensor, ...]:
+        """Weight, and bias where the model has one, of a normalisation outside the blocks."""
+        return norm_tensors(name, self.hidden, self.norm, self.norm_bias)
+
+    def root_tensors(self) -> tuple[ParameterTensor, ...]:
+        """The parameters outside the blocks: embedding, positions, final norm, head (none if tied)."""
+        embedding = ParameterTensor("embedding", (self.embedding_rows or self.vocab_size, self.hidden), "rows")
+        tensors = [embedding]
+        if self.positions == "learned":
+            tensors.append(ParameterTensor("positions", (self.num_positions, self.hidden)))
+        if self.embedding_norm:
+            tensors += self.norm_tensors("embedding_norm")
+        if self.final_norm:
+            tensors += self.norm_tensors("norm")
+        if not self.tied_embeddings:
+            tensors.append(ParameterTensor("head", (self.vocab_size, self.hidden), "rows"))
+        if self.head_bias:
+            tensors.append(ParameterTensor("head.bias", (self.vocab_size,), "rows"))
+        return tuple(tensors)
+
+    @property
+    def num_root_parameters(self) -> int:
+        """Parameters outside the blocks."""
+        return sum(t.num_parameters for t in self.root_tensors())
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Parameters of the first layer; the layer that the report's traffic table is about."""
+        return count_parameters(self.layers[0], self.hidden)
+
+    @property
+    def num_parameters(self) -> int:
+        """Every parameter, tied ones once."""
+        layers = sum(count_parameters(kind, self.hidden) * n for kind, n in self.kinds.items())
+        return layers + self.num_root_parameters
+
+
+def count_parameters(block: Block, hidden: int) -> int:
+    """Parameters of one layer of this kind."""
+    return sum(t.num_parameters for t in block.tensors(hidden))
+
+
+def norm_tensors(name: str, size: int, norm: Norm, bias: bool) -> tuple[ParameterTensor, ...]:
+    """Weight of a norm over ``size`` features, and its bias (a LayerNorm has one unless the model says not)."""
+    weight = ParameterTensor(f"{name}.weight", (size,))
+    if norm == "layernorm" and bias:
+        return (weight, ParameterTensor(f"{name}.bias", (size,)))
+    return (weight,)

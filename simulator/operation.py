@@ -1,0 +1,101 @@
+"""The unit of the forecast: one operation of a training step, with every number an array over plans."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives.group import Group
+
+Array: TypeAlias = NDArray[np.float64]
+Phase = Literal["forward", "recompute", "backward", "step"]
+# The part of the model an operation belongs to; "state" is what is done once per step with gradients and parameters.
+Section = Literal["layer", "embedding", "head", "state"]
+# The micro-batches of a step in which an operation happens ("step": after the last).
+When = Literal["every", "first", "later", "last", "step"]
+# Why a collective happens, hence what may hide it.
+Purpose = Literal["tensor", "context", "pipeline", "gather", "reduce", "norm"]
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A matrix product of (m, k) by (k, n): 2 m n k FLOPs."""
+
+    m: Array
+    n: Array
+    k: Array
+    fp8: NDArray[np.bool_]
+
+    @property
+    def flop(self) -> Array:
+        """FLOPs, two per multiply-add."""
+        return 2.0 * self.m * self.n * self.k
+
+
+@dataclass(frozen=True)
+class AttentionCore:
+    """softmax(Q K^T) V by a fused kernel: ``flop`` done on the hardware, ``kernel`` a code into CHOICES["attention"].
+
+    ``length``: tokens of a sequence, or of the window, over which a query's keys are spread.
+    """
+
+    flop: Array
+    kernel: NDArray[np.int64]
+    head_dim: Array
+    length: Array
+    backward: bool
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """Work bound by memory: ``bytes`` read and written.
+
+    ``counted``: all of it is listed, so the global factor for what frameworks move besides does not apply.
+    """
+
+    bytes: Array
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective of ``tensor_bytes`` (the full tensor, padding included) over ``group``.
+
+    ``group_name`` says which ranks those are: "world" (all data-parallel ranks), "node" (those of them in one node),
+    "across-nodes" (one per node), "tp", "cp" or "pp".
+    """
+
+    collective: str
+    tensor_bytes: Array
+    group: Group
+    group_name: NDArray[np.str_] | str
+    purpose: Purpose
+
+
+Work: TypeAlias = Gemm | AttentionCore | Pointwise | Collective
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that happens ``count`` times in a pass over one micro-batch on the fullest pipeline stage.
+
+    ``count`` 0 is absent. ``num_kernels``: launches each time. ``saved_bytes``: what each occurrence keeps for
+    backward; ``workspace_bytes``: what it holds besides while its own layer is computed again. ``when`` gives the
+    passes of an optimizer step in which it happens.
+    """
+
+    name: str
+    section: Section
+    phase: Phase
+    when: When
+    count: Array
+    num_kernels: Array
+    work: Work
+    saved_bytes: Array
+    workspace_bytes: Array
+
+    def times(self, grad_accum: NDArray[np.int64]) -> Array:
+        """Occurrences in one optimizer step of ``grad_accum`` micro-batches."""
+        passes = {"every": grad_accum, "later": grad_accum - 1}.get(self.when, np.ones_like(grad_accum))
+        return self.count * passes

@@ -1,0 +1,253 @@
+"""What happens in one training step: one list of operations for a representative rank, whatever the plan."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives.group import Group
+from flopcast.kernels.nf4 import cost as nf4
+from flopcast.kernels.pointwise import Pass
+from flopcast.kernels.rmsnorm import cost as norm_cost
+from flopcast.simulator import placement
+from flopcast.simulator.blocks.computation import (
+    ACTIVATION_BYTES,
+    Computation,
+    Workload,
+    linear,
+    pointwise,
+    tensor_parallel,
+)
+from flopcast.simulator.model import Model
+from flopcast.simulator.operation import (
+    Array,
+    Collective,
+    Operation,
+    Phase,
+    Pointwise,
+    Purpose,
+    Section,
+    When,
+    Work,
+)
+from flopcast.simulator.plan import Plans
+from flopcast.simulator.sharding import Unit, units
+
+# Cross-entropy, bytes per logit: eager upcasts to fp32 and passes over it several times; compiled fuses the passes.
+LOSS_FUSED, LOSS_EAGER = (Pass(4, 2), Pass(6, 2)), (Pass(14, 4), Pass(18, 4))
+EMBEDDING_FORWARD, EMBEDDING_BACKWARD = Pass(4, 1), Pass(8, 2)
+# AdamW with a 16-bit copy of the parameters: read fp32 parameter, gradient and two moments; write all but the gradient.
+OPTIMIZER_BYTES_PER_PARAMETER = 30
+CLIP_BYTES_PER_PARAMETER = 8
+# Launches around a sharded collective: pack, the collective, unpack.
+GATHER_KERNELS = 3.0
+
+
+def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]) -> list[Operation]:
+    """Every operation of one optimizer step of ``model`` under each of the N plans, on nodes of G GPUs.
+
+    The rank stands on the pipeline stage with most layers; what the first and the last stage have besides (section
+    "embedding", "head") is listed once and given to its stage by the readings.
+    """
+    load = Workload(plans, model.hidden, gpus_per_node)
+    stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
+    operations: list[Operation] = []
+    for block, number in model.kinds.items():
+        count = number * stage_layers / model.num_layers
+        operations.append(_checkpoint(f"{block.kind}.checkpoint", load, count))
+        for piece in block.computations(load):
+            operations += _expand(f"{block.kind}.{piece.name}", "layer", piece, count, plans)
+    for section, piece in _vocabulary(model, load):
+        operations += _expand(f"{section}.{piece.name}", section, piece, np.ones(len(plans)), plans)
+    for unit in units(model, plans, stage_layers):
+        operations += _gathers(unit, plans, gpus_per_node)
+        operations += _reductions(unit, plans, gpus_per_node)
+        operations += _update(unit, plans)
+    operations += _gradient_norm(plans, gpus_per_node)
+    operations += _pipeline(load)
+    return [operation for operation in operations if np.any(operation.count)]
+
+
+def _expand(name: str, section: Section, piece: Computation, count: Array, plans: Plans) -> Iterator[Operation]:
+    """Forward, backward and, where the plan recomputes it, the forward once more."""
+    count = count * piece.present
+    nothing = np.zeros(len(plans))
+    whole, kept = nothing + piece.saved_bytes, nothing + piece.kept_if_selective
+    layer = section == "layer"
+    full, selective = plans.has(recompute="full"), plans.has(recompute="selective")
+    saved = np.select([full, selective], [nothing, np.where(piece.selective, kept, whole)], whole) if layer else whole
+    forward_kernels = nothing + piece.forward_kernels
+    yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, saved, whole - saved)
+    if layer:
+        again = count * (full | (selective & piece.selective))
+        yield Operation(name, section, "recompute", "every", again, forward_kernels, piece.forward, nothing, nothing)
+    for index, work in enumerate(piece.backward):
+        kernels = nothing + piece.backward_kernels / len(piece.backward)
+        suffix = f".{index + 1}" if len(piece.backward) > 1 else ""
+        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, nothing)
+
+
+def _checkpoint(name: str, load: Workload, count: Array) -> Operation:
+    """What full recompute keeps of a layer: its input."""
+    nothing = np.zeros(len(load.plans))
+    saved = load.residual_bytes * load.plans.has(recompute="full")
+    return Operation(name, "layer", "forward", "every", count, nothing, Pointwise(nothing), saved, nothing)
+
+
+def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation]]:
+    plans = load.plans
+    elements = load.residual_tokens * model.hidden
+    never = np.zeros(len(plans), dtype=bool)
+    embedding = pointwise("lookup", elements, never, (EMBEDDING_FORWARD,) * 2, (EMBEDDING_BACKWARD,) * 2, 0.0)
+    fused = plans.fused_kernels | plans.compiled
+    vocabulary = model.vocab_size / plans.tp
+    logits = load.tokens * vocabulary
+    norm_forward, norm_backward = (norm_cost.FORWARD,) * 2, (norm_cost.BACKWARD,) * 2
+    loss_forward, loss_backward = zip(LOSS_FUSED, LOSS_EAGER, strict=True)
+    head = [
+        pointwise("norm", elements, fused, norm_forward, norm_backward, load.residual_bytes),
+        linear(load, "logits", model.hidden, vocabulary, load.residual_bytes, model.head_bias),
+        # bf16 logits, their fp32 copy and its gradient are alive together.
+        pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * (ACTIVATION_BYTES + 4 + 4)),
+        *tensor_parallel(load, "tensor_parallel"),
+    ]
+    return [("embedding", embedding), *(("head", piece) for piece in head)]
+
+
+def _gathers(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+    """All-gathers of parameters: from the master shard once a step, or from the working copy in every pass.
+
+    parameter shard p, optimizer shard o. p = o > 1 (zero3, hsdp): over p, forward and backward of every micro-batch.
+    1 < p < o (zero3-node): the first forward over o, every other pass over p. p = 1 < o (zero1, zero2): once over o.
+    """
+    p, o = plans.parameter_shard, plans.optimizer_shard
+    once = o > p
+    yield from _gather(unit, plans, o, gpus_per_node, "forward", "first", once)
+    yield from _gather(unit, plans, p, gpus_per_node, "forward", "every", (p > 1) & ~once)
+    yield from _gather(unit, plans, p, gpus_per_node, "forward", "later", (p > 1) & once)
+    yield from _gather(unit, plans, p, gpus_per_node, "backward", "every", p > 1)
+
+
+def _gather(
+    unit: Unit,
+    plans: Plans,
+    shard: NDArray[np.int64],
+    gpus_per_node: NDArray[np.int64],
+    phase: Phase,
+    when: When,
+    present: NDArray[np.bool_],
+) -> Iterator[Operation]:
+    count = unit.count * present
+    group = placement.shard_group(plans, shard, gpus_per_node)
+    bytes_ = unit.gather_bytes(plans, shard).astype(np.float64)
+    names = placement.shard_group_name(plans, shard)
+    work = Collective("all_gather", bytes_, group, names, "gather")
+    nothing = np.zeros(len(plans))
+    kernels = np.full(len(plans), GATHER_KERNELS)
+    yield Operation(f"{unit.name}.gather", unit.section, phase, when, count, kernels, work, nothing, nothing)
+    quantised = count * (plans.gather_bits == 4)
+    elements = unit.padded_elements(plans, shard).astype(np.float64)
+    restore = Pointwise(nf4.quantise_bytes(elements / shard) + nf4.dequantise_bytes(elements), counted=True)
+    launches = nothing + 2.0
+    name = f"{unit.name}.dequantise"
+    yield Operation(name, unit.section, phase, when, quantised, launches, restore, nothing, nothing)
+
+
+def _reductions(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+    """Gradient reductions: to the gradient shard every micro-batch, to the optimizer shard and the replicas once.
+
+    gradient shard g, optimizer shard o, W ranks: g > 1 reduce-scatters over g after every backward; what is still
+    missing (g = 1: over o; 1 < g < o: over o/g of 1/g) and the all-reduce over the W/o replicas follow the last.
+    """
+    g, o, world = plans.gradient_shard, plans.optimizer_shard, plans.shard_ranks
+    element_bytes = plans.gradient_bits / 8
+    padded = unit.padded_elements(plans, np.maximum(g, 1)) * element_bytes
+    yield from _reduction(
+        unit, plans, "reduce_scatter", "every", padded, placement.shard_group(plans, g, gpus_per_node),
+        placement.shard_group_name(plans, g), g > 1,
+    )  # fmt: skip
+    once = unit.padded_elements(plans, o) * element_bytes
+    yield from _reduction(
+        unit, plans, "reduce_scatter", "last", once, placement.shard_group(plans, o, gpus_per_node),
+        placement.shard_group_name(plans, o), (g == 1) & (o > 1),
+    )  # fmt: skip
+    second = placement.group(o // g, plans.tp * g, gpus_per_node, plans.num_gpus)
+    yield from _reduction(unit, plans, "reduce_scatter", "last", padded / g, second, "across-nodes", (g > 1) & (g < o))
+    exact = unit.elements(plans) * element_bytes
+    replicated = np.where(o > 1, unit.padded_elements(plans, o) * element_bytes / o, exact)
+    replicas = placement.replica_group(plans, o, gpus_per_node)
+    names = np.where(o > 1, "across-nodes", "world")
+    yield from _reduction(unit, plans, "all_reduce", "last", replicated, replicas, names, o < world)
+
+
+def _reduction(
+    unit: Unit,
+    plans: Plans,
+    collective: Literal["reduce_scatter", "all_reduce"],
+    when: When,
+    unit_bytes: Array,
+    group: Group,
+    group_name: NDArray[np.str_] | str,
+    present: NDArray[np.bool_],
+) -> Iterator[Operation]:
+    """One call per unit, or per bucket where replicated gradients are all-reduced or a bucket holds several units."""
+    total = unit.count * unit_bytes
+    bucket = plans.bucket_bytes if collective == "all_reduce" else np.maximum(plans.bucket_bytes, unit_bytes)
+    buckets = np.maximum(np.ceil(total / bucket - 1e-9), (total > 0) * 1.0)
+    calls = np.where(plans.parameter_shard > 1, unit.count, buckets) * present
+    tensor_bytes = np.divide(total, calls, out=np.zeros(len(plans)), where=calls > 0)
+    work = Collective(collective, tensor_bytes, group, group_name, "reduce")
+    kernels = np.full(len(plans), GATHER_KERNELS)
+    name = f"{unit.name}.{collective}"
+    nothing = np.zeros(len(plans))
+    yield Operation(name, unit.section, "backward", when, calls, kernels, work, nothing, nothing)
+
+
+def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
+    nothing = np.zeros(len(plans))
+    local = unit.elements(plans) / plans.optimizer_shard
+
+    def state(
+        name: str, phase: Phase, when: When, bytes_: Array, present: NDArray[np.bool_], kernels: float
+    ) -> Operation:
+        work = Pointwise(bytes_, counted=True)
+        return Operation(
+            f"{unit.name}.{name}",
+            "state",
+            phase,
+            when,
+            unit.count * present,
+            nothing + kernels,
+            work,
+            nothing,
+            nothing,
+        )
+
+    everywhere = np.ones(len(plans), dtype=bool)
+    yield state("optimizer", "step", "step", local * OPTIMIZER_BYTES_PER_PARAMETER, everywhere, 4.0)
+    yield state("clip", "step", "step", local * CLIP_BYTES_PER_PARAMETER, everywhere, 2.0)
+    # Replicated gradients are added to the accumulator in its own width: read both, write one.
+    added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
+    replicated = (plans.gradient_shard == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
+    yield state("accumulate", "backward", "every", added, replicated, 4.0)
+
+
+def _gradient_norm(plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+    ones = np.ones(len(plans))
+    group = placement.group(plans.num_gpus, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
+    work = Collective("all_reduce", 4 * ones, group, "world", "norm")
+    yield Operation("gradient_norm", "state", "step", "step", ones, ones, work, 0 * ones, 0 * ones)
+
+
+def _pipeline(load: Workload) -> Iterator[Operation]:
+    """Activations to the next stage forward, their gradients to the previous one backward, once per model chunk."""
+    plans = load.plans
+    group = placement.group(np.full_like(plans.pp, 2), plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
+    purpose: Purpose = "pipeline"
+    work: Work = Collective("point_to_point", load.residual_bytes, group, "pp", purpose)
+    count = np.asarray(plans.virtual_pp * (plans.pp > 1), dtype=np.float64)
+    phases: tuple[Phase, Phase] = ("forward", "backward")
+    for phase in phases:
+        nothing = np.zeros(len(plans))
+        yield Operation("pipeline.send", "layer", phase, "every", count, nothing + 2.0, work, nothing, nothing)

@@ -1,0 +1,251 @@
+"""A plan: where parameters, gradients, optimizer state and work are placed. :class:`Plans` holds many, as arrays."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.errors import InputError, nearest
+
+Recompute = Literal["none", "selective", "full"]
+Precision = Literal["bf16", "fp8"]
+Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
+AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
+
+FLAGS = ("sequence_parallel", "overlap_tensor", "fused_kernels", "compiled")
+
+# The choices of each named field, in the order of the integer codes that Plans holds.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "recompute": ("none", "selective", "full"),
+    "precision": ("bf16", "fp8"),
+    "schedule": ("1f1b", "gpipe", "interleaved", "zero-bubble"),
+    "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
+}
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp8")
+QUANTISABLE = ("zero3", "zero3-node", "hsdp")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One placement of a training step on ``num_gpus`` GPUs.
+
+    Ranks are laid out tensor parallel first, then context, data, pipeline (Megatron's order). The three shard sizes
+    count ranks of the data-parallel group (context-parallel ranks included): 1 is replicated, ``shard_ranks`` over all.
+
+    ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank and pass. ``grad_accum``: passes per optimizer
+    step. ``gradient_bits``: width at which gradients are reduced. ``gather_bits``: 16, or 4 for the NF4 all-gather.
+    ``fused_kernels``: normalisation and rotary positions run in the hand-written kernels of ``kernels/``, else eagerly;
+    ``overlap_tensor``: tensor-parallel communication runs in chunks beside its products (asynchronous TP, userbuffers);
+    ``compiled``: torch.compile fuses all pointwise work.
+    ``prefetch``: units whose gather may run ahead of use; 0 leaves all data-parallel communication exposed.
+    ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
+    ``parameter_bits``: width of a replicated parameter; ``state_bytes``: optimizer bytes per parameter (fp32
+    master, momentum and variance: 12).
+    """
+
+    strategy: str
+    num_gpus: int
+    seq_len: int
+    micro_batch: int = 1
+    grad_accum: int = 1
+    tp: int = 1
+    cp: int = 1
+    pp: int = 1
+    virtual_pp: int = 1
+    schedule: Schedule = "1f1b"
+    sequence_parallel: bool = False
+    overlap_tensor: bool = False
+    parameter_shard: int = 1
+    gradient_shard: int = 1
+    optimizer_shard: int = 1
+    recompute: Recompute = "none"
+    precision: Precision = "bf16"
+    gradient_bits: int = 32
+    gather_bits: int = 16
+    attention: AttentionKernel = "flash2"
+    fused_kernels: bool = True
+    compiled: bool = False
+    prefetch: int = 1
+    bucket_bytes: int = 25 * 2**20
+    state_bytes: int = 12
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        _check_combinations(self)
+
+    @property
+    def shard_ranks(self) -> int:
+        """Ranks that parameters, gradients and optimizer state may be split over: data times context parallel."""
+        return self.num_gpus // (self.tp * self.pp)
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel replicas, each of which reads its own sequences."""
+        return self.shard_ranks // self.cp
+
+    @property
+    def global_batch_sequences(self) -> int:
+        """Sequences per optimizer step over all GPUs."""
+        return self.dp * self.micro_batch * self.grad_accum
+
+
+def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
+    """The fields of :class:`Plan` that a strategy's name stands for, on nodes of ``gpus_per_node`` GPUs.
+
+    Raises InputError for an unknown name, and for "+q4" on a strategy that gathers nothing.
+    """
+    name, _, suffix = strategy.lower().partition("+")
+    if suffix not in ("", "q4") or (suffix and name not in QUANTISABLE):
+        raise InputError(
+            f"strategy '{strategy}': '+q4' is for strategies that gather parameters in every pass: "
+            + ", ".join(f"{q}+q4" for q in QUANTISABLE)
+        )
+    tensor = re.fullmatch(r"tp([1-9]\d{0,3})", name)
+    if tensor:
+        tp = int(tensor[1])
+    elif name not in STRATEGIES:
+        raise InputError(f"strategy '{strategy}' is unknown; {nearest(name, [*STRATEGIES])}")
+    world = max(num_gpus // (tp * pp), 1)
+    node = min(max(gpus_per_node // tp, 1), world)
+    shards = {
+        "ddp": (1, 1, 1),
+        "zero1": (1, 1, world),
+        "zero2": (1, world, world),
+        "zero3": (world, world, world),
+        "zero3-node": (node, world, world),
+        "hsdp": (node, node, node),
+    }.get(name, (1, 1, world))
+    return {
+        "strategy": strategy.lower(),
+        "num_gpus": num_gpus,
+        "tp": tp,
+        "pp": pp,
+        "parameter_shard": shards[0],
+        "gradient_shard": shards[1],
+        "optimizer_shard": shards[2],
+        "gather_bits": 4 if suffix else 16,
+    }
+
+
+def _check_fields(plan: Plan) -> None:
+    for field in fields(plan):
+        value = getattr(plan, field.name)
+        if field.name in CHOICES:
+            if value not in CHOICES[field.name]:
+                raise InputError(f"plan {field.name} is '{value}'; choose one of {', '.join(CHOICES[field.name])}")
+        elif field.name != "strategy" and field.name not in FLAGS:
+            minimum = 0 if field.name == "prefetch" else 1
+            if not isinstance(value, int | np.integer) or value < minimum:
+                raise InputError(f"plan {field.name} is {value}; it must be a whole number of at least {minimum}")
+
+
+def _check_combinations(plan: Plan) -> None:
+    def refuse(message: str) -> None:
+        raise InputError(f"plan '{plan.strategy}': {message}")
+
+    model_parallel = plan.tp * plan.cp * plan.pp
+    if plan.num_gpus % model_parallel:
+        refuse(
+            f"tp={plan.tp} x cp={plan.cp} x pp={plan.pp} = {model_parallel} does not divide num_gpus={plan.num_gpus}; "
+            "choose factors that do"
+        )
+    ranks = plan.shard_ranks
+    for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
+        if ranks % getattr(plan, name):
+            refuse(f"{name}={getattr(plan, name)} does not divide the {ranks} data-parallel ranks; choose a divisor")
+    if plan.parameter_shard > plan.gradient_shard or plan.gradient_shard > plan.optimizer_shard:
+        refuse(
+            f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
+            f"optimizer_shard={plan.optimizer_shard} must not decrease in that order; raise the later ones"
+        )
+    if plan.gather_bits not in (16, 4):
+        refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
+    if plan.gather_bits == 4 and plan.parameter_shard == 1:
+        refuse("gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters or use 16")
+    if plan.gradient_bits not in (16, 32):
+        refuse(f"gradient_bits={plan.gradient_bits}; choose 16 or 32")
+    if plan.sequence_parallel and plan.tp == 1:
+        refuse("sequence_parallel with tp=1 has nothing to split; raise tp or turn it off")
+    if plan.seq_len % plan.cp or (plan.sequence_parallel and plan.seq_len // plan.cp % plan.tp):
+        refuse(f"seq_len={plan.seq_len} does not divide over cp={plan.cp} (and tp={plan.tp} under sequence_parallel)")
+    if plan.pp == 1 and plan.virtual_pp > 1:
+        refuse(f"virtual_pp={plan.virtual_pp} with pp=1 has no pipeline to interleave; raise pp or set virtual_pp=1")
+    if (plan.virtual_pp > 1) != (plan.schedule == "interleaved"):
+        refuse(f"schedule={plan.schedule} with virtual_pp={plan.virtual_pp}; 'interleaved' is for virtual_pp > 1")
+    if plan.schedule == "interleaved" and plan.grad_accum % plan.pp:
+        refuse(f"schedule=interleaved needs grad_accum={plan.grad_accum} to be a multiple of pp={plan.pp}")
+
+
+class Plans:
+    """N plans as arrays: every field of :class:`Plan` under its own name, named choices as codes into CHOICES."""
+
+    strategy: list[str]
+    num_gpus: NDArray[np.int64]
+    seq_len: NDArray[np.int64]
+    micro_batch: NDArray[np.int64]
+    grad_accum: NDArray[np.int64]
+    tp: NDArray[np.int64]
+    cp: NDArray[np.int64]
+    pp: NDArray[np.int64]
+    virtual_pp: NDArray[np.int64]
+    schedule: NDArray[np.int64]
+    sequence_parallel: NDArray[np.bool_]
+    overlap_tensor: NDArray[np.bool_]
+    parameter_shard: NDArray[np.int64]
+    gradient_shard: NDArray[np.int64]
+    optimizer_shard: NDArray[np.int64]
+    recompute: NDArray[np.int64]
+    precision: NDArray[np.int64]
+    gradient_bits: NDArray[np.int64]
+    gather_bits: NDArray[np.int64]
+    attention: NDArray[np.int64]
+    fused_kernels: NDArray[np.bool_]
+    compiled: NDArray[np.bool_]
+    prefetch: NDArray[np.int64]
+    bucket_bytes: NDArray[np.int64]
+    state_bytes: NDArray[np.int64]
+
+    def __init__(self, **columns: NDArray[np.int64] | NDArray[np.bool_] | list[str]) -> None:
+        for name, column in columns.items():
+            setattr(self, name, column)
+        self.shard_ranks = self.num_gpus // (self.tp * self.pp)
+        self.dp = self.shard_ranks // self.cp
+
+    def __len__(self) -> int:
+        return len(self.num_gpus)
+
+    @classmethod
+    def of(cls, plans: Iterable[Plan]) -> "Plans":
+        """The plans as arrays, in their order."""
+        rows = list(plans)
+        columns: dict[str, NDArray[np.int64] | NDArray[np.bool_] | list[str]] = {}
+        for field in fields(Plan):
+            values = [getattr(row, field.name) for row in rows]
+            if field.name == "strategy":
+                columns[field.name] = values
+            elif field.name in CHOICES:
+                codes = {choice: code for code, choice in enumerate(CHOICES[field.name])}
+                columns[field.name] = np.array([codes[value] for value in values], dtype=np.int64)
+            else:
+                kind = np.bool_ if field.name in FLAGS else np.int64
+                columns[field.name] = np.array(values, dtype=kind)
+        return cls(**columns)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """One plan's fields as plain values, named choices by name."""
+        described: dict[str, Any] = {}
+        for field in fields(Plan):
+            value = getattr(self, field.name)[index]
+            if field.name in CHOICES:
+                value = CHOICES[field.name][value]
+            described[field.name] = value if isinstance(value, str) else value.item()
+        return described
+
+    def has(self, **choice: str) -> NDArray[np.bool_]:
+        """Where a named field has that choice, e.g. ``plans.has(recompute="full")``."""
+        ((field, value),) = choice.items()
+        return np.asarray(getattr(self, field) == CHOICES[field].index(value))

@@ -1,0 +1,100 @@
+"""How many elements and bytes a unit of parameters has on a rank, and travels as, under a plan: padding included."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.kernels.nf4.cost import payload_bytes
+from flopcast.simulator.model import Model, ParameterTensor
+from flopcast.simulator.operation import Array, Section
+from flopcast.simulator.plan import Plans
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that are gathered and reduced together: one layer, or everything outside the layers.
+
+    ``count`` is how many such units the fullest pipeline stage holds. ``kv_heads_per_rank`` as in :class:`Block`.
+    """
+
+    name: str
+    section: Section
+    tensors: tuple[ParameterTensor, ...]
+    count: Array
+    kv_heads_per_rank: Callable[[int], int]
+
+    def local_shapes(self, tp: IntArray) -> list[tuple[ParameterTensor, IntArray, IntArray]]:
+        """Of each tensor: its dim 0 and the product of its other dims on one of ``tp`` tensor-parallel ranks."""
+        return [(tensor, *_local_shape(tensor, tp, self.kv_heads_per_rank)) for tensor in self.tensors]
+
+    def elements(self, plans: Plans) -> IntArray:
+        """Elements on one tensor-parallel rank, not sharded."""
+        return _total(rows * rest for _, rows, rest in self.local_shapes(plans.tp))
+
+    def padded_elements(self, plans: Plans, shard: IntArray) -> IntArray:
+        """Elements when each tensor's dim 0 is split evenly over ``shard`` ranks: sum of n ceil(dim0 / n) rest.
+
+        PyTorch FSDP2 pads every parameter so (torch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_param.py).
+        """
+        return _total(-(-rows // shard) * shard * rest for _, rows, rest in self.local_shapes(plans.tp))
+
+    def gather_bytes(self, plans: Plans, shard: IntArray) -> IntArray:
+        """Bytes of the gathered tensor: 2 per padded element, or NF4 payloads with one-dimensional tensors raw."""
+        raw = 2 * self.padded_elements(plans, shard)
+        if not np.any(plans.gather_bits == 4):
+            return raw
+        parts = []
+        for tensor, rows, rest in self.local_shapes(plans.tp):
+            per_rank = -(-rows // shard) * rest
+            parts.append(shard * (2 * per_rank if len(tensor.shape) == 1 else payload_bytes(per_rank)))
+        return np.where(plans.gather_bits == 4, _total(parts), raw)
+
+
+def units(model: Model, plans: Plans, stage_layers: IntArray) -> list[Unit]:
+    """One unit for each kind of layer, and the root: embedding, final norm, head.
+
+    In a pipeline the root is the larger of what the first and the last stage hold.
+    """
+    share = stage_layers / model.num_layers
+    layers = [
+        Unit(block.kind, "layer", block.tensors(model.hidden), number * share, block.kv_heads_per_rank)
+        for block, number in model.kinds.items()
+    ]
+    root = model.root_tensors()
+    first = tuple(t for t in root if t.name.startswith(("embedding", "positions")))
+    last = tuple(t for t in root if t not in first)
+    if model.tied_embeddings:
+        last = (*last, first[0])
+    larger = max((first, last), key=lambda part: sum(t.num_parameters for t in part))
+    whole = (plans.pp == 1).astype(np.float64)
+    none = model.layers[0].kv_heads_per_rank
+    return [
+        *layers,
+        Unit("root", "head", root, whole, none),
+        Unit("stage_root", "head", larger, 1 - whole, none),
+    ]
+
+
+def _local_shape(
+    tensor: ParameterTensor, tp: IntArray, kv_heads_per_rank: Callable[[int], int]
+) -> tuple[IntArray, IntArray]:
+    rows = np.full_like(tp, tensor.shape[0])
+    rest = np.full_like(tp, tensor.num_parameters // tensor.shape[0])
+    if tensor.split == "rows":
+        rows = -(-rows // tp)
+    elif tensor.split == "columns":
+        rest = -(-rest // tp)
+    elif tensor.split == "kv":
+        head_rows = tensor.shape[0] // kv_heads_per_rank(1)
+        values, where = np.unique(tp, return_inverse=True)
+        rows = np.array([head_rows * kv_heads_per_rank(int(t)) for t in values], dtype=np.int64)[where]
+    return rows, rest
+
+
+def _total(parts: "object") -> IntArray:
+    total: IntArray = sum(parts)  # type: ignore[call-overload]
+    return total

@@ -1,0 +1,104 @@
+"""A GPU's table, and the catalogue of GPUs: datasheet figures, dense, with the node that usually has them."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from flopcast.collectives.group import ARCHITECTURES, FABRICS
+from flopcast.errors import InputError, nearest
+from flopcast.simulator.cluster import Gpu
+from flopcast.simulator.specification.document import (
+    Bandwidth,
+    Compute,
+    Count,
+    Figure,
+    Flag,
+    Memory,
+    Power,
+    Section,
+    Table,
+    Text,
+    check_table,
+    one_of,
+    parse_toml,
+)
+
+
+class GpuTable(Section):
+    """``[gpu]``: one GPU by its datasheet; ``tensor`` and ``fp8`` are the dense 16-bit and 8-bit peaks.
+
+    ``architecture`` is one of those that the cost constants know, or "other".
+    """
+
+    name: Text = Field(examples=['"my-gpu"'])
+    architecture: Annotated[str, one_of(ARCHITECTURES)] = Field(examples=['"hopper"'])
+    tensor: Compute = Field(examples=['"312 TFLOP/s"'])
+    fp8: Compute | None = None
+    memory: Memory = Field(examples=['"80 GiB"'])
+    memory_bandwidth: Bandwidth = Field(examples=['"2039 GB/s"'])
+    power: Power = Field(examples=['"400 W"'])
+
+    def gpu(self) -> Gpu:
+        """The GPU in SI base units."""
+        return Gpu(
+            name=self.name,
+            architecture=self.architecture,
+            tensor_flop_per_s=self.tensor.value,
+            memory_bytes=self.memory.value,
+            memory_bytes_per_s=self.memory_bandwidth.value,
+            power_w=self.power.value,
+            fp8_flop_per_s=self.fp8.value if self.fp8 else 0.0,
+        )
+
+
+class TypicalNode(Section):
+    """The node this GPU is usually sold in: ``nvlink`` one way per GPU (PCIe where it has no NVLink)."""
+
+    num_gpus: Count
+    nvlink: Bandwidth
+    nvswitch: Flag
+    nics_per_node: Count
+    nic: Bandwidth
+    fabric: Annotated[str, one_of(FABRICS)]
+
+
+class CatalogueGpu(GpuTable):
+    """A GPU of the catalogue: other names it answers to, and its typical node."""
+
+    name: Text = ""
+    aliases: list[str] = Field(default_factory=list)
+    node: TypicalNode
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    file = files("flopcast.simulator.catalogue") / "gpus.toml"
+    return parse_toml(file.read_text(encoding="utf-8"), "gpus.toml")
+
+
+def gpu_names() -> list[str]:
+    """The catalogue's GPUs."""
+    return list(_tables())
+
+
+@cache
+def _by_name() -> dict[str, str]:
+    tables = _tables()
+    return {alias: name for name, table in tables.items() for alias in (name, *table.get("aliases", ()))}
+
+
+def catalogue_gpu(name: str) -> CatalogueGpu:
+    """The catalogue's entry of that name or alias, in any case; InputError offers the nearest names."""
+    known = _by_name()
+    key = known.get(name.strip().lower().replace("_", "-").replace(" ", "-"))
+    if key is None:
+        raise InputError(f"unknown GPU '{name}'; {nearest(name, gpu_names())}")
+    return check_table(CatalogueGpu, {"name": key, **_tables()[key]}, f"gpus.toml: {key}")
+
+
+def figures(table: Table) -> dict[str, Figure[Any]]:
+    """The figures of a table by field name."""
+    values = {name: getattr(table, name) for name in type(table).model_fields}
+    return {name: value for name, value in values.items() if isinstance(value, Figure)}

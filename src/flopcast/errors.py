@@ -1,0 +1,20 @@
+"""The one exception for what a user can get wrong."""
+
+
+class InputError(ValueError):
+    """Bad input: the message says what was wrong, where, and how to mend it, in one line.
+
+    The command line prints the message and exits with 2; anything else that reaches the top is a fault of
+    ours.
+    """
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A phrase that offers the known names closest to a misspelt one, e.g. ``did you mean 'plamo-13b'?``."""
+    import difflib
+
+    begin_alike = [k for k in known if len(name) > 1 and k.startswith(name.lower())][:3]
+    close = begin_alike or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    return "known: " + ", ".join(sorted(known))

@@ -1,0 +1,94 @@
+"""The comparison: what it chooses, what it leaves out, and what it refuses."""
+
+import pytest
+from builders import cluster, plan, small_model
+
+from flopcast import InputError, Request, compare
+from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.compare import default_tokens_per_gpu
+from flopcast.simulator.forecast import forecast
+from flopcast.simulator.plan import Plan
+
+PLAMO, ABCI = load_model("plamo-13b"), load_cluster("abci-a")
+RESULT = compare(PLAMO, ABCI, Request(480))
+
+
+def test_every_strategy_has_a_row_and_the_layer_table_is_the_reports() -> None:
+    names = [row.strategy for row in RESULT.rows]
+    assert names == [
+        *("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp8"),
+        *("zero3+q4", "zero3-node+q4", "hsdp+q4"),
+    ]
+    assert [(r.strategy, r.elements) for r in RESULT.layer_traffic] == [
+        ("tp8", 335544320),
+        ("zero3-node", 314577920),
+    ]
+    assert RESULT.tokens_per_gpu == 8192
+
+
+def test_each_row_is_the_best_legal_choice_and_forecasts_alike_alone() -> None:
+    for row in RESULT.rows:
+        again = forecast(PLAMO, ABCI, Plan(**row.plan)).rows()[0]
+        assert again.step_s == pytest.approx(row.step_s, rel=1e-12)
+        assert again.memory_bytes == pytest.approx(row.memory_bytes, rel=1e-12)
+    by_name = {row.strategy: row for row in RESULT.rows}
+    for micro_batch, recompute in ((1, "none"), (2, "full"), (1, "selective")):
+        fields = {
+            "seq_len": 4096,
+            "micro_batch": micro_batch,
+            "grad_accum": 2 // micro_batch,
+            "recompute": recompute,
+        }
+        other = forecast(PLAMO, ABCI, plan("zero3-node", 480, **fields)).rows()[0]
+        assert not other.fits or other.step_s >= by_name["zero3-node"].step_s
+
+
+def test_the_same_tokens_for_every_strategy() -> None:
+    for row in RESULT.rows:
+        sequences = row.plan["micro_batch"] * row.plan["grad_accum"] * 480 // row.plan["tp"]
+        assert sequences * 4096 == 480 * 8192
+
+
+def test_what_is_pinned_stays() -> None:
+    pinned = compare(PLAMO, ABCI, Request(480, micro_batch=1, recompute="full", gradient_bits=16, attention="flash1"))
+    for row in pinned.rows:
+        assert row.plan["micro_batch"] == 1
+        assert row.plan["recompute"] == "full"
+        assert row.plan["gradient_bits"] == 16
+        assert row.plan["attention"] == "flash1"
+    assert pinned.chosen == ("seq_len", "tokens_per_gpu")
+
+
+def test_default_batch_is_near_four_mebitokens() -> None:
+    assert default_tokens_per_gpu(480, 4096) == 8192
+    assert default_tokens_per_gpu(2048, 2048) == 2048
+    assert default_tokens_per_gpu(8, 2048) == 2**19
+    assert default_tokens_per_gpu(100_000, 4096) == 4096
+
+
+def test_a_strategy_that_cannot_be_is_left_out_with_the_reason_unless_asked_for() -> None:
+    result = compare(small_model(num_heads=6, hidden=768, num_kv_heads=6), cluster(), Request(16))
+    assert "tp=8 does not divide num_heads=6" in result.left_out["tp8"]
+    with pytest.raises(InputError, match="tp=8 does not divide num_heads=6"):
+        compare(small_model(num_heads=6, hidden=768, num_kv_heads=6), cluster(), Request(16, strategies=["tp8"]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(481), "nearest: 480 or 488"),
+        (Request(0), "at least 1"),
+        (Request(968), "120 nodes, so at most 960"),
+        (Request(480, tokens_per_gpu=5000), "multiple of"),
+        (Request(480, tokens_per_gpu=-1), "at least 1"),
+        (Request(480, micro_batch=3), "does not divide the 2 sequences"),
+        (Request(480, strategies=["zero9"]), "did you mean"),
+        (Request(480, gradient_bits=8), "16 or 32"),
+        (Request(480, recompute="some"), "none, selective, full"),  # type: ignore[arg-type]
+        (Request(480, attention="fast"), "flash2"),  # type: ignore[arg-type]
+        (Request(480, convention="9n"), "6n, causal, full"),
+    ],
+)
+def test_bad_requests(request_: Request, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        compare(PLAMO, ABCI, request_)

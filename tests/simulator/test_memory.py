@@ -1,0 +1,83 @@
+"""Memory by hand, by category, and the order of strategies that the report's figure 4 shows."""
+
+import pytest
+from builders import cluster, plan, small_model
+
+from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.forecast import forecast
+from flopcast.simulator.memory import micro_batches_in_flight
+from flopcast.simulator.plan import Plans
+
+MODEL = small_model()
+PARAMETERS = MODEL.num_parameters
+
+
+def held(strategy: str, **fields: object) -> dict[str, float]:
+    memory = forecast(MODEL, cluster(), plan(strategy, 16, **fields)).memory
+    return {name: float(value[0]) for name, value in vars(memory).items()}
+
+
+def test_states_of_every_strategy() -> None:
+    """16-bit parameters, fp32 gradients, 12 bytes of optimizer state, each over its shard; nothing needs padding."""
+    per = PARAMETERS
+    expected = {
+        "ddp": (2 * per, 4 * per, 12 * per),
+        "zero1": (2 * per, 4 * per, 12 * per / 16),
+        "zero2": (2 * per, 4 * per / 16, 12 * per / 16),
+        "zero3": (0.0, 4 * per / 16, 12 * per / 16),
+        "zero3-node": (2 * per / 8, 4 * per / 16, 12 * per / 16),
+        "hsdp": (0.0, 4 * per / 8, 12 * per / 8),
+    }
+    for strategy, states in expected.items():
+        parts = held(strategy)
+        assert (parts["parameters"], parts["gradients"], parts["optimizer"]) == pytest.approx(states), strategy
+
+
+def test_activations_of_a_sequential_swiglu_layer() -> None:
+    """Two residual inputs, two norm outputs, q k v and the attention output, gate, up and product: 16 bits each."""
+    tokens, d, f = 2048, 1024, 2816
+    layer = 2 * tokens * (2 * d + 2 * d + 3 * d + d + 2 * f + f) + 4 * tokens * 8  # and the softmax's log-sum in fp32
+    assert held("zero3")["activations"] == pytest.approx(4 * layer)
+    full = held("zero3", recompute="full")
+    assert full["activations"] == pytest.approx(4 * 2 * tokens * d)
+    assert full["workspace"] == pytest.approx(layer)
+    selective = held("zero3", recompute="selective")
+    # Norm outputs are inputs of matrices and stay; the product of gate and up is one too, so only pointwise inputs go.
+    assert full["activations"] < selective["activations"] <= 4 * layer
+
+
+def test_logits_are_kept_in_16_bits_and_in_fp32_with_their_gradient() -> None:
+    final_norm = 2 * 2 * 2048 * 1024
+    assert held("zero3")["logits"] == pytest.approx((2 + 4 + 4) * 2048 * 32000 + final_norm)
+
+
+def test_order_of_the_reports_figure_four() -> None:
+    """With micro-batch and recomputation pinned alike zero3 < zero3-node < hsdp < ddp, and ddp does not fit 40 GB."""
+    plamo, abci = load_model("plamo-13b"), load_cluster("abci-a")
+    names = ("zero3", "zero3-node", "hsdp", "ddp")
+    plans = [plan(name, 480, seq_len=4096, micro_batch=1, grad_accum=2, recompute="full") for name in names]
+    cast = forecast(plamo, abci, plans)
+    totals = list(cast.memory.total)
+    assert totals == sorted(totals)
+    assert len(set(totals)) == 4
+    assert not cast.fits[3]
+    assert totals[3] > 18 * 13.0e9
+
+
+def test_the_quantised_shard_is_what_stays_in_the_node() -> None:
+    whole, quantised = held("zero3-node"), held("zero3-node+q4")
+    assert quantised["parameters"] / whole["parameters"] == pytest.approx(0.2581, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"pp": 4, "grad_accum": 8}, 4),
+        ({"pp": 4, "grad_accum": 2}, 2),
+        ({"pp": 4, "grad_accum": 8, "schedule": "gpipe"}, 8),
+        ({"pp": 4, "grad_accum": 8, "schedule": "interleaved", "virtual_pp": 2}, 4 * (1 + 3 / 8)),
+        ({"pp": 1, "grad_accum": 8}, 1),
+    ],
+)
+def test_micro_batches_in_flight(fields: dict[str, object], expected: float) -> None:
+    assert micro_batches_in_flight(Plans.of([plan("zero1", 16, **fields)]))[0] == pytest.approx(expected)

@@ -1,0 +1,86 @@
+"""What a plan refuses, and what strategies stand for."""
+
+from typing import Any
+
+import pytest
+from builders import plan
+
+from flopcast import InputError
+from flopcast.simulator.plan import Plan, Plans, placement
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shards"),
+    [
+        ("ddp", (1, 1, 1)),
+        ("zero1", (1, 1, 480)),
+        ("zero2", (1, 480, 480)),
+        ("zero3", (480, 480, 480)),
+        ("zero3-node", (8, 480, 480)),
+        ("hsdp", (8, 8, 8)),
+        ("tp8", (1, 1, 60)),
+        ("ZeRO3-node+Q4", (8, 480, 480)),
+    ],
+)
+def test_shards_of_the_strategies(strategy: str, shards: tuple[int, int, int]) -> None:
+    p = Plan(seq_len=4096, **placement(strategy, 480, 8))  # type: ignore[arg-type]
+    assert (p.parameter_shard, p.gradient_shard, p.optimizer_shard) == shards
+    assert p.gather_bits == (4 if "Q4" in strategy else 16)
+
+
+def test_within_one_node_every_shard_group_is_the_job() -> None:
+    fields = placement("zero3-node", 4, 8)
+    assert fields["parameter_shard"] == fields["optimizer_shard"] == 4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("zero4", "did you mean"),
+        ("ddp+q4", "zero3\\+q4"),
+        ("tp0", "unknown"),
+        ("zero3+q8", "q4"),
+        ("", "known"),
+    ],
+)
+def test_unknown_strategies(strategy: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        placement(strategy, 480, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "both_named"),
+    [
+        ({"tp": 3}, ("tp=3", "num_gpus=16")),
+        ({"parameter_shard": 5}, ("parameter_shard=5", "16 data-parallel ranks")),
+        ({"parameter_shard": 16}, ("parameter_shard=16", "gradient_shard=1")),
+        ({"gather_bits": 4}, ("gather_bits=4", "parameter_shard=1")),
+        ({"gather_bits": 8}, ("gather_bits=8", "16")),
+        ({"gradient_bits": 8}, ("gradient_bits=8", "32")),
+        ({"sequence_parallel": True}, ("sequence_parallel", "tp=1")),
+        ({"virtual_pp": 2}, ("virtual_pp=2", "pp=1")),
+        ({"pp": 2, "virtual_pp": 2}, ("schedule=1f1b", "virtual_pp=2")),
+        ({"pp": 2, "virtual_pp": 2, "schedule": "interleaved", "grad_accum": 3}, ("grad_accum=3", "pp=2")),
+        ({"cp": 2, "seq_len": 2049}, ("seq_len=2049", "cp=2")),
+        ({"recompute": "some"}, ("recompute", "selective")),
+        ({"micro_batch": 0}, ("micro_batch", "at least 1")),
+        ({"micro_batch": float("nan")}, ("micro_batch", "whole number")),
+    ],
+)
+def test_illegal_combinations_name_both_fields(fields: dict[str, Any], both_named: tuple[str, str]) -> None:
+    with pytest.raises(InputError) as refused:
+        Plan(**{"strategy": "ddp", "num_gpus": 16, "seq_len": 2048, **fields})
+    for words in both_named:
+        assert words in str(refused.value)
+
+
+def test_a_plan_survives_the_arrays() -> None:
+    p = plan("tp8", 64, recompute="selective", sequence_parallel=True, attention="flash3", grad_accum=4)
+    described = Plans.of([plan("ddp"), p]).describe(1)
+    assert Plan(**described) == p
+
+
+def test_errors_can_be_rebuilt_from_their_arguments() -> None:
+    with pytest.raises(InputError) as refused:
+        placement("zero4", 480, 8)
+    assert type(refused.value)(*refused.value.args).args == refused.value.args

@@ -1,0 +1,320 @@
+"""Cluster and model files: what they say, and one line for everything that can be wrong with them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flopcast.collectives.group import FABRICS
+from flopcast.errors import InputError
+from flopcast.simulator.specification import parse_cluster, parse_model, read_cluster, read_model
+
+CLUSTER = """
+name = "my-cluster"
+[node]
+gpu = "a100-40gb"
+num_gpus = 8
+nvlink = "300 GB/s"
+nvswitch = true
+[network]
+nics_per_node = 4
+nic = "200 Gbit/s"
+fabric = "infiniband"
+[operation]
+gpu_hour_price = 1.5
+node_power = "6.5 kW"
+node_mtbf_hours = 20000
+checkpoint_bandwidth = "10 GB/s"
+"""
+
+GPU = """
+[gpu]
+name = "X1"
+architecture = "hopper"
+tensor = "500 TFLOP/s"
+memory = "64 GB"
+memory_bandwidth = "2 TB/s"
+power = {value = "600 W", assumed = true, source = "a rumour"}
+"""
+
+MODEL = """
+name = "small"
+hidden = 64
+vocab_size = 100
+context = 128
+num_layers = 5
+[[layers]]
+num_heads = 4
+num_kv_heads = 2
+head_dim = 16
+intermediate = 128
+gated = true
+window = 32
+[[layers]]
+num_heads = 4
+num_kv_heads = 2
+head_dim = 16
+intermediate = 128
+gated = true
+"""
+
+
+def test_a_cluster_file_in_si_units() -> None:
+    cluster = parse_cluster(CLUSTER, "my.toml")
+    assert cluster.name == "my-cluster"
+    assert cluster.gpu.tensor_flop_per_s == 312e12
+    assert cluster.nvlink_bytes_per_s == 300e9
+    assert cluster.node_bytes_per_s == pytest.approx(100e9)
+    assert (cluster.gpus_per_node, cluster.nvswitch, cluster.fabric) == (8, True, "infiniband")
+    assert cluster.num_nodes is None
+    costs = cluster.costs
+    assert (costs.gpu_hour_price, costs.node_power_w, costs.node_mtbf_hours) == (1.5, 6500.0, 20000)
+    assert costs.checkpoint_bytes_per_s == 10e9
+    assert cluster.assumptions == ()
+
+
+def test_every_figure_may_carry_a_source_or_be_assumed() -> None:
+    text = CLUSTER.replace('nvlink = "300 GB/s"', 'nvlink = {value = "300 GB/s", source = "datasheet"}').replace(
+        'nic = "200 Gbit/s"', 'nic = {value = "200 Gbit/s", assumed = true, source = "as ABCI-A"}'
+    )
+    text = text.replace("num_gpus = 8", "num_gpus = {value = 8, assumed = true}")
+    cluster = parse_cluster(text, "my.toml")
+    assert cluster.sources["node.nvlink"] == "datasheet"
+    assert cluster.assumptions == (
+        "node.num_gpus: 8 is assumed (no reason is given)",
+        "network.nic: 200 Gbit/s per NIC is assumed (as ABCI-A)",
+    )
+
+
+@pytest.mark.parametrize("table", [GPU, GPU.replace("[gpu]", "[node.gpu]")])
+def test_a_gpu_of_ones_own(table: str) -> None:
+    cluster = parse_cluster(CLUSTER.replace('gpu = "a100-40gb"\n', "") + table, "my.toml")
+    assert cluster.gpu.name == "X1"
+    assert cluster.gpu.memory_bytes == 64e9
+    assert cluster.assumptions == ("gpu.power: 600 W is assumed (a rumour)",)
+    silent = parse_cluster(
+        CLUSTER.replace('gpu = "a100-40gb"\n', "").replace("nvswitch = true\n", "") + table, "my.toml"
+    )
+    assert "node.nvswitch: false is assumed (not given)" in silent.assumptions
+
+
+def test_an_unpublished_gpu_may_be_assumed_by_name() -> None:
+    text = CLUSTER.replace('"a100-40gb"', '{value = "a100-80gb", assumed = true, source = "size not said"}')
+    cluster = parse_cluster(text, "my.toml")
+    assert cluster.gpu.name == "a100-80gb"
+    assert cluster.assumptions == ("node.gpu: a100-80gb is assumed (size not said)",)
+
+
+def test_a_single_node_needs_no_network() -> None:
+    cluster = parse_cluster('[node]\ngpu = "h100"\nnum_gpus = 8\n', "my.toml", "my")
+    assert (cluster.name, cluster.nics_per_node, cluster.num_nodes) == ("my", 0, 1)
+    assert cluster.fabric in FABRICS
+    # what the file leaves out is the GPU's usual node, and said so
+    assert cluster.nvlink_bytes_per_s == 450e9
+    assert cluster.assumptions[0] == ("node.nvlink: 450 GB/s per GPU is assumed (not given: as usual for h100-80gb)")
+    cluster.check_num_gpus(8)
+    with pytest.raises(InputError, match="has 1 nodes, so at most 8 GPUs"):
+        cluster.check_num_gpus(16)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("num_gpus = 8", 'num_gpus = "eight"', "node.num_gpus is 'eight'; write a whole number"),
+        ("num_gpus = 8", "num_gpus = 0", "node.num_gpus is 0; it must be greater than 0"),
+        ("num_gpus = 8", "num_gpus = true", "node.num_gpus is True; write a whole number"),
+        ("num_gpus = 8", "num_gpus = 10000000000", "it must be at most 1000000000"),
+        ("num_gpus = 8\n", "", "node.num_gpus is missing; add it, such as num_gpus = 8"),
+        (
+            "num_gpus = 8",
+            "num_gpus = {valu = 8}",
+            "unknown key 'valu' in node.num_gpus; did you mean 'value'?",
+        ),
+        ("nvlink", "nvlnk", "unknown key 'nvlnk' in node; did you mean 'nvlink'"),
+        ('"300 GB/s"', "300", 'node.nvlink: 300 has no unit; write it as text with one, such as "300 GB/s"'),
+        ('"300 GB/s"', '"-5 GB/s"', "node.nvlink: '-5 GB/s' must be positive and finite"),
+        ('"200 Gbit/s"', '"nan Gbit/s"', "network.nic: 'nan Gbit/s' must be positive and finite"),
+        ('"200 Gbit/s"', '"200 W"', "network.nic: '200 W': unit 'W' is not a unit of bandwidth"),
+        (
+            '"infiniband"',
+            '"infinband"',
+            "network.fabric: 'infinband' is not one of 'infiniband', 'roce', 'efa'",
+        ),
+        (
+            '"a100-40gb"',
+            '{name = "x", architecture = "hoper"}',
+            "gpu.architecture: 'hoper' is not one of 'volta'",
+        ),
+        ("nvswitch = true", 'nvswitch = "yes"', "node.nvswitch is 'yes'; write true or false"),
+        ("= 1.5", "= nan", "operation.gpu_hour_price is nan; write a finite number"),
+        ("= 1.5", "= -1.5", "operation.gpu_hour_price is -1.5; it must be greater than 0"),
+        ("= 1.5", '= "1.5"', "operation.gpu_hour_price is '1.5'; write a number"),
+        ('"a100-40gb"', '"a100-41gb"', "node.gpu: unknown GPU 'a100-41gb'; did you mean 'a100-40gb'"),
+        (
+            'gpu = "a100-40gb"\n',
+            "",
+            'node.gpu is missing; add it, such as gpu = "a100-40gb", or a [gpu] table',
+        ),
+        ("[node]", "[nodes]", "unknown key 'nodes'; did you mean 'node'"),
+        ('"my-cluster"', '"two\\nlines"', "name is 'two\\nlines'; write one line of text"),
+        ("num_gpus = 8", "num_gpus = 8\nnum_gpus = 8", "(at line 6"),
+        ("num_gpus = 8", "num_gpus = ", "is not TOML: Invalid value (at line 5"),
+        ("num_gpus = 8", "num_gpus = " + "9" * 5000, "is not TOML that can be read"),
+        ("num_gpus = 8", "num_gpus = " + "[" * 5000, "nest too deeply"),
+    ],
+)
+def test_a_wrong_cluster_is_refused_with_field_value_and_mend(old: str, new: str, says: str) -> None:
+    assert old in CLUSTER
+    with pytest.raises(InputError) as refused:
+        parse_cluster(CLUSTER.replace(old, new, 1), "my.toml")
+    message = str(refused.value)
+    assert message.startswith("my.toml: ")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_every_error_is_listed_in_the_one_line() -> None:
+    text = CLUSTER.replace("num_gpus = 8", "num_gpus = -1").replace('"200 Gbit/s"', "200")
+    with pytest.raises(InputError) as refused:
+        parse_cluster(text, "my.toml")
+    assert "node.num_gpus is -1" in str(refused.value)
+    assert "; network.nic: 200 has no unit" in str(refused.value)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(InputError, match=r"node.gpu and \[gpu\] both name a GPU; keep one"):
+        parse_cluster(CLUSTER + GPU, "my.toml")
+    with pytest.raises(InputError, match=r"num_nodes is 4 without a \[network\]"):
+        parse_cluster('num_nodes = 4\n[node]\ngpu = "h100"\nnum_gpus = 8\n', "my.toml")
+    with pytest.raises(InputError, match="nvlink is missing; add it"):
+        parse_cluster("[node]\nnum_gpus = 8\n" + GPU, "my.toml")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; name a cluster file"):
+        read_cluster(tmp_path / "none.toml")
+    with pytest.raises(InputError, match="is a directory; name a cluster file"):
+        read_cluster(tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\x7fELF\x00\x01")
+    with pytest.raises(InputError, match="is a binary file"):
+        read_cluster(binary)
+    huge = tmp_path / "huge.toml"
+    with huge.open("wb") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(InputError, match="has 100 MB, more than the 10 MB allowed"):
+        read_cluster(huge)
+    locked = tmp_path / "good.toml"
+    locked.write_text(CLUSTER)
+    assert read_cluster(locked).name == "my-cluster"
+    assert read_cluster(str(locked)).name == "my-cluster"
+
+
+def test_layers_repeat_in_their_order_until_there_are_enough() -> None:
+    model = parse_model(MODEL, "small.toml")
+    assert [block.kind for block in model.layers] == [
+        "window-transformer",
+        "transformer",
+        "window-transformer",
+        "transformer",
+        "window-transformer",
+    ]
+    repeated = parse_model(MODEL.replace("num_heads = 4", "repeat = 2\nnum_heads = 4", 1), "small.toml")
+    assert [block.kind == "transformer" for block in repeated.layers] == [False, False, True, False, False]
+    layer = 64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+    assert model.num_parameters == 5 * layer + 2 * 100 * 64 + 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("num_kv_heads = 2", "num_kv_heads = 3", "4 query heads cannot share 3 key/value heads evenly"),
+        ("gated = true\n", "", "layers.0.gated is missing; add it, such as gated = true"),
+        ("hidden = 64", "hidden = -64", "hidden is -64; it must be greater than 0"),
+        ("hidden = 64", "hiden = 64", "unknown key 'hiden'; did you mean 'hidden'"),
+        ("window = 32", "windw = 32", "unknown key 'windw' in layers.0; did you mean 'window'"),
+        ("window = 32", 'kind = "mamba"', "layers.0.kind is 'mamba'; write 'transformer'"),
+        ("num_layers = 5", "num_layers = 100000", "num_layers is 100000; it must be at most 10000"),
+        ("num_layers = 5", 'num_layers = 5\npositions = "learned"', "learned positions need num_positions"),
+        (
+            "num_layers = 5",
+            "num_layers = 5\nnum_positions = 9",
+            'num_positions is 9 where positions is "rotary"',
+        ),
+        (MODEL[MODEL.index("[[layers]]") :], "layers = []", "layers is empty; add a [[layers]] table"),
+        (MODEL[MODEL.index("[[layers]]") :], "layers = 3", "layers is 3; write a list in brackets"),
+    ],
+)
+def test_a_wrong_model_is_refused_with_field_value_and_mend(old: str, new: str, says: str) -> None:
+    assert old in MODEL
+    with pytest.raises(InputError) as refused:
+        parse_model(MODEL.replace(old, new, 1), "small.toml")
+    message = str(refused.value)
+    assert message.startswith("small.toml: ")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_model_file_is_named_after_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MODEL.replace('name = "small"\n', ""))
+    assert read_model(path).name == "mine"
+    with pytest.raises(InputError, match="is a directory; name a model file"):
+        read_model(tmp_path)
+
+
+LINES = st.lists(st.sampled_from((CLUSTER + GPU + MODEL).splitlines()), max_size=30).map("\n".join)
+TOML_VALUE = st.sampled_from(
+    [
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "1e400",
+        '"x"',
+        "[]",
+        "{}",
+        "true",
+        "1979-05-27",
+        '{value = "1 GB/s"}',
+        "9" * 30,
+    ]
+)
+
+
+def _one_changed(text: str) -> st.SearchStrategy[str]:
+    """The text with the value of one of its lines replaced."""
+    lines = text.splitlines()
+    numbered = [i for i, line in enumerate(lines) if " = " in line]
+
+    def change(choice: tuple[int, Any]) -> str:
+        index, value = choice
+        key = lines[index].partition(" = ")[0]
+        return "\n".join([*lines[:index], f"{key} = {value}", *lines[index + 1 :]])
+
+    return st.tuples(st.sampled_from(numbered), TOML_VALUE).map(change)
+
+
+@given(st.text(max_size=100) | LINES | _one_changed(CLUSTER) | _one_changed(MODEL))
+@settings(max_examples=400, deadline=None)
+def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
+    for parse in (parse_cluster, parse_model):
+        try:
+            parse(text, "any.toml")
+        except InputError as refused:
+            message = str(refused)
+        else:
+            message = ""
+        assert "\n" not in message
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_cluster(path)
+    assert "\n" not in str(refused.value)

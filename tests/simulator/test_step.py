@@ -1,0 +1,83 @@
+"""The closed form against its own arithmetic, done by hand on the parts it is made of."""
+
+import numpy as np
+import pytest
+from builders import A100, H100, cluster, plan, small_model
+
+from flopcast.simulator.constants import default_constants
+from flopcast.simulator.cost import attention_seconds, gemm_seconds
+from flopcast.simulator.forecast import forecast
+from flopcast.simulator.hardware import Hardware
+from flopcast.simulator.operation import AttentionCore, Gemm
+from flopcast.simulator.plan import CHOICES
+
+C = default_constants()
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def test_a_large_product_runs_at_the_share_of_peak_and_a_thin_one_at_memory_speed() -> None:
+    hardware = Hardware.of([cluster(A100)])
+    side = 1e7
+    large = gemm_seconds(Gemm(array(side), array(side), array(side), np.array([False])), hardware, C)[0]
+    assert large == pytest.approx(2 * side**3 / (312e12 * C.gemm_share_ampere), rel=1e-3)
+    thin = gemm_seconds(Gemm(array(1.0), array(8192.0), array(8192.0), np.array([False])), hardware, C)[0]
+    assert thin >= 2 * 8192 * 8192 / (2.039e12 * C.memory_share)
+
+
+def test_fp8_products_are_faster_only_where_the_gpu_has_them() -> None:
+    work = [Gemm(array(8192), array(8192), array(8192), np.array([fp8])) for fp8 in (False, True)]
+    on_h100 = [gemm_seconds(w, Hardware.of([cluster(H100)]), C)[0] for w in work]
+    on_a100 = [gemm_seconds(w, Hardware.of([cluster(A100)]), C)[0] for w in work]
+    assert on_h100[1] < on_h100[0]
+    assert on_a100[1] == on_a100[0]
+
+
+def test_attention_rises_with_length_and_head_size() -> None:
+    def rate(length: float, head_dim: float) -> float:
+        kernel = np.array([CHOICES["attention"].index("flash2")])
+        work = AttentionCore(array(1e12), kernel, array(head_dim), array(length), backward=False)
+        return float(1e12 / attention_seconds(work, Hardware.of([cluster(A100)]), C)[0])
+
+    assert rate(512, 128) < rate(4096, 128) < rate(32768, 128) < 312e12
+    assert rate(4096, 64) <= rate(4096, 128) == rate(4096, 256)
+
+
+def test_parts_add_up_and_recompute_is_not_counted_twice() -> None:
+    step = forecast(small_model(), cluster(), plan("zero3", recompute="full")).step
+    assert step.total[0] == pytest.approx(sum(float(part[0]) for part in step.parts.values()))
+    assert 0 < step.recompute[0] < step.gemm[0] + step.attention[0] + step.pointwise[0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "virtual", "share"), [("1f1b", 1, 1.0), ("interleaved", 2, 0.5), ("zero-bubble", 1, 1 / 3)]
+)
+def test_bubble_of_an_even_pipeline(schedule: str, virtual: int, share: float) -> None:
+    """(p-1)/v stages' time for one micro-batch, beside m of them: no head, no communication that differs."""
+    model = small_model(hidden=4096, num_heads=32, num_kv_heads=32, intermediate=11008, vocab_size=8, num_layers=32)
+    p, m = 4, 16
+    step = forecast(model, cluster(), plan("ddp", 8, pp=p, grad_accum=m, schedule=schedule, virtual_pp=virtual)).step
+    work = (step.gemm + step.attention + step.pointwise + step.launch + step.pipeline_communication)[0]
+    assert step.bubble[0] == pytest.approx(share * work / m * (p - 1), rel=0.03)
+
+
+def test_micro_batches_repeat_the_work_but_not_what_happens_once() -> None:
+    one, four = (forecast(small_model(), cluster(), plan("ddp", 16, grad_accum=m)).step for m in (1, 4))
+    assert four.gemm[0] == pytest.approx(4 * one.gemm[0])
+    assert four.optimizer[0] == pytest.approx(one.optimizer[0])
+    assert four.reduce_communication[0] == pytest.approx(one.reduce_communication[0], rel=0.2)
+
+
+def test_without_prefetch_communication_is_exposed_whole() -> None:
+    hidden, exposed = (forecast(small_model(), cluster(), plan("zero3", prefetch=p)).step for p in (1, 0))
+    assert exposed.gather_communication[0] > hidden.gather_communication[0] > 0
+
+
+def test_the_host_bounds_tiny_models() -> None:
+    tiny = small_model(hidden=64, num_heads=2, num_kv_heads=2, intermediate=128)
+    eager = forecast(tiny, cluster(), plan("ddp", 8, seq_len=128)).step
+    compiled = forecast(tiny, cluster(), plan("ddp", 8, seq_len=128, compiled=True)).step
+    assert eager.launch[0] > 5 * (eager.gemm + eager.attention + eager.pointwise)[0]
+    assert compiled.launch[0] < eager.launch[0]

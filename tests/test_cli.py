@@ -1,0 +1,176 @@
+"""The command line as a user meets it: exit codes, one line per error, JSON that is JSON, a light --help."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flopcast.cli import main
+
+PLAMO = ["compare", "plamo-13b", "--cluster", "abci-a", "--gpus", "480"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flopcast", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("flopcast: ")
+    return captured.err
+
+
+def test_compare_prints_tables_and_exits_0() -> None:
+    done = run(*PLAMO)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for words in (
+        "zero3-node",
+        "335,544,320",
+        "314,577,920",
+        "1,280",
+        "600",
+        "what bounds it",
+        "80 % band",
+        "days",
+    ):
+        assert words in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+
+
+def test_compare_json_has_the_documented_keys() -> None:
+    document = json.loads(run(*PLAMO, "--json").stdout)
+    assert {"model", "cluster", "convention", "layer_traffic", "rows"} <= set(document)
+    assert document["layer_traffic"][0] == {
+        "strategy": "tp8",
+        "collective": "all_reduce",
+        "elements": 335544320,
+        "tensor_bytes": 671088640,
+        "moved_bytes": 1342177280,
+    }
+    keys = {
+        *(
+            "strategy",
+            "plan",
+            "step_s",
+            "low_s",
+            "high_s",
+            "tokens_per_s_per_gpu",
+            "mfu",
+            "hfu",
+            "memory_bytes",
+        ),
+        *("fits", "inter_node_bytes", "intra_node_bytes", "exposed_communication_s"),
+    }
+    for row in document["rows"]:
+        assert keys <= set(row)
+        assert 0 < row["mfu"] < 1
+
+
+def test_strategies_with_commas_or_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (["--strategies", "zero3,hsdp+q4"], ["--strategies", "zero3", "hsdp+q4"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*PLAMO, *given, "--json"])
+        assert not stopped.value.code
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert [row["strategy"] for row in rows] == ["zero3", "hsdp+q4"]
+
+
+def test_a_config_json_and_a_toml_file_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "vocab_size": 32000,
+                "max_position_embeddings": 4096,
+                "tie_word_embeddings": False,
+            }
+        )
+    )
+    machine = tmp_path / "mine.toml"
+    machine.write_text(
+        'name = "mine"\n[node]\ngpu = "h100-80gb"\nnum_gpus = 8\nnvlink = "450 GB/s"\nnvswitch = true\n'
+        '[network]\nnics_per_node = 8\nnic = {value = "400 Gbit/s", assumed = true}\nfabric = "infiniband"\n'
+    )
+    arguments = ["compare", str(config), "--cluster", str(machine), "--gpus", "16", "--json"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"]["num_parameters"] == 6_738_415_616
+    assert any("network.nic" in sentence for sentence in document["cluster"]["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "plamo-31b", "--cluster", "abci-a", "--gpus", "480"], "plamo-13b"),
+        (["compare", "plamo-13b", "--cluster", "abci", "--gpus", "480"], "abci-a"),
+        (["compare", "plamo-13b", "--cluster", "abci-a", "--gpus", "481"], "480 or 488"),
+        (["compare", "plamo-13b", "--cluster", "abci-a", "--gpus", "many"], "--gpus"),
+        (["compare", "plamo-13b", "--cluster", "abci-a", "--gpus", "nan"], "--gpus"),
+        (["compare", "plamo-13b", "--cluster", "abci-a"], "--gpus"),
+        (["compare", "plamo-13b", "--gpus", "480"], "--cluster"),
+        ([*PLAMO, "--strategies", "zero5"], "did you mean"),
+        ([*PLAMO, "--convention", "8n"], "8n"),
+        ([*PLAMO, "--tokens", "nan"], "--tokens"),
+        ([*PLAMO, "--tokens", "-1"], "--tokens"),
+        ([*PLAMO, "--nonsense"], "--nonsense"),
+        (["forecast"], "forecast"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in error_line(capsys, *arguments)
+
+
+def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big = tmp_path / "big.json"
+    with big.open("wb") as file:
+        file.truncate(100 * 2**20)
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(bytes(range(256)) * 100)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    nan = tmp_path / "nan.toml"
+    nan.write_text('name = "x"\n[node]\ngpu = "a100-40gb"\nnum_gpus = 8\nnvlink = "nan GB/s"\nnvswitch = true\n')
+    for path in (big, binary, folder, tmp_path / "absent.json"):
+        line = error_line(capsys, "compare", str(path), "--cluster", "abci-a", "--gpus", "8")
+        assert path.name in line
+    for path in (nan, big, binary, folder):
+        line = error_line(capsys, "compare", "plamo-13b", "--cluster", str(path), "--gpus", "8")
+        assert path.name in line
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom flopcast.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'pandas', 'scipy', 'torch', 'cupy', 'matplotlib', 'pydantic', 'simpy'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "compare" in done.stdout
+
+
+def test_compare_needs_neither_torch_nor_pandas() -> None:
+    code = (
+        "import sys\nfrom flopcast.cli import main\n"
+        f"try:\n    main({PLAMO!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'pandas', 'scipy', 'torch', 'cupy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
