@@ -58,9 +58,7 @@ def _only(algorithm: str) -> Evaluation:
     """The candidates of one algorithm."""
     known = ["ring", "tree", "nvls", "nvls-tree"]
     if algorithm not in known:
-        raise InputError(
-            f"algorithm '{algorithm}' is unknown; {nearest(algorithm, [*known, 'hierarchical', 'torus'])}"
-        )
+        raise InputError(f"algorithm '{algorithm}' is unknown; {nearest(algorithm, [*known, 'hierarchical', 'torus'])}")
     code = ALGORITHMS.index(algorithm)
 
     def evaluation(size: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:

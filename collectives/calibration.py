@@ -6,7 +6,7 @@ fit beside it knows nothing of NCCL: a latency and a rate per range of sizes, wi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -61,9 +61,7 @@ def fit_alpha(tensor_bytes: Floats, time_s: Floats, group: Group, fabric: Fabric
     return _best(size, measured, group, launched, model, "hop_scale", HOP_RANGE)
 
 
-def calibrate(
-    tensor_bytes: Floats, time_s: Floats, group: Group, fabric: Fabric, model: TimeModel
-) -> Calibration:
+def calibrate(tensor_bytes: Floats, time_s: Floats, group: Group, fabric: Fabric, model: TimeModel) -> Calibration:
     """``fabric`` with latencies from the rows up to 1 MiB and the rate from those of 256 MiB and more.
 
     The rate corrected is that of the NICs where the group spans nodes, else that of NVLink. A kind of row that is
@@ -143,7 +141,7 @@ def _best(
     low, high = (float(np.log(bound)) for bound in bounds)
 
     def median(log_scale: float) -> float:
-        return float(np.median(np.log(model(size, group, replace(fabric, **{name: np.exp(log_scale)})) / measured)))
+        return float(np.median(np.log(model(size, group, _scaled(fabric, name, log_scale)) / measured)))
 
     rising = median(high) >= median(low)
     for _ in range(40):
@@ -152,7 +150,12 @@ def _best(
             high = middle
         else:
             low = middle
-    return replace(fabric, **{name: float(np.exp((low + high) / 2))})
+    return _scaled(fabric, name, (low + high) / 2)
+
+
+def _scaled(fabric: Fabric, name: str, log_scale: float) -> Fabric:
+    changes: dict[str, Any] = {name: float(np.exp(log_scale))}
+    return replace(fabric, **changes)
 
 
 __all__ = ["Calibration", "PiecewiseFit", "calibrate", "fit_alpha", "fit_piecewise"]

@@ -14,41 +14,41 @@ from typing import NamedTuple
 class Constants:
     """Values of the constants; see ``FITTED`` for what each one means."""
 
-    launch_s: float = 2.38e-05
-    protocol_base_s: float = 1.71e-05
-    hopper_base_scale: float = 0.353
-    ring_share: float = 0.979
-    copy_share: float = 0.97
+    launch_s: float = 2.36e-05
+    protocol_base_s: float = 2e-05
+    hopper_base_scale: float = 0.38
+    ring_share: float = 0.977
+    copy_share: float = 0.968
     nvls_share_hopper: float = 1.06
-    nvls_share_blackwell: float = 0.913
-    ll_share: float = 0.097
-    ll128_share: float = 0.388
-    ring_fill_chunks: float = 0.498
-    ring_fill_limit: float = 12.5
-    tree_fill_chunks: float = 2.71
-    tree_fill_limit: float = 6.01
-    nvls_base_s: float = 2.11e-06
-    nvls_rank_s: float = 1.55e-06
-    nvls_tree_hop_s: float = 2.04e-05
-    network_fill_share: float = 0.366
-    all_to_all_base_s: float = 3.17e-05
+    nvls_share_blackwell: float = 0.917
+    ll_share: float = 0.0762
+    ll128_share: float = 0.546
+    ring_fill_chunks: float = 0.547
+    ring_fill_limit: float = 8.98
+    tree_fill_chunks: float = 2.45
+    tree_fill_limit: float = 5.74
+    nvls_base_s: float = 2.32e-06
+    nvls_rank_s: float = 1.84e-06
+    nvls_tree_hop_s: float = 2.01e-05
+    network_fill_share: float = 0.396
+    all_to_all_base_s: float = 3.16e-05
     all_to_all_peer_s: float = 4.45e-06
-    point_to_point_share: float = 0.855
-    hop_infiniband_s: float = 2.79e-06
-    hop_roce_s: float = 2.16e-06
-    hop_efa_s: float = 2.57e-05
-    hop_efa_first_s: float = 7.56e-05
-    hop_tcpx_s: float = 0.000723
-    hop_tcpxo_s: float = 5.29e-05
-    hop_slingshot_s: float = 4.01e-06
+    point_to_point_share: float = 0.85
+    hop_infiniband_s: float = 3.7e-06
+    hop_roce_s: float = 2.27e-06
+    hop_efa_s: float = 2.64e-05
+    hop_efa_first_s: float = 7.3e-05
+    hop_tcpx_s: float = 0.000716
+    hop_tcpxo_s: float = 4.79e-05
+    hop_slingshot_s: float = 3.61e-06
     hop_ethernet_s: float = 5e-05
-    nic_share_infiniband: float = 0.924
-    nic_share_roce: float = 0.907
-    nic_share_efa: float = 0.864
-    nic_share_efa_first: float = 0.846
-    nic_share_tcpx: float = 0.53
-    nic_share_tcpxo: float = 0.911
-    nic_share_slingshot: float = 0.765
+    nic_share_infiniband: float = 0.92
+    nic_share_roce: float = 0.916
+    nic_share_efa: float = 0.866
+    nic_share_efa_first: float = 0.849
+    nic_share_tcpx: float = 0.52
+    nic_share_tcpxo: float = 0.918
+    nic_share_slingshot: float = 0.769
     nic_share_ethernet: float = 0.8
 
 
@@ -76,8 +76,8 @@ FITTED: dict[str, Range] = {
     "copy_share": Range(0.94, 1.0, "1", "all-gather's, all-to-all's and send's rate over a reduction's", _LARGE),
     "nvls_share_hopper": Range(1.0, 1.1, "1", "bus rate of NVLS over one-way NVLink; NCCL counts on 1.06", _LARGE),
     "nvls_share_blackwell": Range(0.88, 0.98, "1", "the same on Blackwell; NCCL counts on 0.92", _LARGE),
-    "ll_share": Range(0.05, 0.5, "1", "LL's rate over the NVLink bus, at most", _MIDDLE),
-    "ll128_share": Range(0.3, 1.0, "1", "LL128's rate over the NVLink bus, at most", _MIDDLE),
+    "ll_share": Range(0.05, 0.5, "1", "LL's rate over the ring's; NCCL counts on at most 0.5", _MIDDLE),
+    "ll128_share": Range(0.5, 1.0, "1", "LL128's rate over that of NVLink, at most", _MIDDLE),
     "ring_fill_chunks": Range(0.3, 3.0, "1", "transfers that filling a ring takes, small messages", _MIDDLE),
     "ring_fill_limit": Range(2.0, 20.0, "1", "latencies that filling a ring takes, large messages", _MIDDLE),
     "tree_fill_chunks": Range(1.0, 8.0, "1", "the same of tree and NVLS", _MIDDLE),

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from flopcast.collectives.constants import DEFAULT, FITTED, Constants
 from flopcast.collectives.cost import Floats
-from flopcast.collectives.measured import Table, forecast_rows, read, times
+from flopcast.collectives.measured import Table, forecast_rows, read, rows_of, times
 
 BIN_EDGES = (256 * 2**10, 16 * 2**20, 512 * 2**20)
 BIN_NAMES = ("< 256 KiB", "256 KiB - 16 MiB", "16 - 512 MiB", ">= 512 MiB")
 # The larger a message, the less its time depends on how a benchmark was started: rows weigh accordingly.
-BIN_WEIGHTS = np.array([1.0, 1.0, 1.5, 3.0])
+BIN_WEIGHTS = np.array([1.0, 1.0, 1.5, 4.0])
 ROBUST_SCALE = 0.2
 RANGE_WEIGHT = 0.1
 LAUNCH_WEIGHT = 0.33
@@ -45,7 +45,8 @@ def rows(columns: Mapping[str, NDArray[Any]]) -> Rows:
     keep = (np.asarray(columns["in_place"]) == 0) & (size >= 1024) & (np.asarray(columns["time_us"]) > 0)
     chosen = {name: np.asarray(values)[keep] for name, values in columns.items()}
     table = read(chosen)
-    kinds = zip(np.asarray(table.fabric.architecture), chosen["n_nodes"] > 1, table.fabric.fabric, strict=True)
+    architecture, network = np.asarray(table.fabric.architecture), np.asarray(table.fabric.fabric)
+    kinds = zip(architecture, chosen["n_nodes"] > 1, network, strict=True)
     return Rows(
         columns=chosen,
         table=table,
@@ -138,8 +139,6 @@ def as_source(constants: Constants) -> str:
 
 
 def _subset(table: Table, keep: NDArray[np.int64]) -> Table:
-    from flopcast.collectives.measured import rows_of
-
     return Table(
         table.collective[keep],
         table.tensor_bytes[keep],

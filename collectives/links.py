@@ -16,6 +16,8 @@ from flopcast.collectives.group import FABRICS, Fabric, Group
 
 _EFA, _TCP = FABRICS.index("efa"), FABRICS.index("gpudirect-tcp")
 _HOPPER = 2
+# FABRICS, then EFA of the first generation and GPUDirect-TCPX.
+_ORDERED = np.array([True, True, True, False, False, False, False, False])
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Links:
 
     ``bus`` is the rate of a ring inside the node, ``ring_bus`` that of the whole ring, ``node_rate`` what all NICs
     of a node give this group, ``channel_rate`` what NCCL's channels reach of that, ``nic_rate`` what each rank gets
-    from its NICs when all the node's ranks send, ``own_rate`` when only one rank of each group does; ``launch_s`` the time to start a kernel, ``base_s`` the fixed cost of LL128 and Simple,
-    ``crossing_s`` what the fabric adds to one step between nodes.
+    from its NICs when all the node's ranks send, ``own_rate`` when only one rank of each group does; ``hops`` is
+    log2 of the nodes, ``launch_s`` the time to start a kernel, ``base_s`` the fixed cost of LL128 and Simple,
+    ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run.
     """
 
     ranks: Floats
@@ -42,6 +45,7 @@ class Links:
     launch_s: Floats
     base_s: Floats
     crossing_s: Floats
+    ll128: NDArray[np.bool_]
 
 
 def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
@@ -53,7 +57,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     architecture = np.asarray(fabric.architecture)
     bus = constants.ring_share * nccl.LINK_SHARE[architecture] * fabric.nvlink_bytes_per_s * fabric.nvlink_scale
 
-    share, crossing = network(fabric, constants)
+    share, crossing, ordered = network(fabric, constants)
     nics = np.asarray(fabric.nics_per_node, dtype=np.float64)
     nic = np.asarray(fabric.nic_bytes_per_s) * share
     # A rank drives its own NICs only: one, or several where the node has more NICs than GPUs.
@@ -88,16 +92,20 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         launch_s=np.asarray(constants.launch_s * fabric.launch_scale),
         base_s=np.asarray(base),
         crossing_s=np.asarray(crossing * fabric.hop_scale),
+        ll128=ordered | ~multi,
     )
 
 
 def _is_hopper(architecture: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Hopper or Blackwell."""
-    return (architecture == _HOPPER) | (architecture == _HOPPER + 1)
+    return np.asarray((architecture == _HOPPER) | (architecture == _HOPPER + 1))
 
 
-def network(fabric: Fabric, constants: Constants) -> tuple[Floats, Floats]:
-    """Share of the line rate that a NIC reaches, and the seconds that one crossing adds to NCCL's own latency.
+def network(fabric: Fabric, constants: Constants) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """A NIC's share of its line rate, the seconds a crossing adds to NCCL's own latency, and whether LL128 can run.
+
+    LL128 needs a network that keeps the order of 128-byte stores, which sockets and the libfabric providers of
+    Slingshot and of the first EFA do not promise.
 
     Two names hide two generations, told apart by the NICs of a node: EFA of the first generation comes four to a
     node (p4d, p4de), later ones sixteen or thirty-two; GPUDirect-TCPX four to a node (A3 High), the offloaded
@@ -119,4 +127,4 @@ def network(fabric: Fabric, constants: Constants) -> tuple[Floats, Floats]:
     code = np.asarray(fabric.fabric)
     few = np.asarray(fabric.nics_per_node) <= 4
     row = np.where(few & (code == _EFA), len(FABRICS), np.where(few & (code == _TCP), len(FABRICS) + 1, code))
-    return shares[row] * np.asarray(fabric.nic_scale), crossings[row]
+    return shares[row] * np.asarray(fabric.nic_scale), crossings[row], _ORDERED[row]

@@ -63,27 +63,26 @@ def read(columns: Mapping[str, NDArray[Any]]) -> Table:
     reason[~np.isin(collective, list(COLLECTIVES))] = "the collective is not one that the model knows"
     reason[~(_numbers(columns, "bytes") >= 0)] = "bytes is missing"
 
-    gpus_per_node = np.where(gpus_per_node >= 1, gpus_per_node, 1).astype(np.int64)
-    num_nodes = np.where(num_nodes >= 1, num_nodes, 1).astype(np.int64)
+    gpus = np.where(gpus_per_node >= 1, gpus_per_node, 1).astype(np.int64)
+    nodes = np.where(num_nodes >= 1, num_nodes, 1).astype(np.int64)
     # Where only the NIC rate is known: one NIC per GPU, as in the reference designs of eight-GPU nodes.
-    nics = np.where(nics >= 1, nics, gpus_per_node).astype(np.int64)
+    nics_per_node = np.where(nics >= 1, nics, gpus).astype(np.int64)
     machines = {pair: gpu(*pair) for pair in set(zip(words["gpu"], words["interconnect"], strict=True))}
     rows = [machines[pair] for pair in zip(words["gpu"], words["interconnect"], strict=True)]
     fabric = Fabric(
         architecture=np.array([row.architecture for row in rows], dtype=np.int64),
         nvlink_bytes_per_s=np.array([row.nvlink_bytes_per_s for row in rows]),
-        nvswitch=(gpus_per_node >= 8)
-        & (np.char.find(words["notes"], "NCCL_NVLS_ENABLE=0") < 0),
-        nics_per_node=np.where(multi, nics, 0),
+        nvswitch=(gpus >= 8) & (np.char.find(words["notes"], "NCCL_NVLS_ENABLE=0") < 0),
+        nics_per_node=np.where(multi, nics_per_node, 0),
         nic_bytes_per_s=np.where(multi & (nic > 0), nic, np.where(multi, 1.0, 0.0)),
         fabric=np.array([_fabric(name) for name in words["fabric"]], dtype=np.int64),
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=gpus,
         sharp=_numbers(columns, "sharp") == 1 if "sharp" in columns else np.zeros(count, dtype=np.bool_),
     )
     return Table(
         collective=collective,
         tensor_bytes=np.nan_to_num(_numbers(columns, "bytes")),
-        group=Group(gpus_per_node * num_nodes, gpus_per_node),
+        group=Group(gpus * nodes, gpus),
         fabric=fabric,
         algorithm=np.array([_forced(note) for note in words["notes"]], dtype=np.str_),
         skip_reason=reason,
@@ -122,7 +121,7 @@ def times(table: Table, constants: Constants) -> Floats:
     return time_s
 
 
-def rows_of(item: Any, rows: NDArray[np.int64]) -> Any:  # noqa: ANN401
+def rows_of(item: Any, rows: NDArray[np.int64]) -> Any:
     """The same group or fabric with only some of its rows; scalars stay scalars."""
     return replace(
         item,
@@ -173,7 +172,7 @@ def smallest(tensor_bytes: Floats, allowed: NDArray[np.bool_]) -> NDArray[np.int
     rows = rows[np.argsort(tensor_bytes[rows], kind="stable")][:SMALL_ROWS]
     if rows.size == 0 or tensor_bytes[rows[0]] > SMALL_BYTES:
         return rows[:0]
-    return rows[tensor_bytes[rows] <= SMALL_SPAN * tensor_bytes[rows[0]]]
+    return np.asarray(rows[tensor_bytes[rows] <= SMALL_SPAN * tensor_bytes[rows[0]]])
 
 
 def _numbers(columns: Mapping[str, NDArray[Any]], name: str) -> Floats:
@@ -194,7 +193,9 @@ def _words(columns: Mapping[str, NDArray[Any]], name: str, count: int) -> NDArra
     """A column of words; a missing value or column becomes empty."""
     if name not in columns:
         return np.full(count, "", dtype="<U1")
-    return np.array([value.strip() if isinstance(value, str) else "" for value in columns[name].tolist()], dtype=np.str_)
+    return np.array(
+        [value.strip() if isinstance(value, str) else "" for value in columns[name].tolist()], dtype=np.str_
+    )
 
 
 def _fabric(name: str) -> int:

@@ -31,11 +31,7 @@ def nvls(tensor_bytes: Floats, on: Links, fabric: Fabric, constants: Constants) 
 
     hops = np.where(sharp, np.minimum(on.hops, 1.0), on.hops)
     between = 2 * hops * (constants.nvls_tree_hop_s + on.crossing_s)
-    path = (
-        constants.nvls_base_s
-        + on.ranks_per_node * constants.nvls_rank_s
-        + between * constants.network_fill_share
-    )
+    path = constants.nvls_base_s + on.ranks_per_node * constants.nvls_rank_s + between * constants.network_fill_share
     time = (
         on.launch_s
         + constants.nvls_base_s

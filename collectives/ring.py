@@ -25,14 +25,15 @@ def ring(
 
     T = launch + base + overlapped(bus_bytes / B, steps * latency) + fill;  steps = passes (n - 1), of which
     passes (N - 1) cross between nodes. Latencies per step are NCCL's, plus what the fabric adds to a crossing.
-    LL and LL128 have lower latencies but pass every word by way of registers: besides the ring's links (of which
-    LL uses half and LL128 0.92, for flags) a share of the NVLink rate bounds them; LL's is ``ll_share`` of that
-    again for collectives other than all-reduce. In a ``chain`` (broadcast, reduce) the steps pass before the
-    first byte arrives, so that latency and transfer add up.
+    ``bus_share`` is what the collective reaches of the rate inside a node. LL moves ``constants.ll_share`` of the
+    ring's rate (``ll_share`` of that again for collectives other than all-reduce) and overlaps nothing. LL128 moves
+    0.92 of the ring's rate, or the share of the NVLink rate that its copying through registers allows. In a
+    ``chain`` (broadcast, reduce) the steps pass before the first byte arrives: latency and transfer add up.
     """
     crossings = np.where(on.multi, passes * (on.nodes - 1), 0.0)
     inside = passes * (on.ranks - 1) - crossings
-    bus = on.ring_bus * np.where(on.multi & (on.channel_rate < on.bus), 1.0, bus_share)
+    alone = on.multi & (on.ranks_per_node == 1)
+    bus = np.minimum(on.ring_bus, np.where(alone, np.inf, on.bus * bus_share))
     transfer = bus_bytes / bus
 
     def latency(protocol: int) -> Floats:
@@ -47,7 +48,7 @@ def ring(
     ll128 = bus_bytes / np.minimum(nccl.LL128_PAYLOAD * bus, constants.ll128_share * on.bus)
     times = {
         LL: on.launch_s + latency(LL) + ll,
-        LL128: based + combined(ll128, latency(LL128)),
+        LL128: np.where(on.ll128, based + combined(ll128, latency(LL128)), np.inf),
         SIMPLE: based + combined(transfer, simple) + filling,
     }
     return [Candidate(RING, protocol, np.asarray(time), bus_bytes) for protocol, time in times.items()]

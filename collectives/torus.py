@@ -11,8 +11,11 @@ from flopcast.collectives import nccl
 from flopcast.collectives.constants import Constants
 from flopcast.collectives.cost import SIMPLE, TORUS, Candidate, Floats
 from flopcast.collectives.group import Fabric, FloatArray, Group, IntArray
-from flopcast.collectives.links import links
+from flopcast.collectives.links import Links, links
 from flopcast.collectives.pipeline import overlapped
+
+# Rows of up to 2^8 nodes are tried.
+MAX_ROW_POWER = 8
 
 
 def steps(columns: IntArray, rows: IntArray) -> Floats:
@@ -49,17 +52,27 @@ def time(
 
 
 def candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
-    """The torus whose rows are the nodes (X = g over NVLink) and whose columns cross them (Y = N over the NICs).
+    """Tori whose rows are 1, 2, 4, ... whole nodes (X = g k over NVLink and NICs) and whose columns cross the rows.
 
     The g columns of a node run at once and share its NICs; each phase is one launch, with the corrections of a
-    ring: its base and the overlap of latency and transfer.
+    ring: its base, and the overlap of latency and transfer.
     """
     on = links(group, fabric, constants)
-    x, y = on.ranks_per_node, on.nodes
-    row_transfer = 2 * (x - 1) / x * tensor_bytes / on.bus
-    row = overlapped(row_transfer, 2 * (x - 1) * nccl.RING_NVLINK_STEP_S[SIMPLE])
+    return [_grid(tensor_bytes, 2.0**power, on) for power in range(MAX_ROW_POWER + 1)]
+
+
+def _grid(tensor_bytes: Floats, row_nodes: float, on: Links) -> Candidate:
+    """The torus with rows of ``row_nodes`` nodes; infinite where they do not divide the nodes."""
+    x, y = on.ranks_per_node * row_nodes, on.nodes / row_nodes
     network_step = nccl.RING_NETWORK_STEP_S[SIMPLE] + on.crossing_s
-    sent = 2 * (y - 1) / y * tensor_bytes
-    column = np.where(on.multi, overlapped(sent / on.node_rate, 2 * (y - 1) * network_step), 0.0)
-    phases = np.where(x > 1, 2.0, 0.0) + np.where(on.multi, 1.0, 0.0)
-    return [Candidate(TORUS, SIMPLE, phases * (on.launch_s + on.base_s) + row + column, sent)]
+    crossings = row_nodes - 1
+    row_bytes = 2 * (x - 1) / x * tensor_bytes
+    row_latency = 2 * ((x - 1 - crossings) * nccl.RING_NVLINK_STEP_S[SIMPLE] + crossings * network_step)
+    row = overlapped(row_bytes / (on.ring_bus if row_nodes > 1 else on.bus), row_latency)
+    # A rank's shard is S/X, and the node's g ranks run their columns at once.
+    column_bytes = 2 * (y - 1) / y * tensor_bytes / row_nodes
+    column = np.where(y > 1, overlapped(column_bytes / on.node_rate, 2 * (y - 1) * network_step), 0.0)
+    phases = np.where(x > 1, 2.0, 0.0) + np.where(y > 1, 1.0, 0.0)
+    time_s = phases * (on.launch_s + on.base_s) + row + column
+    sent = column_bytes + (row_bytes if row_nodes > 1 else 0.0)
+    return Candidate(TORUS, SIMPLE, np.where(on.nodes % row_nodes == 0, time_s, np.inf), np.asarray(sent))

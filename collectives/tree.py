@@ -26,7 +26,8 @@ def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidat
     inside = np.where(on.ranks_per_node > 1, inside, 0.0)
     between = sent / on.channel_rate
     transfer = np.maximum(inside, between)
-    # LL and LL128 are bound as in a ring, and by half of a ring's bytes: S up and S down for its 2 S.
+    # LL and LL128 reach the same shares of the slower link here; LL twice that, for S goes up and S comes down where a
+    # ring's rank sends 2 S.
     ll = transfer / (2 * constants.ll_share)
     ll128 = transfer / (nccl.LL128_PAYLOAD * constants.ll128_share)
 
@@ -39,9 +40,7 @@ def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidat
     filling = fill(transfer, path, constants.tree_fill_chunks, constants.tree_fill_limit)
     times = {
         LL: on.launch_s + latency(LL) + ll,
-        LL128: based + latency(LL128) + ll128,
+        LL128: np.where(on.ll128, based + latency(LL128) + ll128, np.inf),
         SIMPLE: based + latency(SIMPLE) + transfer + filling,
     }
-    return [
-        Candidate(TREE, protocol, np.where(on.multi, time, np.inf), sent) for protocol, time in times.items()
-    ]
+    return [Candidate(TREE, protocol, np.where(on.multi, time, np.inf), sent) for protocol, time in times.items()]

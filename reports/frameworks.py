@@ -34,7 +34,10 @@ FRAMEWORKS: dict[str, Framework] = {
         overlap=False, bucket_bytes=2**31, gradient_bits=16, recompute="full", attention="unfused"
     ),
     # Megatron-LM before flash attention (arXiv:2104.04473): fp32 main gradients all-reduced after the last backward.
-    "megatron-lm (2021)": Framework(overlap=False, bucket_bytes=2**31, recompute="full", attention="unfused"),
+    # Its section 4.2: bias + GELU, bias + dropout + add, and scale + mask + softmax are fused.
+    "megatron-lm (2021)": Framework(
+        overlap=False, bucket_bytes=2**31, jit_fused=True, recompute="full", attention="unfused"
+    ),
     # NeMo's performance recipes: distributed optimizer with bf16 gradient reduction, overlapped; sequence parallelism
     # with userbuffer overlap (ub_tp_comm_overlap); Transformer Engine's fused norms and JIT-fused activations.
     "nemo": Framework(

@@ -1,20 +1,24 @@
 """The fit of the global constants to all published runs together: robust, bounded, every source counted alike."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from flopcast.reports.runs import Run
+from flopcast.reports.runs import Run, read_runs
+from flopcast.simulator import band
 from flopcast.simulator.batch import Batch, Case
-from flopcast.simulator.constants import Constants, Entry, default_constants, entries
+from flopcast.simulator.constants import FILE, Constants, Entry, default_constants, entries
 from flopcast.simulator.operation import Array
 
 # Residuals of log time beyond this count linearly, not squared: some published rows are wrong by tens of per cent.
 ROBUST_SCALE = 0.06
 # One standard deviation of the prior on a constant, as a share of its range: what no run constrains stays put.
-PRIOR_WIDTH = 0.5
+PRIOR_WIDTH = 0.15
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def fit(runs: RunSet, used: np.ndarray | None = None, start: Constants | None = 
     weights = source_weights(runs.sources, used)
     low, high = np.array([e.low for e in free]), np.array([e.high for e in free])
     initial = (np.array([getattr(start, e.name) for e in free]) - low) / (high - low)
-    residuals = _residuals(runs, free, start, weights, low, high, initial)
+    prior = (np.array([e.prior for e in free], dtype=np.float64) - low) / (high - low)
+    residuals = _residuals(runs, free, start, weights, low, high, prior)
     solution = least_squares(
         residuals,
         np.clip(initial, 0.01, 0.99),
@@ -121,3 +126,77 @@ def leave_one_out(runs: RunSet, groups: np.ndarray) -> Array:
         inside = groups == group
         errors[inside] = runs.log_errors(fit(runs, ~inside))[inside]
     return errors
+
+
+@dataclass(frozen=True)
+class GlobalFit:
+    """The constants before and after, and the mean over sources of the median |error|, in sample and left out."""
+
+    runs: RunSet
+    before: Constants
+    after: Constants
+    left_out_errors: Array
+
+    @property
+    def in_sample(self) -> float:
+        """On the runs the constants were fitted to."""
+        return mean_of_medians(self.runs.sources, self.runs.log_errors(self.after))
+
+    @property
+    def left_out(self) -> float:
+        """On runs of a framework that the constants were fitted without."""
+        return mean_of_medians(self.runs.sources, self.left_out_errors)
+
+    def write(self) -> None:
+        """Store the constants and the residuals."""
+        write_constants(self.after)
+        write_residuals(self.runs, self.left_out_errors)
+
+
+def calibrate(path: Path) -> GlobalFit:
+    """Fit the constants to a table of runs, and again with each framework left out."""
+    runs = RunSet.of(read_runs(path))
+    return GlobalFit(runs, default_constants(), fit(runs), leave_one_out(runs, runs.frameworks))
+
+
+def mean_of_medians(sources: np.ndarray, log_errors: Array) -> float:
+    """Mean over sources of the median |predicted / measured - 1|."""
+    sizes = np.abs(np.expm1(log_errors))
+    return float(np.mean([np.median(sizes[sources == source]) for source in np.unique(sources)]))
+
+
+def write_constants(constants: Constants, path: Path = FILE) -> None:
+    """Set the values in ``constants.toml`` to four significant digits, leaving all else as it is."""
+    text = path.read_text(encoding="utf-8")
+    for entry in entries():
+        if entry.fitted:
+            value = min(max(float(f"{getattr(constants, entry.name):.4g}"), entry.low), entry.high)
+            text = re.sub(rf"(\[{entry.name}\]\nvalue = )\S+", rf"\g<1>{value!r}", text)
+    _replace(path, text)
+
+
+def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> None:
+    """Store the 10 % and 90 % quantiles of log(measured / predicted) by regime, every source counted alike."""
+    regimes = band.regime(runs.batch.plans, runs.batch.hardware.gpus_per_node)
+    parts = ["# Quantiles of log(measured / predicted step time) of published runs by constants fitted without the runs'\n"]
+    parts.append("# framework, every source counted alike. Written by the global fit.\n")
+    for code, name in enumerate(band.REGIMES):
+        inside = regimes == code
+        low, high = weighted_quantiles(-log_errors[inside], runs.sources[inside], (0.1, 0.9))
+        parts.append(f"\n[{name}]\nlow = {low:.4f}\nhigh = {high:.4f}\nnum_runs = {int(inside.sum())}\n")
+    _replace(path, "".join(parts))
+
+
+def weighted_quantiles(values: Array, sources: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Quantiles in which the rows of every source together weigh the same."""
+    _, where, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    weights = 1.0 / counts[where]
+    order = np.argsort(values)
+    cumulated = (np.cumsum(weights[order]) - 0.5 * weights[order]) / weights.sum()
+    return [float(np.interp(share, cumulated, values[order])) for share in shares]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

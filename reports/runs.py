@@ -1,6 +1,8 @@
 """A table of measured training runs: each row as a model, a cluster and a plan, or refused with the reason."""
 
-from dataclasses import dataclass, field
+import math
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,16 @@ from flopcast.reports.frameworks import Framework, framework_of
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.model import Model
-from flopcast.simulator.plan import Plan
+from flopcast.simulator.compare import USUAL_ATTENTION
+from flopcast.simulator.model import Model, count_parameters
+from flopcast.simulator.plan import CHOICES, Plan
 
 # Where a table does not say: GPT-2's vocabulary padded to a multiple of 128 for 8 ranks, as Megatron does.
 DEFAULT_VOCABULARY = 51200
-DEFAULT_ATTENTION = {"volta": "unfused"}
+# What tables call the attention kernels: an unversioned "flash" is the second, for nearly all runs are younger than it.
+ATTENTION_NAMES = {"flash": "flash2", "sdpa": "flash2", "eager": "unfused", "none": "unfused", "xformers": "flash1"}
+GATED = ("swiglu", "geglu", "reglu")
+NEEDED = ("id", "source_key", "gpu", "n_gpus", "hidden", "n_heads", "ffn_hidden", "seq_len", "measured_step_s")
 
 
 @dataclass
@@ -24,7 +30,7 @@ class Run:
     """One measured step. ``assumed`` says what the table leaves open and how it was filled.
 
     ``share_of_step``: tokens of the published step over those of the plan's whole micro-batches (a last micro-batch
-    may be smaller). ``skipped`` is the reason where the row cannot be expressed; then nothing but its names is set.
+    may be smaller). ``skipped`` is the reason where the row cannot be expressed; then only its names are set.
     """
 
     id: str
@@ -41,116 +47,107 @@ class Run:
     skipped: str = ""
 
 
+class Row:
+    """One row of the table: cells by column, blanks filled by defaults that are remembered."""
+
+    def __init__(self, cells: dict[str, Any]) -> None:
+        self.cells = cells
+        self.assumed: list[str] = []
+
+    def has(self, column: str) -> bool:
+        """Whether the source states it."""
+        value = self.cells.get(column)
+        return value is not None and not pd.isna(value) and value != ""
+
+    def text(self, column: str, default: str = "") -> str:
+        """The cell in lower case, or the default."""
+        return str(self.cells[column]).strip().lower() if self.has(column) else self._default(column, default)
+
+    def number(self, column: str, default: float | None = None) -> float:
+        """The cell as a number; InputError names a blank one without default and one that is no number."""
+        if not self.has(column):
+            if default is None:
+                raise InputError(f"{column} is blank")
+            return float(self._default(column, default))
+        try:
+            return float(self.cells[column])
+        except ValueError:
+            raise InputError(f"{column} is '{self.cells[column]}'; write a number") from None
+
+    def whole(self, column: str, default: int | None = None) -> int:
+        """The cell as a whole number."""
+        return int(self.number(column, default))
+
+    def _default(self, column: str, default: Any) -> Any:
+        if default != "":
+            self.assumed.append(f"{column} {default}")
+        return default
+
+
 def read_runs(path: Path) -> list[Run]:
-    """Every row of a CSV with the columns of the published runs, in order."""
-    table = pd.read_csv(path)
-    return [_express(row) for row in table.to_dict("records")]
-
-
-def _express(row: dict[Any, Any]) -> Run:
-    run = Run(
-        id=str(row["id"]),
-        source=str(row["source_key"]),
-        gpu=str(row["gpu"]),
-        framework=str(row["framework"]),
-        measured_step_s=float(row["measured_step_s"]),
-    )
+    """Every row of a CSV with the columns of the published runs, in order; InputError for a file that is not one."""
     try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
+    missing = [column for column in NEEDED if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: columns {', '.join(missing)} are missing; see reports/measurements/training_runs.md")
+    return [express(cells) for cells in table.to_dict("records")]
+
+
+def express(cells: dict[Any, Any]) -> Run:
+    """One row as a run, or skipped with the reason."""
+    row = Row({str(name): value for name, value in cells.items()})
+    run = Run(str(cells["id"]), str(cells["source_key"]), str(cells["gpu"]), row.text("framework"), math.nan)
+    try:
+        run.measured_step_s = row.number("measured_step_s")
         if not run.measured_step_s > 0:
-            raise InputError("measured_step_s is blank")
+            raise InputError(f"measured_step_s is {run.measured_step_s}; it must be positive")
         _fill(run, row, framework_of(run.framework))
     except InputError as error:
-        run.model = run.cluster = run.plan = None
         run.skipped = str(error)
+    run.assumed = row.assumed
     return run
 
 
-def _fill(run: Run, row: dict[Any, Any], framework: Framework) -> None:
-    def given(column: str, default: Any = None) -> Any:
-        value = row.get(column)
-        if value is not None and not pd.isna(value):
-            return value
-        if default is None:
-            raise InputError(f"{column} is blank")
-        run.assumed.append(f"{column} {default}")
-        return default
-
-    model = run.model = _model(row, given)
-    per_node = int(given("gpus_per_node", 8))
-    rate = row.get("node_gbit")
-    known = not pd.isna(rate)
-    cluster = generic_cluster(run.gpu, per_node, float(rate or 0) * 1e9 / 8 if known else None)
-    run.cluster = cluster
-    num_gpus, tp, cp = int(given("n_gpus")), int(given("tp", 1)), int(given("cp", 1))
-    pp, virtual = int(given("pp", 1)), int(given("vpp", 1))
-    if num_gpus > per_node and not known:
-        run.assumed.append(f"network {cluster.node_bytes_per_s * 8e-9:.0f} Gbit/s per node")
-    world = num_gpus // (tp * pp)
-    dp = max(world // cp, 1)
-    batch = float(given("global_batch_seqs"))
-    micro = _micro_batch(row, given, batch, dp, model.num_layers, pp)
-    accumulation = max(round(batch / (dp * micro)), 1)
-    if pp > 1 and accumulation == 1 and micro > 1:
-        run.assumed.append(f"local batch of {micro} runs through the pipeline one sequence at a time")
-        micro, accumulation = 1, micro
-    if pp > 1 and virtual > 1:
-        accumulation = -(-accumulation // pp) * pp
-    sharding = str(given("sharding", "ddp"))
-    run.plan = Plan(
-        strategy=sharding,
-        num_gpus=num_gpus,
-        seq_len=int(given("seq_len")),
-        micro_batch=micro,
-        grad_accum=accumulation,
-        tp=tp,
-        cp=cp,
-        pp=pp,
-        virtual_pp=virtual if pp > 1 else 1,
-        schedule="interleaved" if virtual > 1 and pp > 1 else "1f1b",
-        sequence_parallel=bool(given("sequence_parallel", framework.overlap_tensor)) and tp > 1,
-        overlap_tensor=framework.overlap_tensor and tp > 1,
-        **_shards(sharding, row, num_gpus, tp, world, per_node),
-        recompute=given("recompute", framework.recompute),
-        precision="fp8" if given("precision", "bf16") == "fp8" else "bf16",
-        gradient_bits=framework.gradient_bits,
-        attention=_attention(given, framework, cluster),
-        fused_kernels=framework.fused_kernels,
-        compiled=bool(given("torch_compile", framework.jit_fused)) or framework.jit_fused,
-        prefetch=int(framework.overlap or sharding in ("fsdp_full", "fsdp_hybrid", "zero3")),
-        bucket_bytes=framework.bucket_bytes,
-    )
-    run.share_of_step = batch / (dp * micro * accumulation)
-    memory = row.get("measured_mem_GB")
-    run.measured_memory_bytes = None if memory is None or pd.isna(memory) else float(memory) * 2**30
+def _fill(run: Run, row: Row, framework: Framework) -> None:
+    model = _model(row)
+    cluster = _cluster(run, row)
+    plan, share = _plan(row, framework, model, cluster)
+    memory = row.number("measured_mem_GB", math.nan)
+    run.measured_memory_bytes = None if math.isnan(memory) else memory * 2**30
+    run.model, run.cluster, run.plan, run.share_of_step = model, cluster, plan, share
 
 
-def _model(row: dict[Any, Any], given: Any) -> Model:
-    heads, hidden = int(given("n_heads")), int(given("hidden"))
-    kv_heads = int(given("n_kv_heads", heads))
-    gated = given("mlp_type") in ("swiglu", "geglu")
-    attention = Attention(
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=hidden // heads,
-        qkv_bias=not gated,
-        output_bias=not gated,
-        fused_qkv=kv_heads == heads and not gated,
-        rotary_share=1.0 if gated else 0.0,
-    )
+def _model(row: Row) -> Model:
+    heads, hidden = row.whole("n_heads"), row.whole("hidden")
+    kv_heads = row.whole("n_kv_heads", heads)
+    gated = row.text("mlp_type", "gelu") in GATED
     block = TransformerBlock(
-        attention,
-        Mlp(int(given("ffn_hidden")), gated=gated, bias=not gated),
-        parallel=bool(given("parallel_layers", False)),
+        Attention(
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=row.whole("head_dim", hidden // heads) if row.has("head_dim") else hidden // heads,
+            qkv_bias=not gated,
+            output_bias=not gated,
+            fused_qkv=kv_heads == heads and not gated,
+            rotary_share=1.0 if gated else 0.0,
+        ),
+        Mlp(row.whole("ffn_hidden"), gated=gated, bias=not gated),
+        parallel=bool(row.number("parallel_layers", 0)),
         norm="rmsnorm" if gated else "layernorm",
         norm_bias=not gated,
     )
-    seq_len = int(given("seq_len"))
+    seq_len, vocabulary = row.whole("seq_len"), row.whole("vocab", DEFAULT_VOCABULARY)
     return Model(
-        name=str(row.get("model_name")),
+        name=str(row.cells.get("model_name", "")),
         hidden=hidden,
-        vocab_size=int(given("vocab", DEFAULT_VOCABULARY)),
+        vocab_size=vocabulary,
         context=seq_len,
-        layers=(block,) * int(given("n_layers")),
+        layers=(block,) * _num_layers(row, block, hidden, vocabulary),
         tied_embeddings=not gated,
         positions="rotary" if gated else "learned",
         num_positions=seq_len,
@@ -159,34 +156,109 @@ def _model(row: dict[Any, Any], given: Any) -> Model:
     )
 
 
-def _micro_batch(row: dict[Any, Any], given: Any, batch: float, dp: int, num_layers: int, pp: int) -> int:
-    accumulation = row.get("grad_accum")
-    default = None
-    if accumulation is not None and not pd.isna(accumulation) and accumulation >= 1:
-        default = max(int(batch // (dp * accumulation)), 1)
-    else:
-        default = max(min(int(batch // dp), 8), 1)
-    return int(given("micro_batch", default))
+def _num_layers(row: Row, block: TransformerBlock, hidden: int, vocabulary: int) -> int:
+    """The number of layers, or the one that makes the size in the model's name ("BLOOM-proto-205B")."""
+    if row.has("n_layers"):
+        return row.whole("n_layers")
+    size = re.search(r"([\d.]+)\s*([bm])\b", row.text("model_name"))
+    if not size:
+        raise InputError("n_layers is blank and the model's name has no size")
+    parameters = float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]]
+    number = max(round((parameters - vocabulary * hidden) / count_parameters(block, hidden)), 1)
+    return row.whole("n_layers", number)
 
 
-def _shards(sharding: str, row: dict[Any, Any], num_gpus: int, tp: int, world: int, per_node: int) -> dict[str, int]:
-    size = row.get("shard_group_size")
-    shard = world if size is None or pd.isna(size) else int(size)
-    if world % shard:
+def _cluster(run: Run, row: Row) -> Cluster:
+    num_gpus = row.whole("n_gpus")
+    per_node = row.whole("gpus_per_node", 8)
+    if num_gpus > per_node:
+        per_node = math.gcd(num_gpus, per_node)
+    rate = row.number("node_gbit", 0.0) if row.has("node_gbit") else 0.0
+    cluster = generic_cluster(run.gpu, per_node, rate * 1e9 / 8 if rate > 0 else None)
+    if num_gpus > per_node and not rate:
+        row.assumed.append(f"node_gbit {cluster.node_bytes_per_s * 8e-9:.0f}")
+    wires = row.text("interconnect")
+    fabric = next((name for name in ("roce", "efa", "ethernet", "slingshot") if name in wires), cluster.fabric)
+    return replace(cluster, fabric=fabric)
+
+
+def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tuple[Plan, float]:
+    num_gpus, tp, cp = row.whole("n_gpus"), row.whole("tp", 1), row.whole("cp", 1)
+    pp = row.whole("pp", 1)
+    virtual = row.whole("vpp", 1) if pp > 1 else 1
+    world = num_gpus // (tp * pp)
+    dp = max(world // cp, 1)
+    batch = row.number("global_batch_seqs")
+    micro, accumulation = _passes(row, batch, dp, pp, virtual)
+    sharding = row.text("sharding", "ddp")
+    plan = Plan(
+        strategy=sharding,
+        num_gpus=num_gpus,
+        seq_len=row.whole("seq_len"),
+        micro_batch=micro,
+        grad_accum=accumulation,
+        tp=tp,
+        cp=cp,
+        pp=pp,
+        virtual_pp=virtual,
+        schedule="interleaved" if virtual > 1 else "1f1b",
+        sequence_parallel=tp > 1 and bool(row.number("sequence_parallel", float(framework.overlap_tensor))),
+        overlap_tensor=framework.overlap_tensor and tp > 1,
+        **_shards(row, sharding, framework, world),
+        recompute=_choice(row, "recompute", framework.recompute, "selective"),
+        precision="fp8" if "fp8" in row.text("precision", "bf16") else "bf16",
+        gradient_bits=framework.gradient_bits,
+        attention=_attention(row, framework, cluster),
+        fused_kernels=framework.fused_kernels,
+        compiled=framework.jit_fused or bool(row.number("torch_compile", 0)),
+        prefetch=int(framework.overlap or _level(sharding) == 3),
+        bucket_bytes=framework.bucket_bytes,
+    )
+    return plan, batch / (dp * micro * accumulation)
+
+
+def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
+    """Sequences per pass and passes per step."""
+    passes = row.number("grad_accum", 0.0) if row.has("grad_accum") else 0.0
+    usual = int(batch // (dp * passes)) if passes >= 1 else min(int(batch // dp), 8)
+    micro = row.whole("micro_batch", max(usual, 1))
+    accumulation = max(round(batch / (dp * micro)), 1)
+    if pp > 1 and accumulation == 1 and micro > 1:
+        # No pipeline runs a single micro-batch: the table states the batch that is cut into them.
+        row.assumed.append(f"a local batch of {micro} passes through the pipeline one sequence at a time")
+        micro, accumulation = 1, micro
+    if virtual > 1:
+        accumulation = -(-accumulation // pp) * pp
+    return micro, accumulation
+
+
+def _level(sharding: str) -> int:
+    """ZeRO stage that a name stands for: 0 to 3."""
+    if "fsdp" in sharding or "hsdp" in sharding:
+        return 3
+    stage = re.search(r"zero-?(\d)", sharding)
+    return min(int(stage[1]), 3) if stage else 0
+
+
+def _shards(row: Row, sharding: str, framework: Framework, world: int) -> dict[str, int]:
+    level = _level(framework.sharding if "megatron" in sharding else sharding)
+    shard = row.whole("shard_group_size") if row.has("shard_group_size") else world
+    if shard < 1 or world % shard:
         shard = world
-    if sharding == "megatron":
-        sharding = framework_of(str(row["framework"])).sharding
-    levels = {"zero1": 1, "zero2": 2, "zero3": 3, "fsdp_full": 3, "fsdp_hybrid": 3}.get(sharding, 0)
-    return {
-        "optimizer_shard": shard if levels >= 1 else 1,
-        "gradient_shard": shard if levels >= 2 else 1,
-        "parameter_shard": shard if levels >= 3 else 1,
-    }
+    names = ("optimizer_shard", "gradient_shard", "parameter_shard")
+    return {name: shard if level > index else 1 for index, name in enumerate(names)}
 
 
-def _attention(given: Any, framework: Framework, cluster: Cluster) -> Any:
-    usual = framework.attention or DEFAULT_ATTENTION.get(cluster.gpu.architecture, "flash2")
-    name = str(given("attention", usual))
-    if name == "flash":
-        return "flash2"
-    return name
+def _choice(row: Row, column: str, default: str, otherwise: str) -> Any:
+    name = row.text(column, default)
+    return name if name in CHOICES[column] else otherwise
+
+
+def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
+    usual = framework.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
+    if usual == "cudnn":
+        usual = "flash2"  # frameworks that do not say use the flash-attention package
+    name = row.text("attention", usual)
+    return ATTENTION_NAMES.get(name, name if name in CHOICES["attention"] else "flash2")
+
+

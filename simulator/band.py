@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.plan import Plans
 
 FILE = Path(__file__).with_name("residuals.toml")
@@ -29,8 +28,8 @@ def regime(plans: Plans, gpus_per_node: NDArray[np.int64] | int) -> NDArray[np.i
 REGIMES = ("one_node", "many_nodes")
 
 
-def band(plans: Plans, cluster: Cluster) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def band(plans: Plans, gpus_per_node: NDArray[np.int64] | int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Factors on the step time that bound 80 % of comparable measured runs."""
     quantiles = np.exp(np.array([residual_quantiles()[name] for name in REGIMES]))
-    chosen = quantiles[regime(plans, cluster.gpus_per_node)]
+    chosen = quantiles[regime(plans, gpus_per_node)]
     return chosen[:, 0], chosen[:, 1]

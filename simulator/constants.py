@@ -33,7 +33,7 @@ class Constants:
     compiled_launch_share: float
     overlap_leak: float
     network_share: float
-    tensor_parallel_share: float
+    nvlink_share: float
     pipeline_share: float
     step_overhead_s: float
     reserved_bytes: float
@@ -46,7 +46,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Entry:
-    """One constant with its range, unit, meaning and origin."""
+    """One constant with its range, unit, meaning and origin; a fitted one with its value expected before the fit."""
 
     name: str
     value: float
@@ -56,6 +56,7 @@ class Entry:
     meaning: str
     source: str
     fitted: bool
+    prior: float | None = None
 
 
 @cache

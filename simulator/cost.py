@@ -56,12 +56,15 @@ def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Consta
 
 
 def collective_seconds(work: Collective, hardware: Hardware, constants: Constants) -> Array:
-    """The collective alone, slowed by what a training step leaves it of the links."""
+    """The collective alone; between two products or stages, slowed by what the step leaves it of the links.
+
+    Gathers and reductions are slowed where something runs beside them, which is for the reader of the step to say.
+    """
     share = {
-        "tensor": constants.tensor_parallel_share,
-        "context": constants.tensor_parallel_share,
+        "tensor": constants.nvlink_share,
+        "context": constants.nvlink_share,
         "pipeline": constants.pipeline_share,
-    }.get(work.purpose, constants.network_share)
+    }.get(work.purpose, 1.0)
     alone = COLLECTIVES[work.collective].cost(work.tensor_bytes, work.group, hardware.fabric).time_s
     return np.asarray(alone / share, dtype=np.float64)
 

@@ -66,7 +66,7 @@ class Forecast:
     @cached_property
     def band_s(self) -> tuple[Array, Array]:
         """The 80 % interval around ``step_s``."""
-        factors = band(self.plans, self.cluster)
+        factors = band(self.plans, self.cluster.gpus_per_node)
         return self.step_s * factors[0], self.step_s * factors[1]
 
     @cached_property

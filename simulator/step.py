@@ -87,15 +87,16 @@ class _Links:
         self.inside += np.where(crosses_nodes, 0.0, time * count)
         self.first = np.maximum(self.first, np.where(count > 0, np.minimum(time, time * count), 0.0))
 
-    def exposed(self, compute: Array, prefetch: NDArray[np.int64], leak: float) -> Array:
+    def exposed(self, compute: Array, prefetch: NDArray[np.int64], constants: Constants) -> Array:
         """What of them the computation beside them does not hide.
 
-        max(0, C - T) + leak min(C, T) with prefetch, and the first (forward) or last (backward) unit has nothing to
-        hide behind; without prefetch all of it.
+        max(0, C - T) + leak min(C, T) with prefetch, where C runs at the share of NVLink or the network that the step
+        leaves it; the first (forward) or last (backward) unit has nothing to hide behind; without prefetch nothing has.
         """
-        busy = np.maximum(self.inside, self.between)
-        hidden = np.maximum(busy - self.first, 0.0)
-        overlapped = self.first + np.maximum(hidden - compute, 0.0) + leak * np.minimum(hidden, compute)
+        beside = np.maximum(self.inside / constants.nvlink_share, self.between / constants.network_share)
+        hidden = np.maximum(beside - self.first, 0.0)
+        leak = constants.overlap_leak * np.minimum(hidden, compute)
+        overlapped = self.first + np.maximum(hidden - compute, 0.0) + leak
         return np.where(prefetch > 0, overlapped, self.inside + self.between)
 
 
@@ -191,7 +192,7 @@ def _combine(
         causes["recompute"] = sum((p.recompute * share for p, share in chosen), np.zeros(len(plans)))
         device = sum((p.device * share for p, share in chosen), np.zeros(len(plans)))
         launch = dispatch * sum((p.launch * share for p, share in chosen), np.zeros(len(plans)))
-        return device, np.maximum(device, launch), causes
+        return device, _busy(device, launch), causes
 
     one, zero = np.ones(len(plans)), np.zeros(len(plans))
     directions = ("forward", "backward")
@@ -215,10 +216,8 @@ def _combine(
     device = [np.where(head_paces, last_stage[d][0], first_stage[d][0]) for d in (0, 1)]
     busy = [np.where(head_paces, last_stage[d][1], first_stage[d][1]) for d in (0, 1)]
 
-    leak = constants.overlap_leak
-
     def hidden_behind(links: _Links, compute: Array) -> Array:
-        return links.exposed(compute, plans.prefetch, leak)
+        return links.exposed(compute, plans.prefetch, constants)
 
     # Backward gathers and reductions run side by side with the same computation.
     both = _merged(gathers["backward"], reduces["every"])
@@ -246,6 +245,12 @@ def _combine(
         overhead=np.full(len(plans), constants.step_overhead_s),
         recompute=causes["recompute"],
     )
+
+
+def _busy(device: Array, dispatch: Array) -> Array:
+    """Time of a pass in which stretches are bound by the device and others by the host: (d^p + h^p)^(1/p), p = 4."""
+    larger = np.maximum(np.maximum(device, dispatch), 1e-30)
+    return np.asarray(larger * ((device / larger) ** 4 + (dispatch / larger) ** 4) ** 0.25)
 
 
 def _merged(a: _Links, b: _Links) -> _Links:

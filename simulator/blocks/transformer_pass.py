@@ -118,8 +118,8 @@ def _core(block: "TransformerBlock", load: Workload, query: Array, qkv_bytes: Ar
         ),
         Computation(
             "scores",
-            Pointwise(scores * SCORES_FORWARD),
-            (Pointwise(scores * SCORES_BACKWARD),),
+            Pointwise(scores * SCORES_FORWARD, counted=True),
+            (Pointwise(scores * SCORES_BACKWARD, counted=True),),
             0.0,
             0.0,
             scores * SCORES_SAVED,

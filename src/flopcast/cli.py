@@ -106,6 +106,72 @@ def compare(
         print_to(_console(), comparison, tokens)
 
 
+@app.command
+def accuracy(
+    *,
+    runs: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """The forecast against measured training steps: the error of every source, beside a null model's.
+
+    Parameters
+    ----------
+    runs
+        A CSV with the columns of reports/measurements/training_runs.md; by default the published runs we hold.
+    json
+        Print one JSON document and nothing else: every row, the sources, the whole.
+
+    """
+    from pathlib import Path
+
+    from flopcast.reports.accuracy import PUBLISHED_RUNS
+    from flopcast.reports.accuracy import accuracy as measure
+
+    result = measure(Path(runs) if runs else PUBLISHED_RUNS)
+    if json:
+        _print_json(result.as_json())
+        return
+    from flopcast.reports.accuracy_table import render
+
+    console = _console()
+    for part in render(result):
+        console.print(part)
+
+
+@app.command
+def calibrate(
+    *,
+    global_: Annotated[bool, Parameter(name="--global", negative="")] = False,
+    write: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Fit the forecast's constants again to all published runs, and say how good the fit is on runs it has not seen.
+
+    Parameters
+    ----------
+    global_
+        Fit the constants of simulator/constants.toml to the published runs together.
+    write
+        Store the constants, and the band from the runs left out.
+
+    """
+    if not global_:
+        raise InputError("calibrate: say --global to fit the constants to the published runs")
+    from flopcast.reports.accuracy import PUBLISHED_RUNS
+    from flopcast.reports.accuracy_table import render_constants
+    from flopcast.reports.global_fit import calibrate as fit_all
+
+    result = fit_all(PUBLISHED_RUNS)
+    console = _console()
+    console.print(render_constants(result.before, result.after))
+    console.print(
+        f"mean over sources of the median |error|: {result.in_sample:.1%} on the runs fitted to, "
+        f"{result.left_out:.1%} on runs of a framework left out"
+    )
+    if write:
+        result.write()
+        console.print("written: simulator/constants.toml, simulator/residuals.toml")
+
+
 def _split(names: list[str] | None) -> list[str] | None:
     """``--strategies ddp,zero3`` and ``--strategies ddp zero3`` alike."""
     return [part for name in names for part in name.split(",") if part] if names else None

@@ -1,0 +1,55 @@
+"""The accuracy of the forecast as a reader sees it: a table by source, and the report of a global fit."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flopcast.reports.accuracy import Accuracy
+from flopcast.simulator.constants import Constants, entries
+
+
+def render(accuracy: Accuracy) -> Iterator[RenderableType]:
+    """Errors by source beside the null model's, and what was skipped and why."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("source", no_wrap=True)
+    headings = ("rows", "skipped", "median\n|error| %", "mean\n%", "90th\n%", "bias\n%", "null model\nmedian %", "in the\nband %")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for source, row in accuracy.sources.iterrows():
+        errors = [f"{100 * row[name]:.1f}" for name in ("median", "mean", "p90", "bias", "null_median")]
+        table.add_row(str(source), str(int(row["rows"])), str(int(row["skipped"])), *errors, f"{100 * row['coverage']:.0f}")
+    overall = accuracy.overall
+    table.add_section()
+    table.add_row(
+        "mean of sources",
+        str(int(overall["rows"])),
+        str(int(overall["skipped"])),
+        *(f"{100 * overall[name]:.1f}" for name in ("median", "mean", "p90")),
+        "",
+        f"{100 * overall['null_median']:.1f}",
+        f"{100 * overall['coverage']:.0f}",
+    )
+    yield table
+    yield Text(
+        "Step time, predicted over measured. The null model is one constant efficiency per GPU type. The constants were "
+        "fitted to the published runs together; the band is from runs whose framework they had not seen."
+    )
+    for (source, reason), number in accuracy.skipped.groupby(["source", "skipped"]).size().items():  # type: ignore[misc]
+        yield Text(f"skipped {number} of {source}: {reason}")
+
+
+def render_constants(before: Constants, after: Constants) -> Table:
+    """Every constant before and after a fit, with its range and unit."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("constant", no_wrap=True)
+    for heading in ("before", "after", "range"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("unit")
+    for entry in entries():
+        if entry.fitted:
+            values = [f"{getattr(constants, entry.name):.4g}" for constants in (before, after)]
+            table.add_row(entry.name, *values, f"{entry.low:g} to {entry.high:g}", entry.unit)
+    return table

@@ -1,0 +1,114 @@
+"""The error on published runs: stored by source, better than the null model, and not allowed to get worse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flopcast.reports.accuracy import Accuracy, accuracy
+from flopcast.reports.accuracy_table import render, render_constants
+from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
+from flopcast.reports.runs import read_runs
+from flopcast.simulator.band import residual_quantiles
+from flopcast.simulator.constants import FILE, default_constants, entries
+
+STORED = Path(__file__).parent / "accuracy_by_source.json"
+WORSE_BY_AT_MOST = 0.005
+
+
+@pytest.fixture(scope="module")
+def result() -> Accuracy:
+    return accuracy()
+
+
+def test_no_source_got_worse(result: Accuracy) -> None:
+    stored = json.loads(STORED.read_text())
+    found = result.sources["median"]
+    assert set(found.index) == set(stored)
+    worse = {s: (float(found[s]), stored[s]) for s in stored if found[s] > stored[s] + WORSE_BY_AT_MOST}
+    assert not worse, f"median |error| rose; mend it or store the new figures with the reason: {worse}"
+
+
+def test_better_than_the_null_model_on_most_sources_of_ten_rows_or_more(result: Accuracy) -> None:
+    print(result.sources.to_string())
+    large = result.sources[result.sources["rows"] >= 10]
+    better = large["median"] < large["null_median"]
+    assert better.sum() >= 0.9 * len(large)
+    assert result.overall["median"] < 0.09
+    assert result.overall["null_median"] > 0.2
+
+
+def test_sums_by_source_are_those_of_the_rows(result: Accuracy) -> None:
+    for source, rows in result.rows.groupby("source"):
+        errors = (rows["predicted_step_s"] / rows["measured_step_s"] - 1).abs()
+        assert result.sources.loc[source, "median"] == pytest.approx(np.median(errors))
+        inside = (rows["low_s"] <= rows["measured_step_s"]) & (rows["measured_step_s"] <= rows["high_s"])
+        assert result.sources.loc[source, "coverage"] == pytest.approx(inside.mean())
+
+
+def test_json_keys(result: Accuracy) -> None:
+    document = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    assert {"rows", "sources", "overall"} == set(document)
+    assert {"id", "source", "measured_step_s", "predicted_step_s", "low_s", "high_s"} == set(document["rows"][0])
+    assert document["rows"][-1]["skipped"] == "measured_step_s is blank"
+
+
+def test_the_null_model_is_one_efficiency_per_gpu(result: Accuracy) -> None:
+    """Its ratio to the ideal time at peak is one number for each GPU type and precision."""
+    ratio = result.rows["null_step_s"] / result.rows["predicted_step_s"]
+    assert np.isfinite(ratio).all()
+    assert result.rows["null_step_s"].gt(0).all()
+
+
+def test_the_table_names_every_source(result: Accuracy) -> None:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for part in render(result):
+        console.print(part)
+    text = console.export_text()
+    console.file.close()
+    for source in result.sources.index:
+        assert source in text
+
+
+def test_a_fit_finds_the_constants_that_made_the_times() -> None:
+    """Times made by other constants, from a slice of the published runs: the fit moves from the defaults to them."""
+    runs = [run for run in read_runs(Path(__file__).parents[2] / "reports/measurements/training_runs.csv")][::8]
+    made = default_constants().with_values(gemm_share_ampere=0.75, launch_s=4e-5, pointwise_scale=1.2)
+    kept = RunSet.of(runs)
+    for run, seconds in zip(kept.runs, kept.predicted_s(made), strict=True):
+        run.measured_step_s = float(seconds)
+    found = fit(kept)
+    assert found.gemm_share_ampere == pytest.approx(0.75, rel=0.03)
+    assert found.launch_s == pytest.approx(4e-5, rel=0.1)
+    assert np.median(np.abs(kept.log_errors(found))) < 0.01
+
+
+def test_quantiles_count_sources_alike() -> None:
+    values = np.concatenate([np.zeros(1000), np.ones(10)])
+    sources = np.array(["many"] * 1000 + ["few"] * 10)
+    low, high = weighted_quantiles(values, sources, (0.4, 0.6))
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_constants_and_residuals_are_rewritten_in_place(tmp_path: Path) -> None:
+    import tomllib
+
+    copy = tmp_path / "constants.toml"
+    copy.write_text(FILE.read_text())
+    write_constants(default_constants().with_values(overlap_leak=0.123456), copy)
+    table = tomllib.loads(copy.read_text())
+    assert table["overlap_leak"]["value"] == 0.1235
+    assert table["overlap_leak"]["meaning"] == next(e for e in entries() if e.name == "overlap_leak").meaning
+    assert table["memory_share"]["value"] == default_constants().memory_share
+
+    runs = RunSet.of(read_runs(Path(__file__).parents[2] / "reports/measurements/training_runs.csv")[:40])
+    write_residuals(runs, np.linspace(-0.3, 0.3, 40), tmp_path / "residuals.toml")
+    assert set(tomllib.loads((tmp_path / "residuals.toml").read_text())) == set(residual_quantiles())
+
+
+def test_constants_table_shows_before_and_after() -> None:
+    table = render_constants(default_constants(), default_constants().with_values(overlap_leak=0.5))
+    assert table.row_count == sum(entry.fitted for entry in entries())

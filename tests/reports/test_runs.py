@@ -1,0 +1,133 @@
+"""Rows of a table of runs: what is read, what is assumed and said, what is refused and why."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flopcast import InputError
+from flopcast.reports.accuracy import PUBLISHED_RUNS
+from flopcast.reports.frameworks import framework_of
+from flopcast.reports.runs import Run, express, read_runs
+
+ROW: dict[str, Any] = {
+    "id": "one",
+    "source_key": "table",
+    "model_name": "llama2-7b",
+    "n_layers": 32,
+    "hidden": 4096,
+    "ffn_hidden": 11008,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "vocab": 32000,
+    "seq_len": 4096,
+    "mlp_type": "swiglu",
+    "gpu": "A100-80GB",
+    "gpus_per_node": 8,
+    "n_gpus": 64,
+    "node_gbit": 1600,
+    "framework": "torchtitan (FSDP2)",
+    "sharding": "fsdp_full",
+    "micro_batch": 2,
+    "global_batch_seqs": 256,
+    "recompute": "full",
+    "precision": "bf16",
+    "attention": "flash2",
+    "measured_step_s": 10.0,
+}
+
+
+def changed(**cells: Any) -> Run:
+    return express({**ROW, **cells})
+
+
+def test_a_complete_row_becomes_its_plan() -> None:
+    run = changed()
+    assert not run.skipped
+    assert run.model is not None
+    assert run.model.num_parameters == 6_738_415_616
+    plan, cluster = run.plan, run.cluster
+    assert plan is not None
+    assert cluster is not None
+    assert (plan.parameter_shard, plan.gradient_shard, plan.optimizer_shard) == (64, 64, 64)
+    assert (plan.micro_batch, plan.grad_accum, plan.recompute, plan.attention) == (2, 2, "full", "flash2")
+    assert cluster.node_bytes_per_s == pytest.approx(200e9)
+    assert run.share_of_step == 1.0
+
+
+def test_blanks_are_filled_and_said() -> None:
+    run = changed(recompute=None, node_gbit=float("nan"), attention="", vocab=None)
+    assert not run.skipped
+    said = "; ".join(run.assumed)
+    for words in ("recompute none", "node_gbit 1600", "attention flash2", "vocab 51200"):
+        assert words in said
+
+
+def test_layers_from_the_models_name() -> None:
+    run = changed(n_layers=None, model_name="llama 7B")
+    assert run.model is not None
+    assert run.model.num_layers in (33, 34)  # 7e9 is a rounded 6.74e9
+    assert any("n_layers" in words for words in run.assumed)
+
+
+@pytest.mark.parametrize(
+    ("cells", "shards"),
+    [
+        ({"sharding": "ddp"}, (1, 1, 1)),
+        ({"sharding": "zero1", "shard_group_size": 8}, (1, 1, 8)),
+        ({"sharding": "ZeRO-2"}, (1, 64, 64)),
+        ({"sharding": "fsdp_hybrid", "shard_group_size": 8}, (8, 8, 8)),
+        ({"sharding": "megatron", "framework": "NeMo 24.07 (Megatron-Core)"}, (1, 1, 64)),
+        ({"sharding": "megatron", "framework": "Megatron-LM (2021)"}, (1, 1, 1)),
+    ],
+)
+def test_shardings(cells: dict[str, Any], shards: tuple[int, int, int]) -> None:
+    plan = changed(**cells).plan
+    assert plan is not None
+    assert (plan.parameter_shard, plan.gradient_shard, plan.optimizer_shard) == shards
+
+
+def test_a_local_batch_in_a_pipeline_is_cut_into_micro_batches() -> None:
+    plan = changed(pp=8, n_gpus=64, micro_batch=32, global_batch_seqs=256, sharding="fsdp_full").plan
+    assert plan is not None
+    assert (plan.micro_batch, plan.grad_accum) == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"measured_step_s": None}, "measured_step_s is blank"),
+        ({"measured_step_s": -1}, "must be positive"),
+        ({"gpu": "H200-14GB"}, "H200"),
+        ({"hidden": None}, "hidden is blank"),
+        ({"n_gpus": "many"}, "n_gpus is 'many'"),
+        ({"tp": 3}, "does not divide"),
+    ],
+)
+def test_refused_with_the_reason(cells: dict[str, Any], words: str) -> None:
+    run = changed(**cells)
+    assert words in run.skipped
+    assert run.plan is None
+
+
+def test_the_published_table_is_read_whole() -> None:
+    runs = read_runs(PUBLISHED_RUNS)
+    assert len(runs) == 1138
+    refused = [run for run in runs if run.skipped]
+    assert [run.skipped for run in refused] == ["measured_step_s is blank"] * 4
+
+
+def test_not_a_table(tmp_path: Path) -> None:
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 10)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name, words in (("binary.csv", "not a CSV"), ("other.csv", "are missing"), ("none.csv", "no such file")):
+        with pytest.raises(InputError, match=words):
+            read_runs(tmp_path / name)
+    with pytest.raises(InputError, match="not a CSV"):
+        read_runs(tmp_path)
+
+
+def test_frameworks_by_name() -> None:
+    assert not framework_of("Megatron-DeepSpeed").overlap
+    assert framework_of("NeMo 24.07 (Megatron-Core)").overlap_tensor
+    assert framework_of("something new").gradient_bits == 32
