@@ -110,20 +110,33 @@ def compare(
 def accuracy(
     *,
     runs: str | None = None,
+    collectives: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """The forecast against measured training steps: the error of every source, beside a null model's.
+    """The forecast against measured training steps, or collectives: the error of every source, beside a null model's.
 
     Parameters
     ----------
     runs
         A CSV with the columns of reports/measurements/training_runs.md; by default the published runs we hold.
+    collectives
+        Instead: a CSV with the columns of reports/measurements/collectives.md, or "published" for the rows we hold.
     json
         Print one JSON document and nothing else: every row, the sources, the whole.
 
     """
     from pathlib import Path
 
+    if collectives:
+        from flopcast.reports import collective_accuracy as by_size
+
+        path = by_size.PUBLISHED_COLLECTIVES if collectives == "published" else Path(collectives)
+        found = by_size.collective_accuracy(path)
+        if json:
+            _print_json(found.as_json())
+        else:
+            _console().print(by_size.render(found))
+        return
     from flopcast.reports.accuracy import PUBLISHED_RUNS
     from flopcast.reports.accuracy import accuracy as measure
 

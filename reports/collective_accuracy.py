@@ -1,0 +1,107 @@
+"""The collective cost model against measured rows of nccl-tests: the error by size, and every row."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from flopcast.collectives.measured import forecast_rows
+from flopcast.errors import InputError
+
+PUBLISHED_COLLECTIVES = Path(__file__).parent / "measurements" / "collectives.csv"
+NEEDED = ("series", "collective", "bytes", "time_us", "in_place", "gpu", "gpus_per_node", "n_nodes")
+# Mean errors are stated by size because latency, protocol switches and bandwidth are different things to get right.
+EDGES = (2**10, 2**18, 2**24, 2**29, np.inf)
+BINS = ("1 KiB - 256 KiB", "256 KiB - 16 MiB", "16 MiB - 512 MiB", "512 MiB and more")
+
+
+@dataclass(frozen=True)
+class CollectiveAccuracy:
+    """``rows``: series, collective, bytes, in_place, measured_s, predicted_s, error; ``skipped``: with the reason.
+
+    ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median \\|error\\|, bias, and the mean after
+    each series' latency is fitted to its own smallest rows.
+    """
+
+    rows: pd.DataFrame
+    skipped: pd.DataFrame
+    bins: pd.DataFrame
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that ``flopcast accuracy --collectives FILE --json`` prints."""
+        names = ["series", "collective", "bytes", "in_place", "measured_s", "predicted_s"]
+        return {
+            "rows": [*self.rows[names].to_dict("records"), *self.skipped.to_dict("records")],
+            "bins": self.bins.reset_index(names="bin").to_dict("records"),
+        }
+
+
+def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccuracy:
+    """Forecast every row of a table of measured collectives from its specification alone."""
+    table = _read(path)
+    columns = {name: table[name].to_numpy() for name in table.columns}
+    predicted, reasons = forecast_rows(columns)
+    calibrated, _ = forecast_rows(columns, calibrated=True)
+    measured = pd.to_numeric(table["time_us"], errors="coerce") * 1e-6
+    reasons = np.where(reasons == "", np.where(measured > 0, "", "time_us is not a positive number"), reasons)
+    rows = pd.DataFrame(
+        {
+            "series": table["series"].astype(str),
+            "collective": table["collective"].astype(str),
+            "bytes": pd.to_numeric(table["bytes"], errors="coerce").fillna(-1).astype("int64"),
+            "in_place": pd.to_numeric(table["in_place"], errors="coerce").fillna(0).astype("int64"),
+            "measured_s": measured,
+            "predicted_s": predicted,
+            "error": predicted / measured - 1,
+            "calibrated_error": calibrated / measured - 1,
+        }
+    )
+    skipped = rows[["series", "collective", "bytes", "in_place"]].assign(skipped=reasons)[reasons != ""]
+    kept = rows[reasons == ""]
+    return CollectiveAccuracy(kept, skipped, _by_size(kept))
+
+
+def render(accuracy: CollectiveAccuracy) -> Table:
+    """The error by size, from specifications and after each series' latency is calibrated."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("size of the tensor", no_wrap=True)
+    for heading in ("rows", "mean\n|error| %", "median\n%", "bias\n%", "calibrated\nmean %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in accuracy.bins.iterrows():
+        shares = [f"{100 * row[column]:.1f}" for column in ("mean", "median", "bias", "calibrated_mean")]
+        table.add_row(str(name), str(int(row["rows"])), *shares)
+    return table
+
+
+def _by_size(rows: pd.DataFrame) -> pd.DataFrame:
+    scored = rows[(rows["in_place"] == 0) & (rows["bytes"] >= EDGES[0])]
+    size = pd.cut(scored["bytes"], EDGES, right=False, labels=BINS)
+    groups = scored.assign(size=scored["error"].abs(), calibrated=scored["calibrated_error"].abs()).groupby(
+        size, observed=True
+    )
+    return pd.DataFrame(
+        {
+            "rows": groups.size(),
+            "mean": groups["size"].mean(),
+            "median": groups["size"].median(),
+            "bias": groups["error"].mean(),
+            "calibrated_mean": groups["calibrated"].mean(),
+        }
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
+    missing = [column for column in NEEDED if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: columns {', '.join(missing)} are missing; see reports/measurements/collectives.md")
+    return table

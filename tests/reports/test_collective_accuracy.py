@@ -1,0 +1,44 @@
+"""The error on measured collectives, by size, and files that are not tables of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flopcast import InputError
+from flopcast.reports.collective_accuracy import BINS, PUBLISHED_COLLECTIVES, collective_accuracy
+
+# Mean |error| may not rise above these: what the committed constants reach, and half a point.
+STORED = (0.174, 0.186, 0.124, 0.043)
+
+
+def test_every_published_row_is_forecast_and_no_bin_got_worse() -> None:
+    result = collective_accuracy()
+    assert len(result.rows) == 1106
+    assert result.skipped.empty
+    assert list(result.bins.index) == list(BINS)
+    for name, most in zip(BINS, STORED, strict=True):
+        assert result.bins.loc[name, "mean"] <= most, name
+    scored = result.rows[(result.rows["in_place"] == 0) & (result.rows["bytes"] >= 2**29)]
+    assert result.bins.loc[BINS[3], "mean"] == pytest.approx(np.mean(np.abs(scored["error"])))
+
+
+def test_json_says_why_a_row_is_skipped(tmp_path: Path) -> None:
+    lines = PUBLISHED_COLLECTIVES.read_text().splitlines()
+    header = lines[0].split(",")
+    row = dict.fromkeys(header, "")
+    row |= {"series": "mine", "collective": "all_reduce", "bytes": "1024", "time_us": "10", "in_place": "0"}
+    row |= {"gpu": "A100-SXM4-80GB", "gpus_per_node": "8", "n_nodes": "4"}
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join([lines[0], lines[1], ",".join(row[name] for name in header)]))
+    document = json.loads(json.dumps(collective_accuracy(path).as_json(), allow_nan=False))
+    assert document["rows"][-1]["skipped"] == "several nodes but no NIC rate (nic_gbit) is given"
+    assert {"series", "collective", "bytes", "in_place", "measured_s", "predicted_s"} == set(document["rows"][0])
+
+
+def test_not_a_table(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name, words in (("other.csv", "are missing"), ("none.csv", "no such file")):
+        with pytest.raises(InputError, match=words):
+            collective_accuracy(tmp_path / name)
