@@ -18,11 +18,11 @@ PUBLISHED_RUNS = Path(__file__).parent / "measurements" / "training_runs.csv"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``rows``: one per run that could be forecast; ``skipped``: the others with the reason; ``sources``: sums of rows.
+    """``rows``: one per run that could be forecast; ``skipped``: the others with the reason; ``sources``: their sums.
 
-    Columns of ``rows``: id, source, gpu, framework, measured_step_s, predicted_step_s, low_s, high_s, null_step_s, error
-    (predicted / measured - 1), assumed. Of ``sources``: rows, skipped, median, mean and p90 of \\|error\\|, bias (median
-    error), null_median, coverage (share of rows inside the band).
+    Columns of ``rows``: id, source, gpu, framework, measured_step_s, predicted_step_s, low_s, high_s, null_step_s,
+    error (predicted / measured - 1), assumed. Of ``sources``: rows, skipped, median, mean and p90 of the error's size,
+    bias (its median), null_median, coverage (share of rows inside the band).
     """
 
     rows: pd.DataFrame

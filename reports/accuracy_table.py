@@ -15,12 +15,23 @@ def render(accuracy: Accuracy) -> Iterator[RenderableType]:
     """Errors by source beside the null model's, and what was skipped and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("source", no_wrap=True)
-    headings = ("rows", "skipped", "median\n|error| %", "mean\n%", "90th\n%", "bias\n%", "null model\nmedian %", "in the\nband %")
+    headings = (
+        "rows",
+        "skipped",
+        "median\n|error| %",
+        "mean\n%",
+        "90th\n%",
+        "bias\n%",
+        "null model\nmedian %",
+        "in the\nband %",
+    )
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for source, row in accuracy.sources.iterrows():
         errors = [f"{100 * row[name]:.1f}" for name in ("median", "mean", "p90", "bias", "null_median")]
-        table.add_row(str(source), str(int(row["rows"])), str(int(row["skipped"])), *errors, f"{100 * row['coverage']:.0f}")
+        table.add_row(
+            str(source), str(int(row["rows"])), str(int(row["skipped"])), *errors, f"{100 * row['coverage']:.0f}"
+        )
     overall = accuracy.overall
     table.add_section()
     table.add_row(
@@ -34,11 +45,12 @@ def render(accuracy: Accuracy) -> Iterator[RenderableType]:
     )
     yield table
     yield Text(
-        "Step time, predicted over measured. The null model is one constant efficiency per GPU type. The constants were "
-        "fitted to the published runs together; the band is from runs whose framework they had not seen."
+        "Step time, predicted over measured. The null model is one constant efficiency per GPU type. The constants "
+        "were fitted to the published runs together; the band is from runs whose framework they had not seen."
     )
-    for (source, reason), number in accuracy.skipped.groupby(["source", "skipped"]).size().items():  # type: ignore[misc]
-        yield Text(f"skipped {number} of {source}: {reason}")
+    reasons = accuracy.skipped.groupby(["source", "skipped"]).size().rename("number").reset_index()
+    for skip in reasons.to_dict("records"):
+        yield Text(f"skipped {skip['number']} of {skip['source']}: {skip['skipped']}")
 
 
 def render_constants(before: Constants, after: Constants) -> Table:

@@ -23,8 +23,8 @@ BINS = ("1 KiB - 256 KiB", "256 KiB - 16 MiB", "16 MiB - 512 MiB", "512 MiB and 
 class CollectiveAccuracy:
     """``rows``: series, collective, bytes, in_place, measured_s, predicted_s, error; ``skipped``: with the reason.
 
-    ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median \\|error\\|, bias, and the mean after
-    each series' latency is fitted to its own smallest rows.
+    ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median size of the error, bias, and the
+    mean after each series' latency is fitted to its own smallest rows.
     """
 
     rows: pd.DataFrame

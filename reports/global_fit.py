@@ -178,7 +178,9 @@ def write_constants(constants: Constants, path: Path = FILE) -> None:
 def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> None:
     """Store the 10 % and 90 % quantiles of log(measured / predicted) by regime, every source counted alike."""
     regimes = band.regime(runs.batch.plans, runs.batch.hardware.gpus_per_node)
-    parts = ["# Quantiles of log(measured / predicted step time) of published runs by constants fitted without the runs'\n"]
+    parts = [
+        "# Quantiles of log(measured / predicted step time) of published runs by constants fitted without the runs'\n"
+    ]
     parts.append("# framework, every source counted alike. Written by the global fit.\n")
     for code, name in enumerate(band.REGIMES):
         inside = regimes == code

@@ -260,5 +260,3 @@ def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
         usual = "flash2"  # frameworks that do not say use the flash-attention package
     name = row.text("attention", usual)
     return ATTENTION_NAMES.get(name, name if name in CHOICES["attention"] else "flash2")
-
-
