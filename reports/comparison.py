@@ -54,6 +54,8 @@ def render(comparison: Comparison, token_budget: float | None) -> Iterator[Rende
     yield _strategies(ranked, comparison, budget)
     yield _heading("Communication of one node's GPUs, and what bounds each strategy")
     yield _communication(ranked, cluster.gpu.memory_bytes)
+    yield _heading("Memory per GPU, GB")
+    yield _memory(ranked)
     if comparison.layer_traffic:
         yield _heading("To execute one Transformer layer (forward, 16 bits)")
         yield _layer_traffic(comparison)
@@ -136,6 +138,22 @@ def _communication(rows: list[Row], memory_bytes: float) -> Table:
             bound_by(row, memory_bytes),
             style="" if row.fits else "dim",
         )
+    return table
+
+
+def _memory(rows: list[Row]) -> Table:
+    """By what holds it; a layer's activations while it is recomputed count as activations, NF4 payloads as gathered."""
+    table = _table("strategy")
+    for heading in ("parameters", "gradients", "optimizer", "activations", "gathered", "logits", "slack", "total"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        held = row.memory
+        parts = [
+            *(held["parameters"], held["gradients"], held["optimizer"]),
+            *(held["activations"] + held["workspace"], held["gathered"] + held["quantised"]),
+            *(held["logits"], held["slack"], row.memory_bytes),
+        ]
+        table.add_row(row.strategy, *(f"{part / 1e9:.1f}" for part in parts), style="" if row.fits else "dim")
     return table
 
 

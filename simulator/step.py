@@ -91,13 +91,15 @@ class _Links:
         """What of them the computation beside them does not hide.
 
         max(0, C - T) + leak min(C, T) with prefetch, where C runs at the share of NVLink or the network that the step
-        leaves it; the first (forward) or last (backward) unit has nothing to hide behind; without prefetch nothing has.
+        leaves it; the first (forward) or last (backward) unit has nothing to hide behind; without prefetch nothing has,
+        and beside computation no more is exposed than without.
         """
         beside = np.maximum(self.inside / constants.nvlink_share, self.between / constants.network_share)
         hidden = np.maximum(beside - self.first, 0.0)
         leak = constants.overlap_leak * np.minimum(hidden, compute)
         overlapped = self.first + np.maximum(hidden - compute, 0.0) + leak
-        return np.where(prefetch > 0, overlapped, self.inside + self.between)
+        alone = self.inside + self.between
+        return np.where(prefetch > 0, np.minimum(overlapped, alone), alone)
 
 
 def step_time(
