@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from flopcast.collectives.measured import forecast_rows
-from flopcast.errors import InputError
+from flopcast.reports.table_file import read_table
 
 PUBLISHED_COLLECTIVES = Path(__file__).parent / "measurements" / "collectives.csv"
 NEEDED = ("series", "collective", "bytes", "time_us", "in_place", "gpu", "gpus_per_node", "n_nodes")
@@ -42,7 +42,7 @@ class CollectiveAccuracy:
 
 def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccuracy:
     """Forecast every row of a table of measured collectives from its specification alone."""
-    table = _read(path)
+    table = read_table(path, NEEDED, "reports/measurements/collectives.md")
     columns = {name: table[name].to_numpy() for name in table.columns}
     predicted, reasons = forecast_rows(columns)
     calibrated, _ = forecast_rows(columns, calibrated=True)
@@ -92,16 +92,3 @@ def _by_size(rows: pd.DataFrame) -> pd.DataFrame:
             "calibrated_mean": groups["calibrated"].mean(),
         }
     )
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
-    missing = [column for column in NEEDED if column not in table.columns]
-    if missing:
-        raise InputError(f"{path}: columns {', '.join(missing)} are missing; see reports/measurements/collectives.md")
-    return table

@@ -10,6 +10,7 @@ import pandas as pd
 
 from flopcast.errors import InputError
 from flopcast.reports.frameworks import Framework, framework_of
+from flopcast.reports.table_file import read_table
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.cluster import Cluster
@@ -86,15 +87,7 @@ class Row:
 
 def read_runs(path: Path) -> list[Run]:
     """Every row of a CSV with the columns of the published runs, in order; InputError for a file that is not one."""
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
-    missing = [column for column in NEEDED if column not in table.columns]
-    if missing:
-        raise InputError(f"{path}: columns {', '.join(missing)} are missing; see reports/measurements/training_runs.md")
+    table = read_table(path, NEEDED, "reports/measurements/training_runs.md")
     return [express(cells) for cells in table.to_dict("records")]
 
 

@@ -1,0 +1,22 @@
+"""Reading a table that a user hands us: a CSV with the columns we need, or one line that says what is wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from flopcast.errors import InputError
+
+
+def read_table(path: Path, needed: Sequence[str], described_in: str) -> pd.DataFrame:
+    """The CSV at ``path``; InputError where it is absent, no CSV, or lacks a needed column (see ``described_in``)."""
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
+    missing = [column for column in needed if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: columns {', '.join(missing)} are missing; see {described_in}")
+    return table
