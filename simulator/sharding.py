@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.kernels.nf4.cost import payload_bytes
+from flopcast.kernels.nf4.format import aligned, payload_bytes
 from flopcast.simulator.model import Model, ParameterTensor
 from flopcast.simulator.operation import Array, Section
 from flopcast.simulator.plan import Plans
@@ -43,14 +43,17 @@ class Unit:
         return _total(-(-rows // shard) * shard * rest for _, rows, rest in self.local_shapes(plans.tp))
 
     def gather_bytes(self, plans: Plans, shard: IntArray) -> IntArray:
-        """Bytes of the gathered tensor: 2 per padded element, or NF4 payloads with one-dimensional tensors raw."""
+        """Bytes of the gathered tensor: 2 per padded element, or NF4 payloads.
+
+        There one-dimensional tensors travel raw, and every tensor's part starts on 16 bytes.
+        """
         raw = 2 * self.padded_elements(plans, shard)
         if not np.any(plans.gather_bits == 4):
             return raw
         parts = []
         for tensor, rows, rest in self.local_shapes(plans.tp):
             per_rank = -(-rows // shard) * rest
-            parts.append(shard * (2 * per_rank if len(tensor.shape) == 1 else payload_bytes(per_rank)))
+            parts.append(shard * (aligned(2 * per_rank) if len(tensor.shape) == 1 else payload_bytes(per_rank)))
         return np.where(plans.gather_bits == 4, _total(parts), raw)
 
 

@@ -49,7 +49,7 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plans())
 def test_everything_is_finite_and_positive(p: Plan) -> None:
     cast = forecast(MODEL, cluster(H100), p)
@@ -64,7 +64,7 @@ def test_everything_is_finite_and_positive(p: Plan) -> None:
     assert low[0] < cast.step_s[0] < high[0]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(plans(), st.floats(1.0, 16.0))
 def test_more_bandwidth_is_never_slower(p: Plan, factor: float) -> None:
     base = cluster(H100)
@@ -78,7 +78,7 @@ def test_more_bandwidth_is_never_slower(p: Plan, factor: float) -> None:
         assert forecast(MODEL, machine, p).step_s[0] <= now * (1 + 1e-9), what
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(plans(), min_size=2, max_size=12))
 def test_one_plan_at_a_time_is_the_same_as_many(many: list[Plan]) -> None:
     together = forecast(MODEL, cluster(), many)

@@ -83,7 +83,7 @@ def test_quantised_gather_sends_payloads_of_matrices_and_raw_vectors() -> None:
     def gathered(ranks: int) -> int:
         matrices = [(5120, 5120)] * 2 + [(640, 5120)] * 2 + [(16640, 5120)] * 2 + [(5120, 16640)]
         layer = sum(int(payload_bytes(math.ceil(rows / ranks) * rest)) for rows, rest in matrices)
-        vector = 2 * math.ceil(5120 / ranks)
+        vector = math.ceil(2 * math.ceil(5120 / ranks) / 16) * 16
         tables = 2 * int(payload_bytes(math.ceil(50432 / ranks) * 5120))
         return ranks * (40 * (layer + vector) + tables + vector)
 

@@ -1,0 +1,58 @@
+"""From a site's logs to its constants: columns for the calibration, and a piecewise fit that shows its residuals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives.calibration import PiecewiseFit, fit_piecewise
+from flopcast.collectives.running.nccl_tests_log import Log
+from flopcast.collectives.running.results import COLUMNS, Row, records
+from flopcast.errors import InputError
+
+
+def columns(log: Log, series: str, **machine: Any) -> dict[str, NDArray[Any]]:
+    """The log as columns of a table of measurements, for ``collectives.measured`` and its calibration.
+
+    ``machine`` fills what a log does not tell: ``nics_per_node``, ``nic_gbit``, ``fabric``, ``gpus_per_node``, ``gpu``.
+    """
+    ranks = max(1, len(log.hosts))
+    known = {
+        "source": series,
+        "series": series,
+        "gpu": log.devices[0] if log.devices else "",
+        "gpus_per_node": ranks // log.num_nodes,
+        "n_nodes": log.num_nodes,
+        "nccl_version": log.nccl_version,
+        **machine,
+    }
+    rows = records(log.rows, known)
+    return {name: np.array([row[name] for row in rows], dtype=object) for name in COLUMNS}
+
+
+def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 512 * 2**20, 2.0**44)) -> PiecewiseFit:
+    """Latency and bandwidth of each range of sizes from the out-of-place rows of one collective, residuals beside.
+
+    The ranges are those of the accuracy table: below 256 KiB, to 16 MiB, to 512 MiB, above.
+    """
+    names = sorted({row.collective for row in rows})
+    if len(names) > 1:
+        raise InputError(f"the rows are of {' and '.join(names)}; fit one collective at a time")
+    used = [row for row in rows if not row.in_place and row.num_bytes > 0]
+    return fit_piecewise(
+        np.array([row.num_bytes for row in used], dtype=np.float64), np.array([row.time_s for row in used]), edges
+    )
+
+
+def residual_table(rows: Sequence[Row], fitted: PiecewiseFit) -> list[str]:
+    """The fit in lines: each range's latency and bandwidth, then size, measured, fitted and residual of every row."""
+    lines = [f"# {'up to (B)':>14}  {'alpha (us)':>10}  {'B (GB/s)':>10}"]
+    for edge, alpha, rate in zip(fitted.edges, fitted.alpha_s, fitted.bytes_per_s, strict=True):
+        lines.append(f"# {edge:>14.0f}  {alpha * 1e6:>10.2f}  {rate / 1e9:>10.2f}")
+    lines.append(f"# {'size (B)':>14}  {'time (us)':>10}  {'fit (us)':>10}  residual (%)")
+    used = [row for row in rows if not row.in_place and row.num_bytes > 0]
+    for row, residual in zip(used, fitted.residuals, strict=True):
+        fitted_us = row.time_s * (1 + residual) * 1e6
+        lines.append(f"  {row.num_bytes:>14}  {row.time_s * 1e6:>10.2f}  {fitted_us:>10.2f}  {100 * residual:>11.1f}")
+    return lines

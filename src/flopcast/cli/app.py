@@ -1,0 +1,16 @@
+"""The application that the commands of this folder register with."""
+
+from typing import Annotated, TypeAlias
+
+from cyclopts import App, Parameter
+
+# A switch without a "--no-..." twin.
+Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
+
+app = App(
+    name="flopcast",
+    help="Forecasts what a language-model training run costs on a GPU cluster, explains the forecast, and proves it.",
+    version_flags=["--version"],
+)
+bench = App(name="bench", help="Measure this machine: one family of operations, in the columns its users know.")
+app.command(bench)

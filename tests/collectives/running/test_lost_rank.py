@@ -1,0 +1,30 @@
+"""A rank that dies, and one that never comes: an error on every other rank within the timeout."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(__file__).parent / "lost_rank.py")
+RANKS = 4
+# Far above the script's timeout of 4 s, for a busy machine, and far below gloo's own of 30 minutes.
+WITHIN_S = 45.0
+
+
+@pytest.mark.parametrize("how", ["exit", "stall"])
+def test_every_other_rank_gets_an_error(
+    how: str, tmp_path: Path, together: Callable[[list[list[str]], Path, float], list[int]]
+) -> None:
+    commands = [[sys.executable, SCRIPT, str(rank), str(RANKS), str(tmp_path), how] for rank in range(RANKS)]
+    together(commands, tmp_path, 90.0)
+    for rank in range(RANKS - 1):
+        said = json.loads((tmp_path / f"said{rank}.json").read_text())
+        message, seconds = said["gather"]
+        assert f"quantised_all_gather failed on rank {rank}: another rank has died" in message
+        assert "\n" not in message
+        assert seconds < WITHIN_S
+        # A rank whose row and column lack the lost one may finish its part of the torus; none may hang.
+        assert said["torus"][1] < WITHIN_S
+    assert any("torus_all_reduce" in json.loads((tmp_path / f"said{r}.json").read_text())["torus"][0] for r in range(3))
