@@ -1,0 +1,1 @@
+"""Figures, one file each; every one is drawn under ``style.mplstyle``."""
