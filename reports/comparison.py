@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.explain import bound_by, runs_as
+from flopcast.reports.explain import bound_by, runs_as, verdict
 from flopcast.simulator.compare import Comparison
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row
@@ -50,7 +50,7 @@ def render(comparison: Comparison, token_budget: float | None) -> Iterator[Rende
     ranked = sorted(comparison.rows, key=lambda row: (not row.fits, row.step_s))
     budget = token_budget or TOKENS_PER_PARAMETER * model.num_parameters
     yield from _question(comparison, budget, token_budget is None)
-    yield Text()
+    yield Text(f"\n{verdict(ranked, cluster.gpu.memory_bytes)}\n", style="bold")
     yield _strategies(ranked, comparison, budget)
     yield _heading("Communication of one node's GPUs, and what bounds each strategy")
     yield _communication(ranked, cluster.gpu.memory_bytes)
@@ -112,11 +112,11 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
         days = budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
         table.add_row(
             row.strategy,
-            f"{row.step_s:.2f} ({row.low_s:.2f}-{row.high_s:.2f})",
+            f"{_digits(row.step_s)} ({_digits(row.low_s)}-{_digits(row.high_s)})",
             f"{row.tokens_per_s_per_gpu:,.0f}",
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
-            f"{row.memory_bytes / 1e9:.1f} {_room(row, comparison.cluster.gpu.memory_bytes)}",
+            f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row, comparison.cluster.gpu.memory_bytes)}",
             f"{days:,.1f}" if row.fits else "-",
             runs_as(row),
             style="" if row.fits else "dim",
@@ -153,7 +153,7 @@ def _memory(rows: list[Row]) -> Table:
             *(held["activations"] + held["workspace"], held["gathered"] + held["quantised"]),
             *(held["logits"], held["slack"], row.memory_bytes),
         ]
-        table.add_row(row.strategy, *(f"{part / 1e9:.1f}" for part in parts), style="" if row.fits else "dim")
+        table.add_row(row.strategy, *(_digits(part / 1e9, 1) for part in parts), style="" if row.fits else "dim")
     return table
 
 
@@ -161,6 +161,11 @@ def _table(first: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(first, no_wrap=True)
     return table
+
+
+def _digits(value: float, decimals: int = 2) -> str:
+    """A number at the decimals a reader can use: none from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
 
 
 def _room(row: Row, memory_bytes: float) -> str:

@@ -27,6 +27,7 @@ _WAITS = (
     "overhead",
 )
 WORTH_NAMING = 0.02
+NOT_TOLD_APART = 1.03
 
 
 def bound_by(row: Row, gpu_memory_bytes: float) -> str:
@@ -55,3 +56,24 @@ def runs_as(row: Row) -> str:
     plan = row.plan
     words = f"{plan['micro_batch']} x {plan['grad_accum']}, {plan['recompute']}"
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words
+
+
+def verdict(ranked: list[Row], gpu_memory_bytes: float) -> str:
+    """The answer in a sentence: the fastest plan that fits, and those the forecast cannot tell from it.
+
+    ``ranked``: fastest that fits first. Two plans closer than 3 % are not told apart,
+    for repeats of one run vary by half that.
+    """
+    best = ranked[0]
+    if not best.fits:
+        least = min(ranked, key=lambda row: row.memory_bytes)
+        return (
+            f"Nothing fits: {least.strategy} needs least, {least.memory_bytes / 1e9:,.0f} GB per GPU of "
+            f"{gpu_memory_bytes / 1e9:.0f} GB. More GPUs, a shorter sequence or larger tensor parallelism would help."
+        )
+    near = [row.strategy for row in ranked[1:] if row.fits and row.step_s < NOT_TOLD_APART * best.step_s]
+    also = f"; not told apart from it: {', '.join(near)}" if near else ""
+    return (
+        f"Fastest that fits: {best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g}), "
+        f"{100 * best.mfu:.0f} % MFU{also}."
+    )

@@ -7,7 +7,7 @@ from builders import cluster, plan, small_model
 
 from flopcast import Request, compare
 from flopcast.reports.comparison import as_json
-from flopcast.reports.explain import bound_by, runs_as
+from flopcast.reports.explain import bound_by, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
 from flopcast.simulator.forecast import forecast
 
@@ -27,6 +27,17 @@ def test_shares_in_the_sentence_are_those_of_the_step() -> None:
     row = forecast(small_model(), cluster(), plan("zero3", 16)).rows()[0]
     words = bound_by(row, 80 * 2**30)
     assert f"{row.seconds['gemm'] / row.step_s:.0%} matrix products" in words
+
+
+def test_the_verdict_names_the_fastest_that_fits_and_its_equals() -> None:
+    rows = forecast(small_model(), cluster(), [plan("zero3", 16), plan("zero3", 16), plan("ddp", 16)]).rows()
+    best, same, other = sorted(rows, key=lambda row: row.step_s)
+    words = verdict([best, same, other], 80 * 2**30)
+    assert words.startswith(f"Fastest that fits: {best.strategy}, {best.step_s:.3g} s")
+    assert (same.strategy in words.split("told apart")[-1]) == (same.step_s < 1.03 * best.step_s)
+    big = small_model(hidden=8192, num_heads=64, num_kv_heads=64, intermediate=28672, num_layers=80)
+    words = verdict(forecast(big, cluster(), [plan("ddp", 8), plan("zero1", 8)]).rows(), 80 * 2**30)
+    assert words.startswith("Nothing fits: zero1 needs least")
 
 
 def test_what_was_chosen_in_a_few_words() -> None:

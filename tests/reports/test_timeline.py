@@ -1,0 +1,90 @@
+"""The timeline's answer: one JSON document, tables, figures."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from builders import plan
+from rich.console import Console
+
+from flopcast import InputError
+from flopcast.reports.figures.timeline import draw, save
+from flopcast.reports.timeline import LABELS, as_json, print_to
+from flopcast.reports.trace import write_traces
+from flopcast.reports.trace_comparison import compare_with_trace
+from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.timeline import Disturbance, play
+from flopcast.simulator.timeline.waterfall import ORDER
+
+EVEN = play(load_model("plamo-13b"), load_cluster("abci-a"), plan("zero3-node", 64, grad_accum=2))
+SLOW = play(load_model("plamo-13b"), load_cluster("abci-a"), plan("zero3", 64), Disturbance({3: 0.8}))
+PIPELINE = play(
+    load_model("llama-2-7b"),
+    load_cluster("abci-a"),
+    plan("zero1", 64, pp=4, grad_accum=8, schedule="interleaved", virtual_pp=2),
+)
+
+
+@pytest.mark.parametrize("timeline", [EVEN, SLOW, PIPELINE])
+def test_the_document_holds_what_it_promises(timeline: object) -> None:
+    assert isinstance(timeline, type(EVEN))
+    document = json.loads(json.dumps(as_json(timeline), allow_nan=False))
+    assert document["step_s"] == timeline.step_s
+    assert document["waterfall"][0]["name"] == "ideal_at_peak"
+    assert sum(part["seconds"] for part in document["waterfall"]) == pytest.approx(document["step_s"], rel=1e-12)
+    assert 0 < document["exposed_communication_s"] < document["step_s"]
+    assert sum(row["num_ranks"] for row in document["rank_classes"]) == 64
+    assert document["plan"]["num_gpus"] == 64
+
+
+def test_every_part_has_a_label() -> None:
+    assert set(LABELS) == {"ideal_at_peak", *ORDER}
+
+
+def printed(timeline: object, comparison: object = None) -> str:
+    console = Console(width=120, file=StringIO())
+    print_to(console, timeline, comparison)  # type: ignore[arg-type]
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_the_tables_say_what_stragglers_cost_and_who_is_alike() -> None:
+    text = printed(SLOW)
+    assert f"{SLOW.step_s:.3f} s per step" in text
+    assert f"cost the whole job {SLOW.step_s / SLOW.undisturbed_s - 1:.1%}" in text
+    assert "rank 0 and 55 like it" in text
+    assert "rank 24 and 7 like it" in text
+    assert "stragglers" not in printed(EVEN)
+
+
+def test_a_comparison_is_in_both(tmp_path: Path) -> None:
+    (path,) = write_traces(EVEN, tmp_path / "step.json.gz")
+    comparison = compare_with_trace(EVEN, path)
+    rows = {row["operations"]: row for row in as_json(EVEN, comparison)["comparison"]["rows"]}
+    assert rows["gemm"]["ratio"] == pytest.approx(1.0)
+    assert "measured, s" in printed(EVEN, comparison)
+
+
+@pytest.mark.parametrize("timeline", [EVEN, PIPELINE])
+def test_the_figure_shows_streams_or_stages_and_the_waterfall(timeline: object, tmp_path: Path) -> None:
+    assert isinstance(timeline, type(EVEN))
+    figure = draw(timeline)
+    whole, forward, backward, cascade = figure.axes
+    rows = [label.get_text() for label in whole.get_yticklabels()]
+    assert rows == (["compute", "in-node", "between-nodes"] if timeline is EVEN else [f"stage {s}" for s in range(4)])
+    assert (forward.get_title(loc="left"), backward.get_title(loc="left")) == (
+        ("Layer 20 forward", "Layer 20 backward")
+        if timeline is EVEN
+        else ("Layer 16 forward", "Layer 16 backward")
+    )
+    bars = cascade.patches
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(timeline.step_s, rel=0.02)  # type: ignore[attr-defined]
+    save(figure, tmp_path / "step.png")
+    assert (tmp_path / "step.png").stat().st_size > 10_000
+
+
+def test_a_figure_that_cannot_be_written(tmp_path: Path) -> None:
+    for name in ("step.xyz", "nowhere/step.png"):
+        with pytest.raises(InputError, match="--figure"):
+            save(draw(EVEN), tmp_path / name)
