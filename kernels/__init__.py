@@ -1,0 +1,3 @@
+from flopcast.kernels.backend import Backend, backend
+
+__all__ = ["Backend", "backend"]

@@ -5,7 +5,7 @@ The same description serves CuPy on a GPU, NVRTC where there is none, and the CP
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import gcd
 from pathlib import Path
 
@@ -25,11 +25,28 @@ class Variant:
     kernel: str
     constants: tuple[tuple[str, int | str], ...]
     threads: int
+    dynamic_shared_bytes: int = 0
 
     @property
     def defines(self) -> tuple[str, ...]:
         """Compiler options, e.g. ``("-DELEMENT=bfloat16", "-DHIDDEN=5120")``."""
         return tuple(f"-D{name}={int(value) if isinstance(value, bool) else value}" for name, value in self.constants)
+
+    def __getitem__(self, name: str) -> int:
+        """The value of one constant, e.g. ``variant["ROWS"]``."""
+        return int(self._values[name])
+
+    # Looked up at every launch, so worked out once.
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.source, self.kernel, self.constants, self.threads, self.dynamic_shared_bytes))
+
+    @cached_property
+    def _values(self) -> dict[str, int | str]:
+        return dict(self.constants)
 
     @property
     def text(self) -> str:
@@ -39,12 +56,9 @@ class Variant:
 
 @cache
 def source_text(source: str) -> str:
-    """The text of a .cu file with our own .cuh files in the place of their #include lines."""
-
-    def included(match: re.Match[str]) -> str:
-        return (_FOLDER / match[1]).read_text(encoding="utf-8")
-
-    return _INCLUDE.sub(included, (_FOLDER / source).read_text(encoding="utf-8"))
+    """The text of a .cu file with our own .cuh files, and theirs, in the place of their #include lines."""
+    text = (_FOLDER / source).read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda match: source_text(match[1]), text)
 
 
 def elements_per_access(dtype: str, *extents: int) -> int:

@@ -95,7 +95,8 @@ class _Links:
         and beside computation no more is exposed than without.
         """
         beside = np.maximum(self.inside / constants.nvlink_share, self.between / constants.network_share)
-        hidden = np.maximum(beside - self.first, 0.0)
+        busy = np.maximum(self.inside, self.between)
+        hidden = beside * np.maximum(1 - np.divide(self.first, busy, out=np.ones_like(busy), where=busy > 0), 0.0)
         leak = constants.overlap_leak * np.minimum(hidden, compute)
         overlapped = self.first + np.maximum(hidden - compute, 0.0) + leak
         alone = self.inside + self.between

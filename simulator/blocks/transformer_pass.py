@@ -45,14 +45,20 @@ def _norms(block: "TransformerBlock", load: Workload) -> list[Computation]:
     rms = block.norm == "rmsnorm"
     forward = (norm_cost.FORWARD, norm_cost.EAGER_FORWARD if rms else norm_cost.LAYER_NORM_FORWARD)
     backward = (norm_cost.BACKWARD, norm_cost.EAGER_BACKWARD if rms else norm_cost.LAYER_NORM_BACKWARD)
-    add_forward = (norm_cost.ADD_FORWARD, norm_cost.EAGER_ADD_FORWARD)
-    add_backward = (norm_cost.ADD_BACKWARD, norm_cost.EAGER_ADD_BACKWARD)
     stream = load.residual_bytes
     # A parallel block whose norms share one input keeps that input once; a sequential one keeps one per norm.
     inputs = 1 if block.parallel else block.num_norms
     kept = [stream if index < inputs else 0.0 for index in range(block.num_norms)]
     norms = [pointwise(f"norm{i + 1}", elements, fused, forward, backward, k, k) for i, k in enumerate(kept)]
-    return norms + [pointwise(f"residual{i + 1}", elements, fused, add_forward, add_backward, 0.0) for i in range(2)]
+    folded = (norm_cost.ADD_FORWARD, norm_cost.ADD_BACKWARD)
+    # A parallel block adds both branches at one boundary; a sequential one has a boundary for each.
+    second = (norm_cost.SECOND_ADD_FORWARD, norm_cost.SECOND_ADD_BACKWARD) if block.parallel else folded
+    eager = (norm_cost.EAGER_ADD_FORWARD, norm_cost.EAGER_ADD_BACKWARD)
+    adds = [
+        pointwise(f"residual{i + 1}", elements, fused, (forward, eager[0]), (backward, eager[1]), 0.0)
+        for i, (forward, backward) in enumerate((folded, second))
+    ]
+    return norms + adds
 
 
 def _attention(block: "TransformerBlock", load: Workload) -> list[Computation]:

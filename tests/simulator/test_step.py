@@ -71,7 +71,8 @@ def test_micro_batches_repeat_the_work_but_not_what_happens_once() -> None:
 
 
 def test_without_prefetch_communication_is_exposed_whole() -> None:
-    hidden, exposed = (forecast(small_model(), cluster(), plan("zero3", prefetch=p)).step for p in (1, 0))
+    long = {"micro_batch": 8, "seq_len": 8192}
+    hidden, exposed = (forecast(small_model(), cluster(), plan("zero3", prefetch=p, **long)).step for p in (1, 0))
     assert exposed.gather_communication[0] > hidden.gather_communication[0] > 0
 
 

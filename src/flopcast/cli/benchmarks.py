@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, bench
-from flopcast.cli.output import print_json
+from flopcast.cli.output import console, print_json
+from flopcast.errors import InputError
 
 
 @bench.command
@@ -82,3 +83,74 @@ def collectives(
         print_json(report.as_json())
     if report.num_wrong:
         sys.exit(1)
+
+
+@bench.command
+def kernels(
+    *,
+    device: str | None = None,
+    tokens: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    hidden: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    dtype: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    ops: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    providers: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    samples: int = 20,
+    budget_seconds: float = float("inf"),
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    figure: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Time our kernels beside eager PyTorch, its fused forms, torch.compile, Liger-Kernel and QuACK where installed.
+
+    Parameters
+    ----------
+    device
+        cuda or cpu; by default the GPU where there is one. On a CPU the reference runs, and the answer says so.
+    tokens
+        Rows, by default 1 K to 128 K (fewer on a CPU).
+    hidden
+        Hidden sizes, by default 2048 to 8192.
+    dtype
+        bfloat16 (the default), float16, float32.
+    ops
+        rms_norm, add_rms_norm, add_add_rms_norm, rope, nf4_quantise, nf4_dequantise.
+    providers
+        flopcast, eager, torch, compiled, liger, quack.
+    samples
+        Timings of each, whose median and spread are shown.
+    budget_seconds
+        Stop after about this long with what is measured by then.
+    output
+        Folder for the rows as CSV and JSON, with device, clocks and versions.
+    figure
+        Draw the roofline into this file.
+    json
+        Print one JSON document and nothing else.
+
+    """
+    import torch
+
+    from flopcast.kernels import benchmark, roofline
+
+    types = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    unknown = [name for name in dtype or [] if name not in types]
+    if unknown:
+        raise InputError(f"--dtype is '{unknown[0]}'; choose one of {', '.join(types)}")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtypes = tuple(types[name] for name in dtype or ["bfloat16"])
+    result = benchmark.run(
+        where, tokens=tokens, hidden=hidden, dtypes=dtypes, ops=ops, providers=providers, samples=samples,
+        budget_s=budget_seconds,
+    )  # fmt: skip
+    if output:
+        benchmark.write(result, output)
+    if figure:
+        roofline.draw(result, figure)
+    if json:
+        print_json(result)
+    else:
+        from flopcast.reports.kernel_table import render
+
+        out = console()
+        for part in render(result):
+            out.print(part)

@@ -1,0 +1,319 @@
+"""``flopcast bench kernels``: every op beside the others, in GB/s and % of the device's copy, with the error.
+
+Rows are in long form, one per operation, pass, provider, element type, tokens and hidden size: ``median_s`` of a call,
+``spread``, ``bytes`` that must move (the same for all providers), ``bytes_per_s``, ``of_copy`` and ``of_datasheet``
+(fractions), ``error`` (norm of the difference over the norm, the worst tensor), or ``skipped`` with the reason.
+"""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import config as functorch_config
+
+from flopcast.errors import InputError, nearest
+from flopcast.kernels import microbenchmark, timing
+from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, Tensors, Transfer, missing, operations, transfers
+from flopcast.kernels.environment import datasheet_bytes_per_s, environment
+from flopcast.kernels.nf4.format import payload_bytes
+from flopcast.kernels.rmsnorm.variant import LARGEST_HIDDEN, SMALLEST_HIDDEN
+
+Row = dict[str, Any]
+COLUMNS = (
+    *("op", "pass", "provider", "dtype", "tokens", "hidden", "median_s", "spread", "num_samples", "bytes"),
+    *("bytes_per_s", "of_copy", "of_datasheet", "error", "skipped"),
+)
+TOKENS, HIDDEN = tuple(2**n for n in range(10, 18)), (2048, 4096, 5120, 8192)
+CPU_TOKENS, CPU_HIDDEN = (256, 1024), (1024,)
+_CHECKED_ROWS = 512  # that are compared with float64, of larger inputs
+_CHECKED_ELEMENTS = 2**25
+_SET_BYTES = 24e9  # that all sets of inputs of one comparison may take
+
+
+def run(
+    device: torch.device | str,
+    tokens: Sequence[int] | None = None,
+    hidden: Sequence[int] | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16,),
+    ops: Sequence[str] | None = None,
+    providers: Sequence[str] | None = None,
+    samples: int = 20,
+    budget_s: float = math.inf,
+) -> dict[str, Any]:
+    """``{"environment", "copy_bytes_per_s", "rows"}`` of the comparison on ``device``; ready for JSON.
+
+    Shapes run in the order given until ``budget_s`` is spent; the rest are rows that say so. By default tokens 1 K to
+    128 K and hidden sizes 2048 to 8192 on a GPU, small ones on the CPU, where the reference path is what is timed:
+    ``environment["backend"]`` says it. Raises InputError.
+    """
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    tokens = tokens or (TOKENS if on_gpu else CPU_TOKENS)
+    hidden = hidden or (HIDDEN if on_gpu else CPU_HIDDEN)
+    _check(device, tokens, hidden, ops, providers)
+    deadline = time.monotonic() + budget_s
+    copied = microbenchmark.copy(device, [2**30 if device.type == "cuda" else 2**24], samples)[0]
+    copy_rate = copied["bytes"] / copied["median_s"]
+    rows: list[Row] = []
+    for count, size, dtype in product(tokens, hidden, dtypes):
+        arguments = (count, size, dtype, device, providers, samples, deadline)
+        comparisons = {o.name: partial(_compare, o, *arguments) for o in operations()}
+        comparisons |= {t.name: partial(_compare_transfer, t, *arguments) for t in transfers(dtype)}
+        for name, compare in comparisons.items():
+            if ops is not None and name not in ops:
+                continue
+            try:
+                rows += compare()
+            except torch.OutOfMemoryError:
+                key = {"op": name, "dtype": str(dtype).removeprefix("torch."), "tokens": count, "hidden": size}
+                rows.append(_skipped(key, "all", "all", "not enough memory for all providers at once"))
+                torch.cuda.empty_cache()
+    datasheet = datasheet_bytes_per_s(device)
+    for row in rows:
+        if row.get("bytes") and "median_s" in row:
+            row["bytes_per_s"] = row["bytes"] / row["median_s"]
+            row["of_copy"] = row["bytes_per_s"] / copy_rate
+            row["of_datasheet"] = row["bytes_per_s"] / datasheet if datasheet else None
+    return {"environment": environment(device), "copy_bytes_per_s": copy_rate, "rows": rows}
+
+
+def write(result: dict[str, Any], folder: Path, name: str = "kernels") -> list[Path]:
+    """``name.csv`` (the rows) and ``name.json`` (all), each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, document = folder / f"{name}.csv", folder / f"{name}.json"
+    scratch = folder / f".{name}.partial"
+    with scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result["rows"])
+    scratch.replace(table)
+    scratch.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    scratch.replace(document)
+    return [table, document]
+
+
+def _check(
+    device: torch.device,
+    tokens: Sequence[int],
+    hidden: Sequence[int],
+    ops: Sequence[str] | None,
+    providers: Sequence[str] | None,
+) -> None:
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device is {device}; it is cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda and PyTorch sees no CUDA device; use --device cpu")
+    for count in tokens:
+        if count < 1:
+            raise InputError(f"--tokens holds {count}; counts of tokens are positive")
+    for size in hidden:
+        if not SMALLEST_HIDDEN <= size <= LARGEST_HIDDEN or size % HEAD:
+            raise InputError(
+                f"--hidden holds {size}; it is a multiple of {HEAD} from {HEAD} to {LARGEST_HIDDEN}, in heads of {HEAD}"
+            )
+    compared = operations()
+    known_ops = [o.name for o in compared] + [t.name for t in transfers(torch.bfloat16)]
+    known_providers = list(dict.fromkeys(name for o in compared for name in o.functions))
+    for option, given, known in (("--ops", ops, known_ops), ("--providers", providers, known_providers)):
+        for name in given or ():
+            if name not in known:
+                raise InputError(f"{option} holds '{name}'; {nearest(name, known)}")
+
+
+def _compare(
+    operation: Operation,
+    tokens: int,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    providers: Sequence[str] | None,
+    samples: int,
+    deadline: float,
+) -> list[Row]:
+    """Forward, backward and host time of one operation at one shape, all providers in turns."""
+    key = {"op": operation.name, "dtype": str(dtype).removeprefix("torch."), "tokens": tokens, "hidden": hidden}
+    wanted = [name for name in operation.functions if providers is None or name in providers]
+    if time.monotonic() > deadline:
+        return [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
+    moved = operation.passes(tokens, hidden, dtype.itemsize)
+    count = timing.num_inputs(moved["forward"], device, limit_bytes=_SET_BYTES / 6) if moved["forward"] < 2**30 else 1
+    sets = [_inputs(operation, tokens, hidden, dtype, device) for _ in range(count)]
+    rows: list[Row] = []
+    runs: dict[str, dict[str, Callable[[int], object]]] = {"forward": {}, "backward": {}}
+    errors: dict[tuple[str, str], float] = {}
+    for name in wanted:
+        reason = missing(name)
+        try:
+            if reason is None:
+                forward, backward, error = _prepare(operation, name, sets)
+                runs["forward"][name], runs["backward"][name] = forward, backward
+                errors["forward", name], errors["backward", name] = error
+        except Exception as failure:
+            if name == OURS and not isinstance(failure, torch.OutOfMemoryError):
+                raise
+            reason = _first_line(failure)
+        if reason is not None:
+            rows.append(_skipped(key, "all", name, reason))
+    for which, functions in runs.items():
+        for name, timed in timing.interleaved(functions, device, samples).items():
+            row = {**key, "pass": which, "provider": name, **vars(timed), "bytes": moved[which]}
+            rows.append({**row, "error": errors[which, name]})
+    if tokens <= 1024:
+        for name, function in runs["forward"].items():
+            rows.append({**key, "pass": "host", "provider": name, **vars(timing.host_time(function, device))})
+    return rows
+
+
+def _inputs(operation: Operation, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensors:
+    made = operation.inputs(tokens, hidden, dtype, device)
+    differentiable = operation.num_differentiable
+    return (*(t.detach().requires_grad_() for t in made[:differentiable]), *made[differentiable:])
+
+
+def _prepare(
+    operation: Operation, provider: str, sets: list[Tensors]
+) -> tuple[Callable[[int], object], Callable[[int], object], tuple[float, float]]:
+    """Calls for the timer, and the errors of forward and backward against float64."""
+    function = operation.functions[provider]()
+    if provider in operation.writing_over:
+        sets = [_copied(inputs) for inputs in sets]
+    leaves = [inputs[: operation.num_differentiable] for inputs in sets]
+
+    def run(inputs: Tensors) -> Tensors:
+        # A view of each leaf, so that a provider may write over it.
+        return function(*(t.view_as(t) if t.requires_grad else t for t in inputs))
+
+    original = tuple(t.detach().clone() for t in sets[0])
+    # Graphs are walked many times, so torch.compile must not give the memory of their tensors away.
+    with functorch_config.patch(donated_buffer=False):
+        outputs = run(sets[0])
+        gradients = [torch.randn_like(t) for t in outputs]
+        found = torch.autograd.grad(outputs, leaves[0], [g.clone() for g in gradients])
+        error = _errors(operation, original, outputs, gradients, found)
+        graphs = [run(inputs) for inputs in sets]
+
+    def forward(index: int) -> object:
+        with torch.no_grad():
+            return function(*sets[index % len(sets)])
+
+    def backward(index: int) -> object:
+        which = index % len(graphs)
+        return torch.autograd.grad(graphs[which], leaves[which], gradients, retain_graph=True)
+
+    return forward, backward, error
+
+
+def _copied(inputs: Tensors) -> Tensors:
+    dense = (t.detach().clone(memory_format=torch.contiguous_format) for t in inputs)
+    return tuple(copy.requires_grad_(t.requires_grad) for copy, t in zip(dense, inputs, strict=True))
+
+
+def _errors(
+    operation: Operation, inputs: Tensors, outputs: Tensors, gradients: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[float, float]:
+    """The worst relative error of outputs, and of gradients, against the unfused expression in float64."""
+    dim, tokens = operation.token_dim, inputs[0].shape[operation.token_dim]
+    rows = tokens if inputs[0].numel() <= _CHECKED_ELEMENTS else _CHECKED_ROWS
+
+    def head(tensor: Tensor) -> Tensor:
+        return tensor.narrow(dim, 0, rows)
+
+    wide = [(head(t) if i < operation.num_rowwise else t).double() for i, t in enumerate(inputs)]
+    if operation.name == "rope":
+        wide[2:] = [t[:rows] for t in wide[2:]]
+    leaves = [t.requires_grad_() for t in wide[: operation.num_differentiable]]
+    exact = operation.eager(*wide)
+    wanted = torch.autograd.grad(exact, leaves, [head(g).double() for g in gradients])
+    # The gradient of the weight sums over all rows: it is compared only where all were worked out.
+    compared = len(wanted) if rows == tokens else operation.num_rowwise
+    forward = max(_distance(head(a), b) for a, b in zip(outputs, exact, strict=True))
+    backward = max(
+        _distance(head(a) if i < operation.num_rowwise else a, b)
+        for i, (a, b) in enumerate(zip(grads[:compared], wanted[:compared], strict=True))
+    )
+    return forward, backward
+
+
+def _distance(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    found, exact = found.detach().double(), exact.detach()
+    value = float((found - exact).norm() / exact.norm())
+    if not math.isfinite(value):
+        raise RuntimeError("the result is not a number")
+    return value
+
+
+def _compare_transfer(
+    transfer: Transfer,
+    tokens: int,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    providers: Sequence[str] | None,
+    samples: int,
+    deadline: float,
+) -> list[Row]:
+    """The NF4 payload of ``tokens`` x ``hidden`` values; ``error`` is the share that differs from the reference."""
+    key = {"op": transfer.name, "dtype": str(dtype).removeprefix("torch."), "tokens": tokens, "hidden": hidden}
+    wanted = {name: f for name, f in transfer.functions.items() if providers is None or name in providers}
+    if time.monotonic() > deadline:
+        return [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
+    numel = tokens * hidden
+    moved = transfer.num_bytes(numel)
+    sets = []
+    for _ in range(timing.num_inputs(moved, device, limit_bytes=_SET_BYTES / 6)):
+        values = (0.02 * torch.randn(numel, device=device)).to(dtype)
+        payload = torch.empty(int(payload_bytes(numel)), dtype=torch.uint8, device=device)
+        transfers(dtype)[0].functions["eager"](values, payload)
+        sets.append((values, payload))
+    functions: dict[str, Callable[[int], object]] = {}
+    errors = {}
+    for name, function in wanted.items():
+        found, exact = ([t.clone() for t in sets[0]] for _ in range(2))
+        function(*found)
+        transfer.functions["eager"](*exact)
+        errors[name] = max(float((a != b).double().mean()) for a, b in zip(found, exact, strict=True))
+        functions[name] = _rotating(function, sets)
+    timed = timing.interleaved(functions, device, samples)
+    return [
+        {**key, "pass": "forward", "provider": name, **vars(t), "bytes": moved, "error": errors[name]}
+        for name, t in timed.items()
+    ]
+
+
+def _rotating(function: Callable[[Tensor, Tensor], None], sets: list[tuple[Tensor, Tensor]]) -> Callable[[int], object]:
+    return lambda index: function(*sets[index % len(sets)])
+
+
+def _skipped(key: Row, which: str, provider: str, reason: str) -> Row:
+    return {**key, "pass": which, "provider": provider, "skipped": reason}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def best_of_the_others(rows: Iterable[Row]) -> list[Row]:
+    """Ours beside the fastest other provider, for each comparison that has both: ``speed`` is their time over ours."""
+    by_key: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if "median_s" in row:
+            key = tuple(row[name] for name in ("op", "pass", "dtype", "tokens", "hidden"))
+            by_key.setdefault(key, {})[row["provider"]] = row
+    found = []
+    for key, providers in by_key.items():
+        others = [row for name, row in providers.items() if name != OURS]
+        if OURS in providers and others:
+            other, ours = min(others, key=lambda row: float(row["median_s"])), providers[OURS]
+            summary = dict(zip(("op", "pass", "dtype", "tokens", "hidden"), key, strict=True))
+            summary |= {"median_s": ours["median_s"], "of_copy": ours.get("of_copy"), "spread": ours["spread"]}
+            found.append({**summary, "other": other["provider"], "speed": other["median_s"] / ours["median_s"]})
+    return found
