@@ -75,32 +75,53 @@ class _Pass:
 
 
 class _Links:
-    """Seconds of collectives that may be hidden, apart by the links they keep busy, which work side by side."""
+    """Seconds of collectives that may be hidden, apart by the links they keep busy, which work side by side.
+
+    ``end_inside``, ``end_between``: those of one layer and of the root, which open a forward or close a backward.
+    """
 
     def __init__(self, num_plans: int) -> None:
         self.inside = np.zeros(num_plans)
         self.between = np.zeros(num_plans)
-        self.first = np.zeros(num_plans)
+        self.end_inside = np.zeros(num_plans)
+        self.end_between = np.zeros(num_plans)
 
     def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_]) -> None:
-        self.between += np.where(crosses_nodes, time * count, 0.0)
-        self.inside += np.where(crosses_nodes, 0.0, time * count)
-        self.first = np.maximum(self.first, np.where(count > 0, np.minimum(time, time * count), 0.0))
+        end = np.where(count > 0, np.minimum(time, time * count), 0.0)
+        self.between = self.between + np.where(crosses_nodes, time * count, 0.0)
+        self.inside = self.inside + np.where(crosses_nodes, 0.0, time * count)
+        self.end_between = self.end_between + np.where(crosses_nodes, end, 0.0)
+        self.end_inside = self.end_inside + np.where(crosses_nodes, 0.0, end)
+
+    def __add__(self, other: "_Links") -> "_Links":
+        links = _Links(len(self.inside))
+        for name in vars(links):
+            setattr(links, name, getattr(self, name) + getattr(other, name))
+        return links
 
     def exposed(self, compute: Array, prefetch: NDArray[np.int64], constants: Constants) -> Array:
         """What of them the computation beside them does not hide.
 
-        max(0, C - T) + leak min(C, T) with prefetch, where C runs at the share of NVLink or the network that the step
-        leaves it; the first (forward) or last (backward) unit has nothing to hide behind; without prefetch nothing has,
-        and beside computation no more is exposed than without.
+        E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what
+        goes on beside the computation T has the share s of NVLink or the network that the step leaves it, what is
+        left over has all of it. Without prefetch nothing is hidden, and with it no more is exposed than without.
         """
-        beside = np.maximum(self.inside / constants.nvlink_share, self.between / constants.network_share)
-        busy = np.maximum(self.inside, self.between)
-        hidden = beside * np.maximum(1 - np.divide(self.first, busy, out=np.ones_like(busy), where=busy > 0), 0.0)
-        leak = constants.overlap_leak * np.minimum(hidden, compute)
-        overlapped = self.first + np.maximum(hidden - compute, 0.0) + leak
+        ends = self.end_inside + self.end_between
+        inside, between = self._hidden
+        left = np.maximum(inside - constants.nvlink_share * compute, between - constants.network_share * compute)
+        overlapped = ends + np.maximum(left, 0.0) + self.contention(compute, constants)
         alone = self.inside + self.between
         return np.where(prefetch > 0, np.minimum(overlapped, alone), alone)
+
+    def contention(self, compute: Array, constants: Constants) -> Array:
+        """What running beside them costs the computation: leak min(C / s, T)."""
+        inside, between = self._hidden
+        beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
+        return constants.overlap_leak * np.minimum(beside, compute)
+
+    @property
+    def _hidden(self) -> tuple[Array, Array]:
+        return np.maximum(self.inside - self.end_inside, 0.0), np.maximum(self.between - self.end_between, 0.0)
 
 
 def step_time(
@@ -195,7 +216,7 @@ def _combine(
         causes["recompute"] = sum((p.recompute * share for p, share in chosen), np.zeros(len(plans)))
         device = sum((p.device * share for p, share in chosen), np.zeros(len(plans)))
         launch = dispatch * sum((p.launch * share for p, share in chosen), np.zeros(len(plans)))
-        return device, _busy(device, launch), causes
+        return device, busy_seconds(device, launch), causes
 
     one, zero = np.ones(len(plans)), np.zeros(len(plans))
     directions = ("forward", "backward")
@@ -204,7 +225,6 @@ def _combine(
     middle = [stage(d, one, zero, zero) for d in directions]
     time_first, time_last, time_middle = (sum(s[1] for s in stages) for stages in (first_stage, last_stage, middle))
     head_paces = time_last > time_first
-    pace = np.maximum(time_first, time_last)
     others = np.where(single, 0.0, np.minimum(time_first, time_last) + np.maximum(plans.pp - 2, 0) * time_middle)
     share = np.where(plans.has(schedule="zero-bubble"), ZERO_BUBBLE_SHARE, 1.0)
     m = plans.grad_accum
@@ -223,8 +243,8 @@ def _combine(
         return links.exposed(compute, plans.prefetch, constants)
 
     # Backward gathers and reductions run side by side with the same computation.
-    both = _merged(gathers["backward"], reduces["every"])
-    final = _merged(both, reduces["last"])
+    both = gathers["backward"] + reduces["every"]
+    final = both + reduces["last"]
     backward_every, backward_final = hidden_behind(both, busy[1]), hidden_behind(final, busy[1])
     gather_alone = hidden_behind(gathers["backward"], busy[1])
     gather = (
@@ -234,6 +254,17 @@ def _combine(
         + m * gather_alone
     )
     reduce = (m - 1) * (backward_every - gather_alone) + (backward_final - gather_alone)
+    # On its way through the other stages a micro-batch waits for their gathers, unless the parameters stay gathered,
+    # and the last one is slowed by their reductions, or waits for them where nothing overlaps.
+    waits = np.where(
+        plans.parameter_shard > 1,
+        hidden_behind(gathers["first"], busy[0]) + hidden_behind(gathers["every"], busy[0]) + gather_alone,
+        0.0,
+    )
+    reduced = reduces["every"] + reduces["last"]
+    alone = np.where(plans.parameter_shard > 1, reduced.inside + reduced.between, 0.0)
+    slowed = np.where(plans.prefetch > 0, reduced.contention(busy[1], constants), alone)
+    others = others + np.maximum(plans.pp - 1, 0) * (waits + slowed)
     return StepTime(
         gemm=causes["gemm"],
         attention=causes["attention"],
@@ -243,22 +274,14 @@ def _combine(
         pipeline_communication=causes["pipeline"],
         gather_communication=gather,
         reduce_communication=reduce,
-        bubble=others * share / plans.virtual_pp + 0.0 * pace,
+        bubble=others * share / plans.virtual_pp,
         optimizer=optimizer,
         overhead=np.full(len(plans), constants.step_overhead_s),
         recompute=causes["recompute"],
     )
 
 
-def _busy(device: Array, dispatch: Array) -> Array:
+def busy_seconds(device: Array, dispatch: Array) -> Array:
     """Time of a pass in which stretches are bound by the device and others by the host: (d^p + h^p)^(1/p), p = 4."""
     larger = np.maximum(np.maximum(device, dispatch), 1e-30)
     return np.asarray(larger * ((device / larger) ** 4 + (dispatch / larger) ** 4) ** 0.25)
-
-
-def _merged(a: _Links, b: _Links) -> _Links:
-    links = _Links(len(a.inside))
-    links.inside = a.inside + b.inside
-    links.between = a.between + b.between
-    links.first = np.maximum(a.first, b.first)
-    return links

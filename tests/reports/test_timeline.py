@@ -74,9 +74,7 @@ def test_the_figure_shows_streams_or_stages_and_the_waterfall(timeline: object, 
     rows = [label.get_text() for label in whole.get_yticklabels()]
     assert rows == (["compute", "in-node", "between-nodes"] if timeline is EVEN else [f"stage {s}" for s in range(4)])
     assert (forward.get_title(loc="left"), backward.get_title(loc="left")) == (
-        ("Layer 20 forward", "Layer 20 backward")
-        if timeline is EVEN
-        else ("Layer 16 forward", "Layer 16 backward")
+        ("Layer 20 forward", "Layer 20 backward") if timeline is EVEN else ("Layer 16 forward", "Layer 16 backward")
     )
     bars = cascade.patches
     assert sum(bar.get_width() for bar in bars) == pytest.approx(timeline.step_s, rel=0.02)  # type: ignore[attr-defined]

@@ -1,0 +1,151 @@
+"""A played step as a planner reads it: tables on a terminal, or one JSON document."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flopcast.reports.trace_comparison import TraceComparison
+from flopcast.simulator.conventions import CONVENTIONS
+from flopcast.simulator.timeline import (
+    Timeline,
+    exposed_collectives,
+    exposed_communication_s,
+    streams,
+    waterfall,
+)
+
+LABELS = {
+    "ideal_at_peak": "ideal: the model's FLOPs at peak",
+    "gemm_efficiency": "matrix products below peak",
+    "attention_efficiency": "attention below peak",
+    "pointwise": "pointwise work",
+    "recompute": "recomputation",
+    "launch": "launches: the host holds the GPU up",
+    "tensor_communication": "tensor-parallel communication",
+    "context_communication": "context-parallel communication",
+    "pipeline_communication": "sends between pipeline stages",
+    "gather_communication": "waiting for parameter gathers",
+    "reduce_communication": "waiting for gradient reductions",
+    "contention": "computation slowed by communication",
+    "bubble": "pipeline bubble",
+    "stragglers": "stragglers",
+    "optimizer": "optimizer and gradient norm",
+    "overhead": "data, logging, host",
+}
+CHARACTERS_OF_BAR = 40
+MOST_CLASSES = 8
+
+
+def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> dict[str, Any]:
+    """The document that ``flopcast timeline --json`` prints; times in seconds, shares as fractions."""
+    plan, found = timeline.plan, timeline.forecast
+    document: dict[str, Any] = {
+        "model": found.model.name,
+        "cluster": found.cluster.name,
+        "strategy": plan.strategy,
+        "plan": found.plans.describe(0),
+        "step_s": timeline.step_s,
+        "closed_form_s": timeline.closed_form_s,
+        "departs_from_closed_form": timeline.departs_from_closed_form,
+        "undisturbed_s": timeline.undisturbed_s,
+        "exposed_communication_s": exposed_communication_s(timeline),
+        "waterfall": [asdict(part) for part in waterfall(timeline)],
+        "collectives": [asdict(row) for row in exposed_collectives(timeline)],
+        "rank_classes": [asdict(row) for row in streams(timeline)],
+    }
+    if comparison is not None:
+        rows = [{**asdict(row), "ratio": row.ratio} for row in comparison.rows]
+        document["comparison"] = {**asdict(comparison), "rows": rows}
+    return document
+
+
+def print_to(console: Console, timeline: Timeline, comparison: TraceComparison | None = None) -> None:
+    """Print the step, the waterfall, the collectives, the rank classes and, where given, the real trace beside it."""
+    for part in render(timeline, comparison):
+        console.print(part)
+
+
+def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[RenderableType]:
+    """What the terminal shows, in order."""
+    plan, found = timeline.plan, timeline.forecast
+    yield Text(
+        f"{found.model.name}, {plan.strategy}, {plan.num_gpus} x {found.cluster.gpu.name} ({found.cluster.name}): "
+        f"{timeline.step_s:.3f} s per step",
+        style="bold",
+    )
+    yield Text(
+        f"micro-batch {plan.micro_batch} x {plan.grad_accum} passes of {plan.seq_len:,} tokens, recompute "
+        f"{plan.recompute}" + (f", tp {plan.tp}" if plan.tp > 1 else "")
+    )
+    yield Text(f"The closed form says {timeline.closed_form_s:.3f} s.")
+    if timeline.departs_from_closed_form:
+        yield Text(f"They differ by {timeline.departs_from_closed_form}.")
+    if timeline.disturbance:
+        cost = timeline.step_s / timeline.undisturbed_s - 1
+        yield Text(
+            f"Undisturbed the step takes {timeline.undisturbed_s:.3f} s: stragglers cost the whole job {cost:.1%}."
+        )
+    yield Text("\nFrom peak to achieved, the average GPU", style="bold")
+    yield _waterfall(timeline)
+    yield Text(f"The ideal counts {CONVENTIONS['causal']}; its share of the step is MFU.")
+    yield Text("\nCollectives of the undisturbed step, the average GPU", style="bold")
+    yield _collectives(timeline)
+    yield Text("\nWhat the GPU is busy with, from its first kernel to its last", style="bold")
+    yield _classes(timeline)
+    if comparison is not None:
+        yield Text(f"\nBeside {comparison.path}, {comparison.num_steps} steps, per step", style="bold")
+        yield _comparison(comparison)
+
+
+def _waterfall(timeline: Timeline) -> Table:
+    table = _table("", "s", "%")
+    table.add_column(no_wrap=True)
+    done = 0.0
+    for part in waterfall(timeline):
+        start = round(CHARACTERS_OF_BAR * done / timeline.step_s)
+        done += part.seconds
+        end = round(CHARACTERS_OF_BAR * done / timeline.step_s)
+        bar = " " * min(start, end) + "█" * abs(end - start)
+        table.add_row(LABELS[part.name], f"{part.seconds:.3f}", f"{100 * part.seconds / timeline.step_s:.1f}", bar)
+    return table
+
+
+def _collectives(timeline: Timeline) -> Table:
+    table = _table("collective", "under way, s", "waited for, s")
+    for row in exposed_collectives(timeline):
+        name = f"{row.collective.replace('_', '-')} over {row.group}, {row.phase}"
+        table.add_row(name, f"{row.busy_s:.3f}", f"{row.exposed_s:.3f}")
+    return table
+
+
+def _classes(timeline: Timeline) -> Table:
+    table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "of communication\nbeside computation, %")
+    found = streams(timeline)
+    for row in found[:MOST_CLASSES]:
+        alike = f"rank {row.rank}" + (f" and {row.num_ranks - 1} like it" if row.num_ranks > 1 else "")
+        shares = (row.compute, row.communication, row.idle, row.overlap)
+        table.add_row(alike, *(f"{100 * share:.1f}" for share in shares))
+    if len(found) > MOST_CLASSES:
+        table.add_row(f"and {len(found) - MOST_CLASSES} more classes (--json has all)")
+    return table
+
+
+def _comparison(comparison: TraceComparison) -> Table:
+    table = _table("operations", "simulated, s", "measured, s", "ratio")
+    for row in comparison.rows:
+        ratio = f"{row.ratio:.2f}" if row.ratio is not None else "-"
+        table.add_row(row.operations, f"{row.simulated_s:.4f}", f"{row.measured_s:.4f}", ratio)
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,232 @@
+"""What a pipeline stage does, from the operations of one plan: pieces of computation and transfers per layer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from flopcast.simulator import placement
+from flopcast.simulator.constants import Constants
+from flopcast.simulator.cost import seconds
+from flopcast.simulator.hardware import Hardware
+from flopcast.simulator.model import Model
+from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Operation, Phase, Pointwise, When
+from flopcast.simulator.plan import Plans
+from flopcast.simulator.step import SERIAL
+from flopcast.simulator.timeline.engine import Link
+
+# What the time on the compute stream is spent on; communication here is what the stream itself waits out.
+CAUSES = (
+    *("gemm", "attention", "pointwise", "recompute", "optimizer", "launch"),
+    *("tensor_communication", "context_communication", "pipeline_communication"),
+)
+# The order of a transformer layer's pieces, for traces; pieces of other kinds keep the order they are listed in.
+ORDER = (
+    *("lookup", "norm", "norm1", "tensor_parallel1.gather", "logits", "tensor_parallel.gather"),
+    *("qkv", "q", "k", "v", "qk_norm", "rope", "context", "attention", "scores", "o"),
+    *("tensor_parallel1.sum", "tensor_parallel1.scatter", "residual1", "norm2", "tensor_parallel2.gather"),
+    *("gate", "up", "activation", "down", "tensor_parallel2.sum", "tensor_parallel2.scatter", "residual2"),
+)
+PLACE = {name: index for index, name in enumerate(ORDER)}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Work on the compute stream: ``seconds`` of it, and ``host_s`` for the host to launch it.
+
+    ``kind`` is gemm, attention, pointwise or a collective's purpose, ``cause`` what the waterfall counts it as.
+    ``link`` is set where the stream waits out a collective. ``when`` as in :class:`Operation`.
+    """
+
+    name: str
+    kind: str
+    cause: str
+    phase: Phase
+    seconds: float
+    host_s: float
+    flop: float
+    bytes: float
+    when: When = "every"
+    collective: str = ""
+    group: str = ""
+    group_size: int = 1
+    link: Link | None = None
+    is_weight_gradient: bool = False
+
+
+@dataclass(frozen=True)
+class TransferKind:
+    """A collective beside the computation: ``calls`` of it for each unit of parameters, ``seconds`` each when alone.
+
+    ``whole_job``: the group holds all ranks of the stage that could be slow, not only those of one node.
+    """
+
+    name: str
+    collective: str
+    purpose: str
+    phase: Phase
+    when: When
+    group: str
+    group_size: int
+    link: Link
+    seconds: float
+    bytes: float
+    calls: float
+    host_s: float
+
+
+@dataclass
+class UnitProgram:
+    """One layer, or what the first or last stage has besides: its pieces by phase, its gathers and its reductions.
+
+    ``reductions`` follow each other: the next begins with what the one before has reduced.
+    """
+
+    forward: list[Piece] = field(default_factory=list)
+    backward: list[Piece] = field(default_factory=list)
+    gathers: list[TransferKind] = field(default_factory=list)
+    reductions: list[TransferKind] = field(default_factory=list)
+    step: list[Piece] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The whole step: units by name (kinds of layer, "embedding", "head", "root", "stage_root") and what is shared."""
+
+    units: dict[str, UnitProgram]
+    sends: dict[Phase, Piece]
+    exposed_send: float
+    norm: TransferKind | None
+
+
+def build(
+    model: Model, operations: Sequence[Operation], plans: Plans, hardware: Hardware, constants: Constants
+) -> Program:
+    """The program of the one plan in ``plans``; every number is that of the closed form's operations."""
+    stage_layers = float(placement.layers_of_fullest_stage(model.num_layers, plans.pp)[0])
+    number = {kind.kind: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
+    dispatch = constants.compiled_launch_share if bool(plans.compiled[0]) else 1.0
+    units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
+    sends: dict[Phase, Piece] = {}
+    norm: TransferKind | None = None
+    overlapped_send = bool(plans.has(schedule="interleaved")[0])
+    for operation in operations:
+        if operation.count[0] == 0:
+            continue
+        unit_name = operation.name.partition(".")[0]
+        times = float(operation.count[0]) / number.get(unit_name, 1.0)
+        spent = float(seconds(operation, hardware, constants)[0])
+        work, unit = operation.work, units[unit_name]
+        if isinstance(work, Collective) and work.purpose == "norm":
+            norm = _transfer(operation, work, spent, 1.0, 0.0)
+        elif isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
+            # What happens once per step is launched by hooks of the engine, off the critical host thread.
+            host = constants.collective_launch_s * dispatch if operation.when in ("every", "later") else 0.0
+            kind = _transfer(operation, work, spent, times, host)
+            (unit.gathers if work.purpose == "gather" else unit.reductions).append(kind)
+        else:
+            piece = _piece(operation, spent, times, dispatch, plans, constants)
+            if operation.name == "pipeline.send":
+                once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
+                sends[operation.phase] = once
+            elif operation.phase == "step":
+                unit.step.append(piece)
+            else:
+                (unit.forward if operation.phase == "forward" else unit.backward).append(piece)
+    for unit in units.values():
+        unit.forward.sort(key=_place(unit.forward))
+        unit.backward.sort(key=_place(unit.backward))
+    units.pop("pipeline", None)
+    return Program(dict(units), sends, constants.overlap_leak if overlapped_send else 1.0, norm)
+
+
+def _link(work: Collective) -> Link:
+    return "between-nodes" if int(work.group.num_nodes.flat[0]) > 1 else "in-node"
+
+
+def _group_size(work: Collective) -> int:
+    return int(work.group.size if isinstance(work.group.size, int) else work.group.size.flat[0])
+
+
+def _group_name(work: Collective) -> str:
+    return work.group_name if isinstance(work.group_name, str) else str(work.group_name[0])
+
+
+def _transfer(operation: Operation, work: Collective, spent: float, calls: float, host_s: float) -> TransferKind:
+    return TransferKind(
+        name=operation.name,
+        collective=work.collective,
+        purpose=work.purpose,
+        phase=operation.phase,
+        when=operation.when,
+        group=_group_name(work),
+        group_size=_group_size(work),
+        link=_link(work),
+        seconds=spent,
+        bytes=float(work.tensor_bytes[0]),
+        calls=calls,
+        host_s=host_s,
+    )
+
+
+def _piece(
+    operation: Operation, spent: float, times: float, dispatch: float, plans: Plans, constants: Constants
+) -> Piece:
+    work = operation.work
+    host_s = float(operation.num_kernels[0]) * constants.launch_s
+    flop = bytes_ = 0.0
+    collective, link, group, group_size = "", None, "", 1
+    if isinstance(work, Collective):
+        assert work.purpose in SERIAL
+        kind, link, bytes_ = str(work.purpose), _link(work), float(work.tensor_bytes[0])
+        collective, group, group_size = work.collective, _group_name(work), _group_size(work)
+        host_s = constants.collective_launch_s
+        if work.purpose != "pipeline" and bool(plans.overlap_tensor[0]):
+            spent *= constants.tensor_overlap_share
+    elif isinstance(work, Pointwise):
+        kind, bytes_ = "pointwise", float(work.bytes[0])
+    else:
+        kind, flop = ("attention" if isinstance(work, AttentionCore) else "gemm"), float(work.flop[0])
+        if isinstance(work, Gemm):
+            bytes_ = float(2 * (work.m * work.k + work.k * work.n + work.m * work.n)[0])
+    cause = f"{kind}_communication" if link else kind
+    if operation.phase == "recompute" and link is None:
+        cause = "recompute"
+    if operation.phase == "step":
+        cause = "optimizer"
+    return Piece(
+        name=operation.name,
+        kind=kind,
+        cause=cause,
+        phase=operation.phase,
+        seconds=spent * times,
+        host_s=host_s * times * dispatch if operation.when in ("every", "later") else 0.0,
+        flop=flop * times,
+        bytes=bytes_ * times,
+        when=operation.when,
+        collective=collective,
+        group=group,
+        group_size=group_size,
+        link=link,
+        is_weight_gradient=isinstance(work, Gemm) and operation.phase == "backward" and operation.name.endswith(".2"),
+    )
+
+
+def _place(pieces: Sequence[Piece]) -> Callable[[Piece], tuple[int, int]]:
+    """The order of a layer's forward, or of its recomputation and then the forward's reversed.
+
+    A parallel block has one sum over tensor-parallel ranks, which follows its last product.
+    """
+    parallel = not any(".tensor_parallel2." in piece.name for piece in pieces)
+
+    def place(piece: Piece) -> tuple[int, int]:
+        name = piece.name.partition(".")[2]
+        if name in ("dequantise", "accumulate"):
+            return (-1, 0) if name == "dequantise" else (2, 0)
+        stem, _, last = name.rpartition(".")
+        name = stem if last.isdigit() else name
+        if parallel and name in ("tensor_parallel1.sum", "tensor_parallel1.scatter"):
+            name = name.replace("1", "2")
+        index = PLACE.get(name, len(ORDER))
+        return (1, -index) if piece.phase == "backward" else (0, index)
+
+    return place

@@ -1,0 +1,258 @@
+"""One rank class as a SimPy process: it runs its schedule, waits for what it needs and posts what others need."""
+
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import simpy
+
+from flopcast.simulator.timeline.engine import Communicator, Device, Transfer
+from flopcast.simulator.timeline.passes import Segment, Station
+from flopcast.simulator.timeline.program import TransferKind
+from flopcast.simulator.timeline.schedule import Action
+
+Process: TypeAlias = Generator[simpy.Event, object, None]
+# Where a transfer of this rank meets those of the other classes: (kind, layer, micro-batch, part).
+Meeting: TypeAlias = tuple[TransferKind, int, int, int]
+
+# Batches in which the gradient buckets of one backward pass are played.
+MOST_BATCHES = 256
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Play:
+    """A segment as it ran: of ``works[i]`` seconds of work all but the rest were done at ``times[i]``."""
+
+    segment: Segment
+    layer: int
+    micro_batch: int
+    factor: float
+    times: Sequence[float]
+    works: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A transfer as this class saw it: it came to it at ``reached_s``."""
+
+    kind: TransferKind
+    layer: int
+    micro_batch: int
+    calls: float
+    transfer: Transfer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a class stands: ``stage`` of the pipeline, ``rank`` its first, ``num_ranks`` folded into it."""
+
+    stage: int
+    rank: int
+    num_ranks: int
+    speed: float
+    replica: int
+
+
+class Rank:
+    """The process of one class. ``seconds`` sums where its time went; at the end they add up to the step."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        place: Place,
+        device: Device,
+        prefetch: int,
+        sharded: bool,
+        meet: Callable[["Rank", Meeting, float], Transfer],
+        jitter: Callable[[], float] | None,
+    ) -> None:
+        self.env = env
+        self.place = place
+        self.device = device
+        self.plays: list[Play] = []
+        self.sent: list[Sent] = []
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.exposed: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+        self.waits_for: str | None = None
+        self._prefetch = prefetch
+        self._sharded = sharded
+        self._meet = meet
+        self._jitter = jitter
+        self._communicators: dict[tuple[str, str], Communicator] = {}
+
+    @property
+    def communicators(self) -> list[Communicator]:
+        """Those this class has used."""
+        return list(self._communicators.values())
+
+    def run_pass(
+        self, action: Action, stations: tuple[Station, ...], arrival: simpy.Event | None, send: Process
+    ) -> Process:
+        """One pass: gathers run ``prefetch`` stations ahead of use, reductions behind; it ends with the last of them.
+
+        Parameters that stay gathered are asked for all at once. Without prefetch nothing overlaps: gathers come before
+        and reductions after the computation they belong to, that of a layer where parameters are sharded and that of
+        the whole pass where not. ``send`` hands the result on as soon as it is computed.
+        """
+        mb = action.micro_batch
+        ahead = self._prefetch if self._sharded else len(stations)
+        gathered: dict[int, list[Sent]] = {}
+        for k in range(min(ahead, len(stations))):
+            gathered[k] = self._gather(stations[k], mb)
+            if not self._prefetch:
+                yield from self._wait_for_all(gathered[k])
+        if arrival is not None:
+            yield from self._wait(arrival, "bubble", f"{action.direction} of micro-batch {mb} from its neighbour")
+        reductions: list[list[Sent]] = []
+
+        put_off: list[tuple[Station, int, float]] = []
+
+        def reduce(station: Station, part: int, share: float) -> Process:
+            if not ahead or self._prefetch:
+                if reductions and self._sharded:
+                    yield from self._wait_for(reductions[-1][0])
+                reductions.append(self._reduce(station, mb, part, share, 0))
+            else:
+                put_off.append((station, part, share))
+            if not ahead:
+                yield from self._wait_for_all(reductions[-1])
+
+        for k, station in enumerate(stations):
+            if not ahead:
+                gathered[k] = self._gather(station, mb)
+            yield from self._wait_for_all(gathered.pop(k))
+            if ahead and k + ahead < len(stations):
+                gathered[k + ahead] = self._gather(stations[k + ahead], mb)
+            shares = _batches(station, max(MOST_BATCHES // len(stations), 1))
+            yield from self._compute(station.segment, station.layer, mb, shares, partial(reduce, station))
+        yield from send
+        reductions += [self._reduce(station, mb, part, share, 0) for station, part, share in put_off]
+        for chain in reductions:
+            yield from self._wait_for_all(chain)
+
+    def run_segment(self, segment: Segment, micro_batch: int) -> Process:
+        """A segment by itself: a send, the optimizer."""
+        yield from self._compute(segment, -1, micro_batch, [0.0], None)
+
+    def run_collective(self, kind: TransferKind, cause: str, late_cause: str) -> Process:
+        """A collective that nothing runs beside; waiting for others there is put down to ``late_cause``."""
+        sent = self._post(kind, -1, 0, 0, 1.0)
+        yield from self._wait(sent.transfer.done, cause, sent.transfer.label, sent, late_cause)
+
+    def pause(self, seconds: float, cause: str) -> Process:
+        """The device does nothing for so long."""
+        self.device.rest()
+        self.seconds[cause] += seconds
+        yield self.env.timeout(seconds)
+
+    def _compute(
+        self,
+        segment: Segment,
+        layer: int,
+        micro_batch: int,
+        shares: Sequence[float],
+        reduce: Callable[[int, float], Process] | None,
+    ) -> Process:
+        """Run a segment in equal parts; after each, the share of its gradients that is then ready is reduced."""
+        factor = self._jitter() if self._jitter else 1.0
+        work = segment.seconds * factor
+        times: list[float] = []
+        works: list[float] = []
+        for part, share in enumerate(shares):
+            begin = self.env.now
+            activity = self.device.compute(work / len(shares))
+            yield activity.done
+            times += activity.times
+            works += [part * activity.work + done for done in activity.works]
+            self.seconds["contention"] += self.env.now - begin - activity.work
+            if share and reduce:
+                yield from reduce(part, share)
+        self.plays.append(Play(segment, layer, micro_batch, factor, times, works))
+        for cause, spent in segment.by_cause.items():
+            self.seconds[cause] += spent
+        for key, spent in segment.exposed.items():
+            self.exposed[key] += spent * factor
+        self.seconds["stragglers"] += segment.slowed_s + work - segment.seconds
+
+    def _gather(self, station: Station, micro_batch: int) -> list[Sent]:
+        return [self._post(kind, station.layer, micro_batch, 0, kind.calls) for kind in station.gathers]
+
+    def _reduce(self, station: Station, micro_batch: int, part: int, share: float, index: int) -> list[Sent]:
+        """Post one reduction of a chain; the one that follows is posted when it is over."""
+        kind = station.reductions[index]
+        sent = [self._post(kind, station.layer, micro_batch, part, share * kind.calls)]
+        if index + 1 < len(station.reductions):
+
+            def follow(_: simpy.Event) -> None:
+                sent.extend(self._reduce(station, micro_batch, part, share, index + 1))
+
+            done = sent[0].transfer.done
+            assert done.callbacks is not None
+            done.callbacks.append(follow)
+        return sent
+
+    def _post(self, kind: TransferKind, layer: int, micro_batch: int, part: int, calls: float) -> Sent:
+        transfer = self._meet(self, (kind, layer, micro_batch, part), kind.seconds * calls)
+        name = (kind.group, kind.link)
+        if name not in self._communicators:
+            self._communicators[name] = Communicator(self.device, kind.group)
+        self._communicators[name].post(transfer)
+        sent = Sent(kind, layer, micro_batch, calls, transfer)
+        self.sent.append(sent)
+        return sent
+
+    def _wait_for_all(self, chain: list[Sent]) -> Process:
+        index = 0
+        while index < len(chain):
+            yield from self._wait_for(chain[index])
+            index += 1
+
+    def _wait_for(self, sent: Sent) -> Process:
+        yield from self._wait(sent.transfer.done, f"{sent.kind.purpose}_communication", sent.transfer.label, sent)
+
+    def _wait(
+        self,
+        event: simpy.Event,
+        cause: str,
+        label: str,
+        sent: Sent | None = None,
+        late_cause: str = "stragglers",
+    ) -> Process:
+        """Wait; what a collective spends waiting for other classes is put down to ``late_cause``."""
+        if event.processed:
+            return
+        if not event.triggered:
+            self.device.rest()
+        begin = self.env.now
+        communicator = self._communicators[sent.kind.group, sent.kind.link] if sent else None
+        waited = communicator.waited_s() if communicator else 0.0
+        self.waits_for = label
+        yield event
+        self.waits_for = None
+        spent = self.env.now - begin
+        late = min(communicator.waited_s() - waited, spent) if communicator else 0.0
+        self.seconds[late_cause] += late
+        self.seconds[cause] += spent - late
+        if sent:
+            self.exposed[sent.kind.collective, sent.kind.group, sent.kind.phase] += spent - late
+
+
+def _batches(station: Station, most: int) -> list[float]:
+    """The shares of a unit's buckets that are ready after equal parts of its backward pass.
+
+    A unit that fills several buckets has them ready one after the other, played in at most ``most`` batches; where
+    a bucket holds several units it is ready with the last of them.
+    """
+    if not station.reductions:
+        return [0.0]
+    calls = station.reductions[0].calls
+    if calls >= 1:
+        parts = min(round(calls), most)
+        return [1 / parts] * parts
+    full_before = int(station.reduced_before * calls + ROUNDING)
+    done = station.reduced_before + 1
+    full = done * calls if done == station.num_of_kind else int(done * calls + ROUNDING)
+    return [(full - full_before) / calls]

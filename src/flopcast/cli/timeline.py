@@ -1,0 +1,98 @@
+"""The command that plays one step."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flopcast.cli.app import Flag, app
+from flopcast.cli.output import console, print_json
+
+
+@app.command
+def timeline(
+    model: str,
+    /,
+    *,
+    cluster: str,
+    gpus: int,
+    strategy: str,
+    tokens_per_gpu: int | None = None,
+    trace: Path | None = None,
+    slow_node: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    slow_link: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    jitter: float = 0.0,
+    seed: int = 0,
+    compare: Path | None = None,
+    figure: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """One training step, event by event: where the time goes from peak to achieved, and a trace of it.
+
+    Parameters
+    ----------
+    model
+        A catalogue name (plamo-13b) or the path of a Hugging Face config.json.
+    cluster
+        A catalogue name (abci-a) or the path of a TOML file.
+    gpus
+        GPUs of the job: within one node, or whole nodes.
+    strategy
+        ddp, zero1, zero2, zero3, zero3-node, hsdp or tpN; +q4 on zero3, zero3-node, hsdp.
+    tokens_per_gpu
+        Tokens per GPU and optimizer step; by default about 4 Mi tokens over all GPUs.
+    trace
+        Write a Chrome trace (.json.gz or .json) for Perfetto and Holistic Trace Analysis, one file per class of ranks.
+    slow_node
+        NODE=SHARE: a node that computes at that share of its speed, e.g. 7=0.8.
+    slow_link
+        NODE=SHARE: a node whose NICs send at that share of their rate.
+    jitter
+        Standard deviation of the logarithm of every layer's time on every node.
+    seed
+        Of the jitter.
+    compare
+        A trace that torch.profiler exported, set beside the simulated step.
+    figure
+        Draw the step and the waterfall (.png, .svg, .pdf).
+    json
+        Print one JSON document and nothing else.
+
+    """
+    from flopcast.simulator.catalogue import load_cluster, load_model
+    from flopcast.simulator.compare import Request
+    from flopcast.simulator.compare import compare as choose
+    from flopcast.simulator.plan import Plan
+    from flopcast.simulator.timeline import Disturbance, play
+    from flopcast.simulator.timeline.fold import parse_shares
+
+    found_model, found_cluster = load_model(model), load_cluster(cluster)
+    request = Request(num_gpus=gpus, tokens_per_gpu=tokens_per_gpu, strategies=[strategy])
+    plan = Plan(**choose(found_model, found_cluster, request).rows[0].plan)
+    disturbance = Disturbance(
+        parse_shares("--slow-node", slow_node or []), parse_shares("--slow-link", slow_link or []), jitter, seed
+    )
+    step = play(found_model, found_cluster, plan, disturbance)
+    comparison = None
+    if compare is not None:
+        from flopcast.reports.trace_comparison import compare_with_trace
+
+        comparison = compare_with_trace(step, compare)
+    if trace is not None:
+        from flopcast.reports.trace import write_traces
+
+        for path in write_traces(step, trace):
+            print(f"flopcast: wrote {path}", file=sys.stderr)
+    if figure is not None:
+        from flopcast.reports.figures.timeline import draw, save
+
+        save(draw(step), figure)
+    if json:
+        from flopcast.reports.timeline import as_json
+
+        print_json(as_json(step, comparison))
+    else:
+        from flopcast.reports.timeline import print_to
+
+        print_to(console(), step, comparison)

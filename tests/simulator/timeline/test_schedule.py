@@ -1,0 +1,72 @@
+"""Pipeline schedules: every pass once and in a legal order, and the bubble that the literature states."""
+
+import pytest
+
+from flopcast.simulator.timeline.schedule import SCHEDULES, Action, layers_of_chunks
+
+
+@pytest.mark.parametrize(("name", "chunks"), [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 3)])
+@pytest.mark.parametrize(("p", "m"), [(2, 2), (4, 4), (4, 12), (8, 16)])
+def test_every_pass_once_and_forward_before_backward_before_weight(name: str, chunks: int, p: int, m: int) -> None:
+    for stage in range(p):
+        actions = SCHEDULES[name](stage, p, m, chunks)
+        directions = ("forward", "backward", "weight") if name == "zero-bubble" else ("forward", "backward")
+        wanted = {Action(d, i, c) for d in directions for i in range(m) for c in range(chunks)}  # type: ignore[arg-type]
+        assert len(actions) == len(wanted)
+        assert set(actions) == wanted
+        place = {action: k for k, action in enumerate(actions)}
+        for _, i, c in actions:
+            order = [place[Action(d, i, c)] for d in directions]  # type: ignore[arg-type]
+            assert order == sorted(order)
+
+
+@pytest.mark.parametrize("p", [2, 4, 8])
+def test_1f1b_holds_no_more_micro_batches_than_stages_behind_it(p: int) -> None:
+    for stage in range(p):
+        held = most = 0
+        for action in SCHEDULES["1f1b"](stage, p, 4 * p, 1):
+            held += 1 if action.direction == "forward" else -1
+            most = max(most, held)
+        assert most == p - stage
+
+
+def played(name: str, p: int, m: int, v: int, times: dict[str, float]) -> float:
+    """The length of a schedule by plain dynamic programming; a pass of one of v chunks takes 1/v of the time."""
+    done: dict[tuple[int, Action], float] = {}
+    left = {stage: list(SCHEDULES[name](stage, p, m, v)) for stage in range(p)}
+    clock = dict.fromkeys(left, 0.0)
+    while any(left.values()):
+        moved = False
+        for stage, actions in left.items():
+            while actions:
+                direction, i, chunk = actions[0]
+                number = chunk * p + stage + {"forward": -1, "backward": 1, "weight": 0}[direction]
+                ready = 0.0
+                if direction != "weight" and 0 <= number < p * v:
+                    key = (number % p, Action(direction, i, number // p))
+                    if key not in done:
+                        break
+                    ready = done[key]
+                clock[stage] = max(clock[stage], ready) + times[direction] / v
+                done[stage, actions.pop(0)] = clock[stage]
+                moved = True
+        assert moved, "deadlock"
+    return max(clock.values())
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 4), (4, 8), (8, 16)])
+def test_bubbles_are_those_of_the_papers(p: int, m: int) -> None:
+    whole = {"forward": 1.0, "backward": 2.0}
+    assert played("gpipe", p, m, 1, whole) == pytest.approx(3.0 * (m + p - 1))
+    assert played("1f1b", p, m, 1, whole) == pytest.approx(3.0 * (m + p - 1))
+    assert played("interleaved", p, m, 2, whole) == pytest.approx(3.0 * (m + (p - 1) / 2))
+    split = {"forward": 1.0, "backward": 1.0, "weight": 1.0}
+    assert played("zero-bubble", p, m, 1, split) == pytest.approx(3.0 * m + (p - 1) * (1 + 1 - 1), abs=1.0)
+
+
+def test_layers_lie_in_order_and_differ_by_at_most_one() -> None:
+    for num_layers, num in ((126, 16), (40, 12), (7, 7), (5, 2)):
+        chunks = layers_of_chunks(num_layers, num)
+        assert [layer for chunk in chunks for layer in chunk] == list(range(num_layers))
+        assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+        assert len(chunks[-1]) == num_layers // num
