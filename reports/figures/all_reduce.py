@@ -1,7 +1,7 @@
 """Figure of an all-reduce's time against GPUs: the 2-D torus beside the ring and the hierarchical one.
 
-``python -m flopcast.reports.figures.all_reduce FILE.svg`` draws the gradients of ResNet-50 on ABCI (V), where the torus was
-published (arXiv:1811.05233).
+``python -m flopcast.reports.figures.all_reduce FILE.svg`` draws the gradients of ResNet-50 on ABCI (V), where the
+torus was published (arXiv:1811.05233).
 """
 
 import os
