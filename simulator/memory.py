@@ -42,34 +42,101 @@ class Memory:
 
 
 def memory(model: Model, operations: Sequence[Operation], plans: Plans, constants: Constants) -> Memory:
-    """Peak memory per GPU under each plan: states of the fullest stage, and activations of the worse end stage.
+    """Peak memory per GPU under each plan: the worst of four moments of a step (:func:`_moments`), states included.
 
     1F1B keeps p micro-batches in flight on the first stage and one on the last, which holds the logits instead.
     """
     stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
     parts = units(model, plans, stage_layers)
-    elements = _sum(unit.count * unit.elements(plans) for unit in parts)
-    p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
-    sharded = _sum(unit.count * unit.padded_elements(plans, o) for unit in parts) / o
-    copy = _sum(unit.count * unit.gather_bytes(plans, p) for unit in parts) / p
-    parameters = np.select([p == 1, p < o], [2.0 * elements, copy], 0.0)
-    gradients = plans.gradient_bits / 8 * _sum(unit.count * unit.padded_elements(plans, g) for unit in parts) / g
-
-    activations, workspace, logits = _activations(operations, plans, model.num_layers)
-    gathered, quantised = _in_flight(parts, plans)
-    held = parameters + gradients + plans.state_bytes * sharded
-    dynamic = activations + workspace + logits + gathered + quantised
+    optimizer = plans.state_bytes * _sum(u.count * u.padded_elements(plans, plans.optimizer_shard) for u in parts)
+    optimizer = optimizer / plans.optimizer_shard
+    moments = _moments(model, operations, plans, parts, np.asarray(stage_layers, dtype=np.float64))
+    totals = np.array([sum(moment.values()) for moment in moments])
+    worst = np.argmax(totals, axis=0)
+    at_peak = {name: np.choose(worst, [np.broadcast_to(m[name], worst.shape) for m in moments]) for name in moments[0]}
+    tensors = optimizer + totals.max(axis=0)
     return Memory(
-        parameters=parameters,
-        gradients=gradients,
-        optimizer=plans.state_bytes * sharded,
-        activations=activations,
-        workspace=workspace,
-        gathered=gathered,
-        quantised=quantised,
-        logits=logits,
-        slack=constants.reserved_bytes + constants.allocator_slack * (held + dynamic),
+        optimizer=optimizer,
+        slack=constants.reserved_bytes + constants.allocator_slack * tensors,
+        **at_peak,
     )
+
+
+def _moments(
+    model: Model, operations: Sequence[Operation], plans: Plans, parts: Sequence[Unit], stage_layers: Array
+) -> list[dict[str, Array]]:
+    """What is held, beside the optimizer's state, at the four moments of a step that can be its peak.
+
+    The loss: every layer's activations and the logits. The backward of the last layers: nearly every layer's
+    activations, what one layer's backward works in, the root and the layers ahead gathered, the last layer's gradient
+    on its way into the reduction. The backward of the first layer: no activations but its own, every gradient. The
+    reduction of the root's gradients. Written down from FSDP2 (torch 2.13), which drops each replicated copy in the
+    last backward of a step as soon as it has been used, and adds up gradients that are not reduced yet in the
+    reduction's width.
+    """
+    p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
+    accumulates = plans.grad_accum > 1
+    # A lone micro-batch is reduced straight to the optimizer's shards, whatever the strategy's name.
+    g = np.where(accumulates, g, o)
+    width = plans.gradient_bits / 8
+    layers = [unit for unit in parts if unit.section == "layer"]
+    roots = [unit for unit in parts if unit.section != "layer"]
+    layer = np.max([unit.padded_elements(plans, o) for unit in layers], axis=0)
+    root = _sum(unit.count * unit.padded_elements(plans, o) for unit in roots)
+    whole = _sum(unit.count * unit.padded_elements(plans, o) for unit in parts)
+    gradients = width * _sum(unit.count * unit.padded_elements(plans, g) for unit in parts) / g
+    kept_bytes = _sum(unit.count * unit.gather_bytes(plans, o) for unit in parts) / p
+    share_of_layer = layer / whole
+    head = 2.0 * model.vocab_size * model.hidden / plans.tp
+
+    activations, workspace, logits, in_flight = _activations(operations, plans, model.num_layers)
+    one_layer = activations / (stage_layers * in_flight)
+    sharded, in_node, replicated = p > 1, (p > 1) & (p < o), p == 1
+    nothing = np.zeros(len(plans))
+    reduced = plans.shard_ranks > 1
+    # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
+    kept = accumulates & (plans.gradient_shard > 1)
+
+    def copies(released: Array) -> Array:
+        """Working copies that outlive a layer's use, ``released`` elements having been given up."""
+        left = np.maximum(whole - released, 0.0)
+        return np.select([replicated, in_node], [2.0 * left, kept_bytes * left / whole], 0.0)
+
+    def moment(**held: Array) -> dict[str, Array]:
+        names = ("parameters", "gradients", "activations", "workspace", "gathered", "quantised", "logits")
+        return {name: held.get(name, nothing) for name in names}
+
+    reduction = reduced * width * layer
+    payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer) * 1.0
+    return [
+        moment(
+            parameters=copies(np.where(sharded, root, 0.0)),
+            gradients=np.where(accumulates, gradients, 0.0),
+            activations=activations,
+            gathered=sharded * 2.0 * root,
+            logits=logits,
+        ),
+        moment(
+            parameters=copies(np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept, 0.0, layer))),
+            gradients=np.where(accumulates, gradients, gradients * share_of_layer),
+            activations=activations - one_layer,
+            workspace=workspace,
+            gathered=sharded * 2.0 * (root + layer * (1 + plans.prefetch)) + reduction + head,
+            quantised=payloads,
+        ),
+        moment(
+            parameters=copies(np.where(accumulates & in_node, root + layer, whole - root - layer)),
+            gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
+            activations=one_layer * in_flight,
+            workspace=workspace,
+            gathered=sharded * 2.0 * (root + layer) + reduction + head,
+        ),
+        moment(
+            parameters=copies(np.where(sharded, whole, whole - root)),
+            gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
+            gathered=reduced * (width + np.maximum(2.0, width / g)) * root,
+        ),
+    ]
 
 
 def micro_batches_in_flight(plans: Plans) -> Array:
@@ -85,7 +152,8 @@ def micro_batches_in_flight(plans: Plans) -> Array:
     return np.where(p == 1, 1.0, flight)
 
 
-def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int) -> tuple[Array, Array, Array]:
+def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int) -> tuple[Array, Array, Array, Array]:
+    """Activations kept by layers, what one layer's backward works in, the logits, and micro-batches in flight."""
     layers, head = np.zeros(len(plans)), np.zeros(len(plans))
     workspace: defaultdict[str, Array] = defaultdict(lambda: np.zeros(len(plans)))
     for operation in operations:
@@ -96,30 +164,16 @@ def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int)
         else:
             head = head + operation.count * operation.saved_bytes
     fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
-    on_last = layers * placement.layers_of_last_stage(num_layers, plans.pp) / fullest
-    on_first = layers * micro_batches_in_flight(plans)
+    last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
+    in_flight = micro_batches_in_flight(plans)
     head_on_first = np.where(plans.pp == 1, head, 0.0)
-    last_is_worse = on_last + head > on_first + head_on_first
-    activations = np.where(last_is_worse, on_last, on_first)
-    logits = np.where(last_is_worse, head, head_on_first)
-    return activations, np.max(list(workspace.values()), axis=0), logits
-
-
-def _in_flight(parts: Sequence[Unit], plans: Plans) -> tuple[Array, Array]:
-    """Units gathered at the same time: the root, the layer in use and those prefetched; one layer's gradient twice.
-
-    The gradient of the layer in use is whole in 16 bits, and again in the reduction's width as its input.
-    """
-    sharded = plans.parameter_shard > 1
-    reduced = plans.gradient_shard > 1
-    layers = [unit for unit in parts if unit.section == "layer"]
-    roots = [unit for unit in parts if unit.section != "layer"]
-    largest = np.max([unit.padded_elements(plans, plans.parameter_shard) for unit in layers], axis=0)
-    root = _sum(unit.count * unit.padded_elements(plans, plans.parameter_shard) for unit in roots)
-    gathered = sharded * 2.0 * (largest * (1 + plans.prefetch) + root)
-    gathered = gathered + reduced * largest * (2.0 + plans.gradient_bits / 8)
-    quantised = sharded * (plans.gather_bits == 4) * payload_bytes(largest) * (1.0 + plans.prefetch)
-    return gathered, quantised
+    last_is_worse = layers * last_share + head > layers * in_flight + head_on_first
+    return (
+        np.where(last_is_worse, layers * last_share, layers * in_flight),
+        np.max(list(workspace.values()), axis=0),
+        np.where(last_is_worse, head, head_on_first),
+        np.where(last_is_worse, last_share, in_flight),
+    )
 
 
 def _sum(parts: "object") -> Array:

@@ -14,8 +14,9 @@ Norm = Literal["rmsnorm", "layernorm"]
 Positions = Literal["rotary", "learned", "alibi", "none"]
 
 # How tensor parallelism splits a tensor: every rank holds it "whole", or its "rows" (dim 0, output features), its
-# "columns" (dim 1, input features), or the rows of the key/value heads its query heads use ("kv").
-Split = Literal["whole", "rows", "columns", "kv"]
+# "columns" (dim 1, input features), or the rows of the key/value heads its query heads use ("kv"). "shared" is whole
+# too, and used on a rank's own heads or products, so that each rank computes only a share of its gradient.
+Split = Literal["whole", "rows", "columns", "kv", "shared"]
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,9 @@ def count_parameters(block: Block, hidden: int) -> int:
     return sum(t.num_parameters for t in block.tensors(hidden))
 
 
-def norm_tensors(name: str, size: int, norm: Norm, bias: bool) -> tuple[ParameterTensor, ...]:
+def norm_tensors(name: str, size: int, norm: Norm, bias: bool, split: Split = "whole") -> tuple[ParameterTensor, ...]:
     """Weight of a norm over ``size`` features, and its bias (a LayerNorm has one unless the model says not)."""
-    weight = ParameterTensor(f"{name}.weight", (size,))
+    weight = ParameterTensor(f"{name}.weight", (size,), split)
     if norm == "layernorm" and bias:
-        return (weight, ParameterTensor(f"{name}.bias", (size,)))
+        return (weight, ParameterTensor(f"{name}.bias", (size,), split))
     return (weight,)

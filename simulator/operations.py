@@ -17,6 +17,7 @@ from flopcast.simulator.blocks.computation import (
     Workload,
     linear,
     pointwise,
+    shared_loss,
     tensor_parallel,
 )
 from flopcast.simulator.model import Model
@@ -64,6 +65,7 @@ def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]
         operations += _gathers(unit, plans, gpus_per_node)
         operations += _reductions(unit, plans, gpus_per_node)
         operations += _update(unit, plans)
+    operations += _shared_gradients(model, plans, gpus_per_node, stage_layers)
     operations += _gradient_norm(plans, gpus_per_node)
     operations += _pipeline(load)
     return [operation for operation in operations if np.any(operation.count)]
@@ -80,19 +82,21 @@ def _expand(name: str, section: Section, piece: Computation, count: Array, plans
     forward_kernels = nothing + piece.forward_kernels
     yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, saved, whole - saved)
     if layer:
-        again = count * (full | (selective & piece.selective))
+        again = count * ((full & piece.recomputed) | (selective & piece.selective))
         yield Operation(name, section, "recompute", "every", again, forward_kernels, piece.forward, nothing, nothing)
     for index, work in enumerate(piece.backward):
         kernels = nothing + piece.backward_kernels / len(piece.backward)
         suffix = f".{index + 1}" if len(piece.backward) > 1 else ""
-        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, nothing)
+        held = nothing + piece.backward_bytes / len(piece.backward)
+        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, held)
 
 
 def _checkpoint(name: str, load: Workload, count: Array) -> Operation:
     """What full recompute keeps of a layer: its input."""
     nothing = np.zeros(len(load.plans))
     saved = load.residual_bytes * load.plans.has(recompute="full")
-    return Operation(name, "layer", "forward", "every", count, nothing, Pointwise(nothing), saved, nothing)
+    # The input of the layer that is computed again is among what that computes.
+    return Operation(name, "layer", "forward", "every", count, nothing, Pointwise(nothing), saved, -saved)
 
 
 def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation]]:
@@ -108,9 +112,10 @@ def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation
     head = [
         pointwise("norm", elements, fused, norm_forward, norm_backward, load.residual_bytes),
         linear(load, "logits", model.hidden, vocabulary, load.residual_bytes, model.head_bias),
-        # bf16 logits, their fp32 copy and its gradient are alive together.
-        pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * (ACTIVATION_BYTES + 4 + 4)),
+        # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed, are alive together.
+        pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * (ACTIVATION_BYTES + 4)),
         *tensor_parallel(load, "tensor_parallel"),
+        *shared_loss(load),
     ]
     return [("embedding", embedding), *(("head", piece) for piece in head)]
 
@@ -119,7 +124,8 @@ def _gathers(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iter
     """All-gathers of parameters: from the master shard once a step, or from the working copy in every pass.
 
     parameter shard p, optimizer shard o. p = o > 1 (zero3, hsdp): over p, forward and backward of every micro-batch.
-    1 < p < o (zero3-node): the first forward over o, every other pass over p. p = 1 < o (zero1, zero2): once over o.
+    1 < p < o (zero3-node): the first forward over o, every other pass over p, padded as for o. p = 1 < o (zero1,
+    zero2): once over o.
     """
     p, o = plans.parameter_shard, plans.optimizer_shard
     once = o > p
@@ -140,15 +146,18 @@ def _gather(
 ) -> Iterator[Operation]:
     count = unit.count * present
     group = placement.shard_group(plans, shard, gpus_per_node)
-    bytes_ = unit.gather_bytes(plans, shard).astype(np.float64)
+    # The node's copy is cut from what was gathered over the optimizer's shards, and keeps its padding.
+    bytes_ = unit.gather_bytes(plans, plans.optimizer_shard).astype(np.float64)
     names = placement.shard_group_name(plans, shard)
     work = Collective("all_gather", bytes_, group, names, "gather")
     nothing = np.zeros(len(plans))
     kernels = np.full(len(plans), GATHER_KERNELS)
     yield Operation(f"{unit.name}.gather", unit.section, phase, when, count, kernels, work, nothing, nothing)
     quantised = count * (plans.gather_bits == 4)
-    elements = unit.padded_elements(plans, shard).astype(np.float64)
-    restore = Pointwise(nf4.quantise_bytes(elements / shard) + nf4.dequantise_bytes(elements), counted=True)
+    elements = unit.padded_elements(plans, plans.optimizer_shard).astype(np.float64)
+    # What is gathered in the node was quantised when it was gathered over all.
+    fresh = np.where(shard == plans.optimizer_shard, nf4.quantise_bytes(elements / shard), 0.0)
+    restore = Pointwise(fresh + nf4.dequantise_bytes(elements), counted=True)
     launches = nothing + 2.0
     name = f"{unit.name}.dequantise"
     yield Operation(name, unit.section, phase, when, quantised, launches, restore, nothing, nothing)
@@ -231,6 +240,20 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
     added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
     replicated = (plans.gradient_shard == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
     yield state("accumulate", "backward", "every", added, replicated, 4.0)
+
+
+def _shared_gradients(
+    model: Model, plans: Plans, gpus_per_node: NDArray[np.int64], stage_layers: NDArray[np.int64]
+) -> Iterator[Operation]:
+    """Gradients of which each tensor-parallel rank computed a share: one fp32 all-reduce after the last backward."""
+    bytes_ = np.zeros(len(plans))
+    for unit in units(model, plans, stage_layers):
+        bytes_ = bytes_ + 4.0 * unit.count * unit.shared_gradient_elements(plans)
+    group = placement.group(plans.tp, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
+    work = Collective("all_reduce", bytes_, group, "tp", "norm")
+    nothing = np.zeros(len(plans))
+    present = np.where(bytes_ > 0, 1.0, 0.0)
+    yield Operation("shared_gradients", "state", "step", "step", present, 3 * present, work, nothing, nothing)
 
 
 def _gradient_norm(plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:

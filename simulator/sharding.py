@@ -42,6 +42,21 @@ class Unit:
         """
         return _total(-(-rows // shard) * shard * rest for _, rows, rest in self.local_shapes(plans.tp))
 
+    def shared_gradient_elements(self, plans: Plans) -> IntArray:
+        """Elements per rank whose gradient tensor-parallel ranks compute a share each: they add them up once a step.
+
+        Shared tensors, key/value heads that several ranks hold, and under sequence parallelism all that are whole.
+        """
+        parts = []
+        for tensor, rows, rest in self.local_shapes(plans.tp):
+            adds = {
+                "shared": plans.tp > 1,
+                "kv": (plans.tp > 1) & (plans.tp * rows > tensor.shape[0]),
+                "whole": plans.sequence_parallel,
+            }.get(tensor.split, np.zeros(len(plans), dtype=bool))
+            parts.append(adds * (-(-rows // plans.optimizer_shard) * rest))
+        return _total(parts)
+
     def gather_bytes(self, plans: Plans, shard: IntArray) -> IntArray:
         """Bytes of the gathered tensor: 2 per padded element, or NF4 payloads.
 

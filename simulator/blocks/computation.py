@@ -52,7 +52,8 @@ class Computation:
     """``saved_bytes`` are kept for backward without recomputation; ``kept_if_selective`` under selective recompute.
 
     ``selective`` says whether selective recompute runs the forward work again: cheap to redo, large to keep.
-    ``present`` 0 makes the piece absent from a plan.
+    ``recomputed``: full recompute runs the forward work again; what nothing in the backward reads is not.
+    ``backward_bytes``: what its backward holds beyond what it frees. ``present`` 0 makes the piece absent from a plan.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Computation:
     saved_bytes: Array | float = 0.0
     kept_if_selective: Array | float = 0.0
     selective: NDArray[np.bool_] | bool = False
+    recomputed: bool = True
+    backward_bytes: Array | float = 0.0
     present: NDArray[np.bool_] | bool = True
 
 
@@ -98,6 +101,7 @@ def pointwise(
     backward: tuple[Pass, Pass],
     saved_bytes: Array | float,
     kept_if_selective: Array | float = 0.0,
+    held_by_backward: Array | float = 0.0,
 ) -> Computation:
     """Memory-bound work on ``num_elements``; each pass is given as (where fused, where not)."""
     forward_bytes, forward_kernels = traffic(num_elements, fused, *forward)
@@ -111,14 +115,16 @@ def pointwise(
         saved_bytes,
         kept_if_selective,
         selective=True,
+        backward_bytes=held_by_backward,
     )
 
 
-def tensor_parallel(load: Workload, name: str) -> Sequence[Computation]:
+def tensor_parallel(load: Workload, name: str, last_of_layer: bool = False) -> Sequence[Computation]:
     """What a column-split then row-split pair of matrices needs: its output summed over the tensor-parallel ranks.
 
     One all-reduce of (T, D) forward and one backward; under sequence parallelism an all-gather and a reduce-scatter
-    of the same tensor each way. Megatron-LM (arXiv:1909.08053, figure 3; arXiv:2205.05198, figure 5).
+    of the same tensor each way. Megatron-LM (arXiv:1909.08053, figure 3; arXiv:2205.05198, figure 5). The sum that ends
+    a layer is not computed again: no gradient depends on its result (torch.utils.checkpoint stops before it).
     """
     plans = load.plans
     stride = np.ones_like(plans.tp)
@@ -126,14 +132,30 @@ def tensor_parallel(load: Workload, name: str) -> Sequence[Computation]:
     tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
     split = plans.sequence_parallel
 
-    def both_ways(suffix: str, collective: str, back: str, present: NDArray[np.bool_]) -> Computation:
+    def both_ways(
+        suffix: str, collective: str, back: str, present: NDArray[np.bool_], recomputed: bool = True
+    ) -> Computation:
         def work(kind: str) -> Collective:
             return Collective(kind, tensor_bytes, group, "tp", "tensor")
 
-        return Computation(f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=present)
+        return Computation(
+            f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=present, recomputed=recomputed
+        )
 
     return [
-        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split),
+        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split, not last_of_layer),
         both_ways("gather", "all_gather", "reduce_scatter", split),
-        both_ways("scatter", "reduce_scatter", "all_gather", split),
+        both_ways("scatter", "reduce_scatter", "all_gather", split, not last_of_layer),
     ]
+
+
+def shared_loss(load: Workload) -> Sequence[Computation]:
+    """The loss over a vocabulary that tensor-parallel ranks share: maxima [T], then sums and targets' logits [2, T]."""
+    plans = load.plans
+    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+
+    def sum_of(name: str, numbers: int) -> Computation:
+        work = Collective("all_reduce", numbers * 4 * load.tokens, group, "tp", "tensor")
+        return Computation(name, work, (), 1.0, 0.0, present=plans.tp > 1)
+
+    return [sum_of("loss_maxima", 1), sum_of("loss_sums", 2)]

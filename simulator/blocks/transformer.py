@@ -6,7 +6,7 @@ from typing import Literal
 from flopcast.errors import InputError
 from flopcast.simulator.blocks import transformer_pass
 from flopcast.simulator.blocks.computation import Computation, Workload
-from flopcast.simulator.model import Norm, ParameterTensor, norm_tensors
+from flopcast.simulator.model import Norm, ParameterTensor, Split, norm_tensors
 
 KeyValueLayout = Literal["grouped", "tiled"]
 
@@ -119,10 +119,12 @@ class TransformerBlock:
         return self._norms(hidden) + self._attention(hidden) + self._mlp(hidden)
 
     def _norms(self, hidden: int) -> tuple[ParameterTensor, ...]:
+        # Two norms side by side stand behind one exchange between tensor-parallel ranks, before their own products.
+        split: Split = "shared" if self.parallel and self.num_norms == 2 else "whole"
         return tuple(
             tensor
             for index in range(self.num_norms)
-            for tensor in norm_tensors(f"norm{index + 1}", hidden, self.norm, self.norm_bias)
+            for tensor in norm_tensors(f"norm{index + 1}", hidden, self.norm, self.norm_bias, split)
         )
 
     def _attention(self, hidden: int) -> tuple[ParameterTensor, ...]:
@@ -136,7 +138,7 @@ class TransformerBlock:
             tensors += linear("k", key, hidden, "kv", a.qkv_bias)
             tensors += linear("v", key, hidden, "kv", a.qkv_bias)
         if a.qk_norm:
-            tensors += [ParameterTensor("q_norm", (a.head_dim,)), ParameterTensor("k_norm", (a.head_dim,))]
+            tensors += [ParameterTensor(name, (a.head_dim,), "shared") for name in ("q_norm", "k_norm")]
         return (*tensors, *linear("o", hidden, query, "columns", a.output_bias))
 
     def _mlp(self, hidden: int) -> tuple[ParameterTensor, ...]:

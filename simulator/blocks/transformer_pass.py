@@ -35,7 +35,9 @@ def computations(block: "TransformerBlock", load: Workload) -> list[Computation]
     """Every piece of the block; a sequential one sums over tensor-parallel ranks twice, a parallel one once."""
     parts = [*_norms(block, load), *_attention(block, load), *_mlp(block, load)]
     for index in range(block.num_tensor_parallel_sums):
-        parts += tensor_parallel(load, f"tensor_parallel{index + 1}")
+        # A norm behind the sum (Gemma 2) reads it again in backward.
+        last = index + 1 == block.num_tensor_parallel_sums and block.num_norms < 4
+        parts += tensor_parallel(load, f"tensor_parallel{index + 1}", last)
     return parts
 
 
@@ -159,5 +161,9 @@ def _mlp(block: "TransformerBlock", load: Workload) -> list[Computation]:
     parts = [linear(load, name, load.hidden, inner, normed if name == names[0] else 0.0, mlp.bias) for name in names]
     forward, backward = zip(*((GATED_FUSED, GATED_EAGER) if mlp.gated else (PLAIN_FUSED, PLAIN_EAGER)), strict=True)
     projected = elements * len(names) * ACTIVATION_BYTES
-    parts.append(pointwise("activation", elements, fused, forward, backward, projected, projected))
+    # Backward, with attention's tensors still alive: the gradients of its result, its inputs and the residual stream,
+    # and the matrix gradient of the projection down; the projection's input has just been freed.
+    temporaries = (3 if mlp.gated else 1) * elements * ACTIVATION_BYTES
+    held = temporaries + load.residual_bytes + inner * load.hidden * ACTIVATION_BYTES
+    parts.append(pointwise("activation", elements, fused, forward, backward, projected, projected, held))
     return [*parts, linear(load, "down", inner, load.hidden, elements * ACTIVATION_BYTES, mlp.bias)]
