@@ -1,0 +1,243 @@
+"""One of several gloo ranks that train the same small models under many plans and write down what came out.
+
+Run as a script: ``python engine_ranks.py RANK WORLD_SIZE FOLDER``. The test reads FOLDER/results.json.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
+from flopcast.simulator.model import Model
+from flopcast.simulator.plan import Plan, placement
+from flopcast.trainer.checkpoint import Checkpoints
+from flopcast.trainer.engine import Engine, OptimizerSettings, build
+from flopcast.trainer.engine.weights import draw
+from flopcast.trainer.model import Decoder
+from flopcast.trainer.numerics import Numerics
+
+WORLD_SIZE, NODE = 8, 4
+STEPS, SEED, SEQ_LEN, MICRO_BATCHES = 10, 7, 16, 2
+SETTINGS = OptimizerSettings(lr=1e-3, max_grad_norm=0.5)
+NUMERICS = Numerics()
+
+# Nothing divides by eight: hidden 72, intermediate 100, vocabulary 101, six tiled query heads on three.
+PLAMO = Model(
+    "tiny-plamo",
+    72,
+    101,
+    32,
+    (TransformerBlock(Attention(6, 3, 12, kv_layout="tiled"), Mlp(100), parallel=True, num_norms=1),) * 2,
+)
+# Everything the sequential block can have.
+SEQUENTIAL = Model(
+    "tiny-sequential",
+    64,
+    96,
+    32,
+    (
+        TransformerBlock(
+            Attention(4, 2, 16, qkv_bias=True, output_bias=True, qk_norm=True),
+            Mlp(96, gated=False, bias=True),
+            norm="layernorm",
+            norm_bias=True,
+        ),
+    )
+    * 2,
+    tied_embeddings=True,
+    norm="layernorm",
+    norm_bias=True,
+    positions="learned",
+    num_positions=32,
+)
+# One fused matrix, two norms side by side (GPT-NeoX).
+NEOX = Model(
+    "tiny-neox",
+    64,
+    96,
+    32,
+    (TransformerBlock(Attention(4, 4, 16, fused_qkv=True, rotary_share=0.5), Mlp(96), parallel=True),) * 2,
+)
+MODELS = {model.name: model for model in (PLAMO, SEQUENTIAL, NEOX)}
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    strategy: str
+    dtype: str = "float32"
+    sequence_parallel: bool = False
+    pp: int = 1
+    tp: int = 1
+    recompute: str = "none"
+    steps: int = STEPS
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def plan(self, world_size: int = WORLD_SIZE) -> Plan:
+        fields = placement(self.strategy, world_size, NODE, tp=self.tp, pp=self.pp)
+        dp = world_size // (int(fields["tp"]) * self.pp)
+        return Plan(
+            **fields,  # type: ignore[arg-type]
+            seq_len=SEQ_LEN,
+            micro_batch=WORLD_SIZE // dp // (2 if self.pp > 1 else 1),
+            grad_accum=MICRO_BATCHES * 2 if self.pp > 1 else MICRO_BATCHES,
+            sequence_parallel=self.sequence_parallel,
+            recompute=self.recompute,  # type: ignore[arg-type]
+        )
+
+
+def cases() -> list[Case]:
+    names = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp2")
+    chosen = [Case("tiny-plamo", name, dtype) for name in names for dtype in ("float32", "bfloat16")]
+    chosen += [Case("tiny-plamo", "tp2", "bfloat16", sequence_parallel=True)]
+    chosen += [Case("tiny-plamo", name, tp=2, steps=4) for name in ("zero3", "hsdp")]
+    chosen += [Case("tiny-plamo", "zero3-node", recompute="full", steps=4)]
+    chosen += [Case("tiny-plamo", "zero3", recompute="selective", steps=4)]
+    chosen += [Case("tiny-sequential", "tp4", steps=4)]
+    chosen += [Case("tiny-sequential", "tp2", sequence_parallel=True, recompute="full", steps=4)]
+    chosen += [Case("tiny-plamo", "ddp", pp=2), Case("tiny-plamo", "zero1", "bfloat16", pp=2)]
+    chosen += [Case("tiny-neox", "tp2", sequence_parallel=True, pp=2, recompute="full", steps=4)]
+    chosen += [Case("tiny-neox", "tp4", sequence_parallel=True, steps=4)]
+    return chosen
+
+
+def batch(model: Model, step: int) -> torch.Tensor:
+    """Tokens [micro-batches, global sequences, S + 1] of a step, few of the vocabulary; the same on every rank."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    shape = (MICRO_BATCHES, WORLD_SIZE, SEQ_LEN + 1)
+    return torch.randint(0, 24, shape, generator=generator)
+
+
+def reference(model: Model, dtype: torch.dtype) -> dict[str, Any]:
+    """One process, plain PyTorch: fp32 master weights, products in ``dtype``, clipping, AdamW."""
+    master = {name: tensor.requires_grad_() for name, tensor in draw(model, NUMERICS, SEED).items()}
+    decoder = Decoder(model, NUMERICS)
+    groups = [
+        {"params": [p for p in master.values() if p.ndim > 1], "weight_decay": SETTINGS.weight_decay},
+        {"params": [p for p in master.values() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=SETTINGS.lr, betas=SETTINGS.betas, eps=SETTINGS.eps, foreach=False)
+    losses, norms = [], []
+    for step in range(STEPS):
+        total = 0.0
+        sequences = batch(model, step).flatten(0, 1)
+        for tokens in sequences.split(1):
+            weights = {name: tensor.to(dtype) for name, tensor in master.items()}
+            logits = torch.func.functional_call(decoder, weights, (tokens[:, :-1],))
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()) / len(sequences)
+            loss.backward()
+            total += float(loss.detach())
+        losses.append(total)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(list(master.values()), SETTINGS.max_grad_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+    unseen = batch(model, STEPS).flatten(0, 1)
+    with torch.no_grad():
+        weights = {name: tensor.to(dtype) for name, tensor in master.items()}
+        logits = torch.func.functional_call(decoder, weights, (unseen[:, :-1],)).float()
+    each = F.cross_entropy(logits.transpose(1, 2), unseen[:, 1:], reduction="none").mean(1)
+    return {"losses": losses, "norms": norms, "evaluations": each.tolist()}
+
+
+def built(case: Case) -> Engine:
+    return build(
+        MODELS[case.model],
+        case.plan(),
+        gpus_per_node=NODE,
+        device=torch.device("cpu"),
+        dtype=getattr(torch, case.dtype),
+        seed=SEED,
+        optimizer=SETTINGS,
+        numerics=NUMERICS,
+    )
+
+
+def one_step(engine: Engine, case: Case, step: int) -> tuple[float, float]:
+    """The mean loss over all ranks, and the gradients' norm."""
+    plan = engine.plan
+    sequences = batch(MODELS[case.model], step).view(plan.grad_accum, -1, SEQ_LEN + 1)
+    total = torch.zeros(())
+    for index, tokens in enumerate(sequences.chunk(plan.dp, dim=1)[engine.data_rank]):
+        is_last = index == plan.grad_accum - 1
+        total += engine.accumulate(tokens[:, :-1], tokens[:, 1:], is_last=is_last) / plan.grad_accum
+    norm = float(engine.step())
+    dist.all_reduce(total)
+    return float(total) / WORLD_SIZE, norm
+
+
+def train(case: Case) -> dict[str, Any]:
+    engine = built(case)
+    losses, norms = zip(*(one_step(engine, case, step) for step in range(case.steps)), strict=True)
+    return {"losses": losses, "norms": norms, "evaluation": evaluation(engine, case)}
+
+
+def evaluation(engine: Engine, case: Case) -> float:
+    """The mean loss over all ranks of the first sequences of a batch that was not trained on."""
+    sequences = batch(MODELS[case.model], STEPS).flatten(0, 1)[: engine.plan.micro_batch * engine.plan.dp]
+    tokens = sequences.chunk(engine.plan.dp)[engine.data_rank]
+    loss = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
+    dist.all_reduce(loss)
+    return float(loss) / WORLD_SIZE
+
+
+def quantised(strategy: str) -> dict[str, Any]:
+    """Losses under the 4-bit all-gather, and whether every rank computed with the same weights."""
+    case = Case("tiny-plamo", strategy, steps=4)
+    result = train(case)
+    engine = built(case)
+    tokens = batch(PLAMO, 0)[0, :1]
+    own = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
+    both = torch.stack([own, -own])
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return {**result, "same_everywhere": bool(both[0] == -both[1])}
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Half the steps under one strategy, the other half from its checkpoint under another, three times over."""
+    order = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1")] + [
+        Case("tiny-plamo", "tp2", sequence_parallel=True),
+        Case("tiny-plamo", "zero3", tp=2),
+        Case("tiny-plamo", "zero1", pp=2),
+        Case("tiny-plamo", "ddp"),
+    ]
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    losses: list[float] = []
+    for turn, case in enumerate(order):
+        engine = built(case)
+        if turn:
+            state = engine.state()
+            checkpoints.load(turn, state, {})
+            engine.load(state)
+        losses.append(one_step(engine, case, turn)[0])
+        checkpoints.save(turn + 1, engine.state(), {})
+        checkpoints.wait()
+    return {"losses": losses}
+
+
+def main() -> None:
+    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world_size)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=120))
+    results: dict[str, Any] = {case.key: train(case) for case in cases()}
+    results |= {name: quantised(name) for name in ("zero3+q4", "zero3-node+q4", "hsdp+q4")}
+    results["resumed"] = resumed(folder)
+    if rank == 0:
+        for name, dtype in {(case.model, case.dtype) for case in cases()}:
+            results[f"{name} {dtype}"] = reference(MODELS[name], getattr(torch, dtype))
+        (folder / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Every strategy on 8 gloo ranks against one process and plain PyTorch: the ranks are started once for all of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import engine_ranks
+import pytest
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
+WORKER = Path(engine_ranks.__file__)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = os.environ | {"PYTHONPATH": str(WORKER.parent), "OMP_NUM_THREADS": "1"}
+    arguments = [str(engine_ranks.WORLD_SIZE), str(folder)]
+    ranks = []
+    for rank in range(engine_ranks.WORLD_SIZE):
+        log = (folder / f"log{rank}").open("wb")
+        command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER), str(rank), *arguments]
+        ranks.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        log.close()
+    codes = [rank.wait(timeout=600) for rank in ranks]
+    logs = "\n".join((folder / f"log{rank}").read_text()[-2000:] for rank in range(len(ranks)) if codes[rank])
+    assert not any(codes), logs
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", engine_ranks.cases(), ids=str)
+def test_losses_and_norms_are_those_of_one_process(results: dict[str, Any], case: engine_ranks.Case) -> None:
+    found, expected = results[case.key], results[f"{case.model} {case.dtype}"]
+    assert len(found["losses"]) == case.steps
+    assert found["losses"] == pytest.approx(expected["losses"][: case.steps], abs=TOLERANCE[case.dtype], rel=0)
+    norm_tolerance = 1e-5 if case.dtype == "float32" else 1e-2
+    assert found["norms"] == pytest.approx(expected["norms"][: case.steps], rel=norm_tolerance)
+    assert expected["losses"][-1] < expected["losses"][0]
+    if case.steps == engine_ranks.STEPS:
+        unseen = expected["evaluations"][: engine_ranks.WORLD_SIZE // (2 if case.pp > 1 else 1)]
+        assert found["evaluation"] == pytest.approx(sum(unseen) / len(unseen), abs=TOLERANCE[case.dtype], rel=0)
+
+
+@pytest.mark.parametrize("strategy", ["zero3+q4", "zero3-node+q4", "hsdp+q4"])
+def test_the_four_bit_gather_gives_all_ranks_the_same_weights(results: dict[str, Any], strategy: str) -> None:
+    found, expected = results[strategy], results["tiny-plamo float32"]
+    assert found["same_everywhere"]
+    assert found["losses"] == pytest.approx(expected["losses"][:4], abs=0.05)
+    assert found["losses"] != pytest.approx(expected["losses"][:4], abs=1e-5)
+
+
+def test_what_the_node_keeps_is_what_was_gathered(results: dict[str, Any]) -> None:
+    """Keeping payloads in the node adds no second rounding: the losses are those of gathering over all ranks again."""
+    assert results["zero3-node+q4"]["losses"] == pytest.approx(results["zero3+q4"]["losses"], abs=1e-6)
+
+
+def test_a_run_goes_on_under_another_strategy(results: dict[str, Any]) -> None:
+    losses = results["resumed"]["losses"]
+    assert losses == pytest.approx(results["tiny-plamo float32"]["losses"][: len(losses)], abs=1e-5)

@@ -1,0 +1,184 @@
+"""The forecast against PyTorch's engine on fake ranks: every byte of every strategy, and memory within 5 %."""
+
+import dataclasses
+
+import pytest
+import torch
+from builders import small_model
+
+from flopcast.errors import InputError
+from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
+from flopcast.simulator.catalogue import load_model
+from flopcast.simulator.model import Model
+from flopcast.trainer import verify as module
+from flopcast.trainer.engine import in_node
+from flopcast.trainer.fake_cluster import Recorder
+from flopcast.trainer.verify import MEMORY_TOLERANCE, Verification, verify
+
+# Nothing divides by 24 ranks: 1000 features, 2800 in the MLP, 5 tiled key/value heads, a vocabulary of 10007.
+TILED = Model(
+    "tiled",
+    1000,
+    10007,
+    1024,
+    (TransformerBlock(Attention(10, 5, 100, kv_layout="tiled"), Mlp(2800), parallel=True, num_norms=1),) * 6,
+)
+# Everything that tensor parallelism has to add up: norms of heads, two norms side by side, biases, windows.
+NEOX = Model(
+    "neox",
+    1024,
+    8000,
+    1024,
+    (
+        TransformerBlock(
+            Attention(8, 8, 128, qkv_bias=True, output_bias=True, qk_norm=True, fused_qkv=True, window=256),
+            Mlp(4096, gated=False, bias=True),
+            parallel=True,
+            norm="layernorm",
+            norm_bias=True,
+        ),
+    )
+    * 6,
+    norm="layernorm",
+    norm_bias=True,
+)
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "zero3+q4", "zero3-node+q4", "hsdp+q4")
+
+
+def assert_agrees(found: Verification) -> None:
+    differing = [row for row in found.rows if row.engine_bytes != row.forecast_bytes]
+    assert not differing, found.as_text()
+    assert found.max_byte_error == 0
+    assert abs(found.memory_error) <= MEMORY_TOLERANCE, found.as_text()
+    assert found.agrees
+
+
+@pytest.mark.parametrize(
+    ("strategy", "micro_batches"),
+    [*((name, 1) for name in STRATEGIES), *((name, 3) for name in (*STRATEGIES[:6], "zero3-node+q4"))],
+)
+def test_every_strategy_to_the_byte(strategy: str, micro_batches: int) -> None:
+    assert_agrees(verify(TILED, 24, strategy, gpus_per_node=8, micro_batches=micro_batches))
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole", "sequence-parallel"])
+@pytest.mark.parametrize(
+    ("model", "strategy", "tp"),
+    [
+        (TILED, "tp2", 1),
+        (NEOX, "tp4", 1),
+        (small_model(num_kv_heads=4), "tp4", 1),
+        (TILED, "zero3", 2),
+        (NEOX, "hsdp", 2),
+    ],
+    ids=["tiled-tp2", "neox-tp4", "grouped-tp4", "tiled-tp2-zero3", "neox-tp2-hsdp"],
+)
+def test_tensor_parallel_to_the_byte(model: Model, strategy: str, tp: int, sequence_parallel: bool) -> None:
+    """Also with sequence parallelism and FSDP2 over the data-parallel ranks."""
+    found = verify(model, 32, strategy, seq_len=1024, tp=tp, sequence_parallel=sequence_parallel)
+    assert found.max_byte_error == 0, found.as_text()
+    assert {row.group for row in found.rows} >= {"tp", "world"}
+
+
+@pytest.mark.parametrize("strategy", ["zero3-node", "tp8"])
+def test_plamo_13b_on_480_ranks(strategy: str) -> None:
+    found = verify(load_model("plamo-13b"), 480, strategy)
+    assert_agrees(found)
+    calls = {(row.collective, row.group, row.phase): row.count for row in found.rows}
+    if strategy == "zero3-node":
+        assert calls == {
+            ("all_gather", "world", "forward"): 41,
+            ("all_gather", "node", "backward"): 41,
+            ("reduce_scatter", "world", "backward"): 41,
+            ("all_reduce", "world", "step"): 1,
+        }
+    else:
+        # One all-reduce per layer each way, one for embedding or head, and the two small ones of the loss.
+        assert calls["all_reduce", "tp", "forward"] == 41 + 2
+        assert calls["all_reduce", "tp", "backward"] == 41
+
+
+def test_accumulation_stays_in_the_node() -> None:
+    """One micro-batch gathers over all ranks, every other pass over the node's: of 3 x 2 passes over 7 units, 7 do."""
+    found = verify(TILED, 24, "zero3-node", gpus_per_node=8, micro_batches=3)
+    calls = {(row.group, row.phase): row.count for row in found.rows if row.collective == "all_gather"}
+    assert calls == {("world", "forward"): 7, ("node", "forward"): 14, ("node", "backward"): 21}
+
+
+def test_the_nodes_copy_in_four_bits_saves_memory() -> None:
+    """What the node keeps is a quarter of 16 bits: the 16-bit copy is not made beside it."""
+    plain, quantised = (
+        verify(TILED, 24, strategy, gpus_per_node=8).engine_memory_bytes for strategy in ("zero3-node", "zero3-node+q4")
+    )
+    kept = 2 * TILED.num_layers * TILED.num_layer_parameters / 8
+    assert plain - quantised > 0.25 * kept
+
+
+def test_a_forecast_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = module._forecast
+
+    def wrong(*arguments: object) -> object:
+        totals, held = honest(*arguments)  # type: ignore[arg-type]
+        return {key: value - 2 for key, value in totals.items()}, held * 2
+
+    monkeypatch.setattr(module, "_forecast", wrong)
+    found = verify(small_model(num_layers=2), 8, "zero3")
+    assert found.max_byte_error == 2
+    assert not found.agrees
+    assert "DIFFERS by up to 2 bytes" in found.as_text()
+    assert "OUTSIDE 5%" in found.as_text()
+    assert found.as_json()["agrees"] is False
+
+
+def test_the_document_has_the_designs_keys() -> None:
+    document = verify(small_model(num_layers=2), 8, "ddp").as_json()
+    assert document.keys() >= {"rows", "max_byte_error", "engine_memory_bytes", "forecast_memory_bytes"}
+    assert all(
+        row.keys() == {"collective", "group", "phase", "count", "engine_bytes", "forecast_bytes"}
+        for row in document["rows"]
+    )
+
+
+def test_memory_counts_storages_as_they_come_and_go() -> None:
+    with Recorder() as recorder:
+        kept = torch.zeros(1000)
+        view = kept[:10]
+        dropped = torch.ones(500)
+        assert recorder.live_bytes == 6000
+        del dropped
+        kept.untyped_storage().resize_(0)
+    assert (recorder.live_bytes, recorder.peak_bytes) == (0, 6000)
+    assert view.shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_gpus": 0, "strategy": "zero3"}, "--gpus is 0"),
+        ({"num_gpus": 12, "strategy": "zero3"}, "does not fill nodes"),
+        ({"num_gpus": 16, "strategy": "zero3-node", "tp": 2}, "cannot reshard tensor-parallel parameters"),
+        ({"num_gpus": 16, "strategy": "zero4"}, "zero4"),
+        ({"num_gpus": 16, "strategy": "tp16"}, "does not divide"),
+        ({"num_gpus": 16, "strategy": "zero3", "micro_batches": 0}, "--micro-batches is 0"),
+    ],
+    ids=["none", "part of a node", "tp in node", "unknown", "tp beyond node", "no micro-batch"],
+)
+def test_what_cannot_be_verified_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        verify(small_model(num_heads=16, num_kv_heads=16), **arguments)  # type: ignore[arg-type]
+
+
+def test_another_pytorch_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    monkeypatch.delattr(FSDPParamGroup, "_to_sharded_post_forward")
+    with pytest.raises(InputError, match=r"install torch 2\.13") as caught:
+        verify(small_model(num_layers=2), 16, "zero3-node")
+    assert "\n" not in str(caught.value)
+    assert in_node.NodeCopies
+
+
+def test_alibi_is_refused() -> None:
+    model = dataclasses.replace(small_model(), positions="alibi")
+    with pytest.raises(InputError, match="ALiBi"):
+        verify(model, 8, "zero3")

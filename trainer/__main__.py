@@ -1,0 +1,30 @@
+"""``torchrun ... -m flopcast.trainer CONFIG.toml --section.field value``: train."""
+
+import sys
+from pathlib import Path
+
+from flopcast.errors import InputError
+from flopcast.trainer.processes import TrainingStoppedError
+from flopcast.trainer.settings import read_settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 done, 1 stopped by what happened in training, 2 bad input; one line on stderr says why."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        from flopcast.trainer.loop import train
+
+        if not arguments or arguments[0].startswith("--"):
+            raise InputError("no settings; write python -m flopcast.trainer CONFIG.toml --section.field value")
+        train(read_settings(Path(arguments[0]), arguments[1:]))
+    except InputError as error:
+        print(f"flopcast: {error}", file=sys.stderr)
+        return 2
+    except TrainingStoppedError as error:
+        print(f"flopcast: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

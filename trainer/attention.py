@@ -1,0 +1,118 @@
+"""Causal attention over shared key/value heads, and the order in which a checkpoint lists its query heads."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from flopcast.simulator.blocks.transformer import Attention
+
+# What the kernel for sequences of many lengths computes in.
+VARIED_LENGTH_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of packed sequences: ``numbers`` [B, S] of each token's, ``bounds`` int32 [documents + 1] of all.
+
+    ``bounds`` are where each document begins in the tokens laid end to end, and where the last one ends; on a GPU only.
+    """
+
+    numbers: torch.Tensor
+    bounds: torch.Tensor | None
+
+    @classmethod
+    def of(cls, positions: torch.Tensor) -> "Documents":
+        """From positions [B, S] that count from 0 in every document."""
+        begins = positions == 0
+        begins[:, 0] = True
+        bounds = None
+        if positions.is_cuda:
+            starts = begins.flatten().nonzero().flatten()
+            bounds = torch.cat([starts, starts.new_tensor([positions.numel()])]).int()
+        return cls(begins.cumsum(1), bounds)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: int | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor:
+    """softmax(Q K^T / sqrt(Dh)) V under the causal mask: [B, S, Hq, Dh] from q of that shape and k, v [B, S, Hkv, Dh].
+
+    Query head i uses key/value head i // (Hq/Hkv). ``window``: a token sees itself and the window - 1 before it.
+    Tokens see only their own document. On a GPU a flash kernel runs in every case; elsewhere windows and documents are
+    a mask.
+    """
+    length = q.shape[1]
+    windowed = window is not None and window < length
+    if q.is_cuda and q.dtype in VARIED_LENGTH_DTYPES and (windowed or documents is not None):
+        return _by_length(q, k, v, window if windowed else None, documents)
+    mask = _mask(length, window if windowed else None, documents, q.device)
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _by_length(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, documents: Documents | None
+) -> torch.Tensor:
+    """Every document, or every sequence, as a sequence of its own."""
+    batch, length = q.shape[:2]
+    bounds = None if documents is None else documents.bounds
+    if bounds is None:
+        bounds = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=q.device)
+    out = varlen_attn(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        bounds,
+        bounds,
+        length,
+        length,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out.view(q.shape)
+
+
+def _mask(length: int, window: int | None, documents: Documents | None, device: torch.device) -> torch.Tensor | None:
+    """Boolean [B or 1, 1, S, S], True where a query (rows) sees a key; None where only causality hides keys."""
+    if documents is None and window is None:
+        return None
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]
+    seen = distance >= 0
+    if window is not None:
+        seen &= distance < window
+    if documents is None:
+        return seen[None, None]
+    return seen & (documents.numbers[:, None, :, None] == documents.numbers[:, None, None, :])
+
+
+def published_heads(attention: Attention) -> list[int]:
+    """For each query head as the trainer holds it, its number in the published checkpoint.
+
+    The trainer groups the heads that share a key/value head. A tiled checkpoint (PLaMo) has query head i use
+    key/value head i mod Hkv, so the heads of group g are g, g + Hkv, g + 2 Hkv, ...
+    """
+    if attention.kv_layout == "grouped":
+        return list(range(attention.num_heads))
+    group = attention.num_heads // attention.num_kv_heads
+    return [g + attention.num_kv_heads * member for g in range(attention.num_kv_heads) for member in range(group)]
+
+
+def permuted_heads(matrix: torch.Tensor, order: list[int], head_dim: int, dim: int) -> torch.Tensor:
+    """``matrix`` with the heads of ``head_dim`` features along ``dim`` (0 of q, 1 of o) taken in ``order``."""
+    heads = matrix.reshape(*matrix.shape[:dim], len(order), head_dim, *matrix.shape[dim + 1 :])
+    return heads.index_select(dim, torch.tensor(order, device=matrix.device)).reshape(matrix.shape)

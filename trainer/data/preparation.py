@@ -1,0 +1,71 @@
+"""From sources to token files: a tokenizer trained on the mixture, every source tokenised once, both found again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flopcast.errors import InputError
+from flopcast.trainer.data import corpus
+from flopcast.trainer.data.tokenizer import Tokenizer, train
+from flopcast.trainer.data.tokens import is_made_from, write_tokens
+from flopcast.trainer.settings import DataTable, SourceTable
+
+TOKENIZER = "tokenizer.model"
+# Text that the tokenizer is trained on, at most; each source gives its share, from its beginning.
+TOKENIZER_CHARACTERS = 20_000_000
+
+
+def prepare(settings: DataTable) -> None:
+    """Train the tokenizer unless one is named or made already, and tokenise the sources that are not yet.
+
+    Raises InputError for a source that is empty or unreadable, and for a folder whose contents were made from other
+    sources than the settings name.
+    """
+    folder = Path(settings.folder)
+    if settings.tokenizer is None and not (folder / TOKENIZER).exists():
+        texts = (text for source in settings.sources for text in _excerpt(source, settings))
+        train(texts, folder / TOKENIZER, settings.vocab_size)
+    tokenizer = load_tokenizer(settings)
+    for source in settings.sources:
+        origin = {"path": source.path, "package": source.package, "field": source.field}
+        target = folder / source.name
+        if not target.exists():
+            write_tokens(target, _documents(source), tokenizer, origin)
+        elif not is_made_from(target, origin):
+            raise InputError(
+                f"{target}: was not made from the source '{source.name}' of the settings ({_where(source)}); remove "
+                "the folder to make it again, or name another data.folder"
+            )
+
+
+def load_tokenizer(settings: DataTable) -> Tokenizer:
+    """The tokenizer that the settings name, or the one trained before. Raises InputError where there is none."""
+    trained = Path(settings.folder) / TOKENIZER
+    tokenizer = Tokenizer.load(Path(settings.tokenizer) if settings.tokenizer is not None else trained)
+    if settings.tokenizer is None and tokenizer.vocab_size != settings.vocab_size:
+        raise InputError(
+            f"{trained}: has {tokenizer.vocab_size} pieces, not data.vocab_size = {settings.vocab_size}; set that, or "
+            "remove the folder to train another"
+        )
+    return tokenizer
+
+
+def _documents(source: SourceTable) -> Iterator[str]:
+    path = None if source.path is None else Path(source.path)
+    return corpus.documents(path, source.package, source.field)
+
+
+def _excerpt(source: SourceTable, settings: DataTable) -> Iterator[str]:
+    left = TOKENIZER_CHARACTERS * source.weight / sum(s.weight for s in settings.sources)
+    is_empty = True
+    for text in _documents(source):
+        is_empty = False
+        left -= len(text)
+        yield text
+        if left <= 0:
+            return
+    if is_empty:
+        raise InputError(f"source '{source.name}' is empty: {_where(source)} holds no text; give it some")
+
+
+def _where(source: SourceTable) -> str:
+    return source.path or f"package {source.package}"

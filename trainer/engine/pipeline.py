@@ -1,0 +1,102 @@
+"""A pipeline of stages on torch.distributed.pipelining: all micro-batches of a step run when the last one has come."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+
+from flopcast.simulator.plan import Plan
+from flopcast.trainer.engine.engine import Sharding
+from flopcast.trainer.engine.mesh import PIPELINE, Ranks
+from flopcast.trainer.loss import cross_entropy
+from flopcast.trainer.model import Decoder
+
+
+def stage_layers(num_layers: int, num_stages: int, stage: int) -> range:
+    """The layers of a stage, dealt out evenly, the first stages one more where they do not divide."""
+    each, more = divmod(num_layers, num_stages)
+    first = stage * each + min(stage, more)
+    return range(first, first + each + (stage < more))
+
+
+class PipelinePasses:
+    """The passes of one stage. Losses come from the last stage and are the same on every rank of a pipeline."""
+
+    def __init__(self, module: Decoder, sharding: Sharding, plan: Plan, ranks: Ranks, dtype: torch.dtype) -> None:
+        self.module, self.sharding, self.plan = module, sharding, plan
+        self._group = ranks.group(PIPELINE)
+        self._stage_index = ranks.place(PIPELINE)
+        self._dtype = dtype
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        self._schedules: dict[bool, PipelineScheduleSingle] = {}
+
+    def train(
+        self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None, is_last: bool
+    ) -> torch.Tensor:
+        """Keep a micro-batch; with the last one run them all. Returns the sum of their losses then, else 0."""
+        self._waiting.append((tokens, targets, positions))
+        if not is_last:
+            return torch.zeros((), device=tokens.device)
+        batch, self._waiting = self._waiting, []
+        self.sharding.before(is_last=True)
+        return self._run(batch, training=True)
+
+    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """The loss of one micro-batch, forward only."""
+        return self._run([(tokens, targets, positions)], training=False)
+
+    def release(self) -> None:
+        """Drop gathered copies."""
+        self.sharding.release()
+
+    def _run(self, batch: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]], training: bool) -> torch.Tensor:
+        tokens = torch.cat([tokens for tokens, _, _ in batch])
+        targets = torch.cat([targets for _, targets, _ in batch])
+        positions = [places for _, _, places in batch if places is not None]
+        schedule = self._schedule(training, batch[0][0])
+        keywords: dict[str, Any] = {"positions": torch.cat(positions)} if positions else {}
+        losses: list[torch.Tensor] = []
+        if self.module.is_last:
+            keywords |= {"target": targets, "losses": losses}
+        run = cast("Callable[..., Any]", schedule.step if training else schedule.eval)
+        inputs = (tokens,) if self.module.is_first else ()
+        run(*inputs, **keywords, **({"return_outputs": False} if training else {}))
+        total = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=tokens.device)
+        dist.broadcast(total, group=self._group, group_src=self.plan.pp - 1)
+        return total
+
+    def _schedule(self, training: bool, tokens: torch.Tensor) -> PipelineScheduleSingle:
+        """Made once: the shapes that pass between the stages are those of the plan."""
+        if training not in self._schedules:
+            kind = Schedule1F1B if training and self.plan.schedule == "1f1b" else ScheduleGPipe
+            micro_batches = self.plan.grad_accum if training else 1
+            self._schedules[training] = kind(self._stage(tokens), micro_batches, loss_fn=self._loss)
+        return self._schedules[training]
+
+    def _stage(self, tokens: torch.Tensor) -> PipelineStage:
+        model, parallel = self.module.model, self.module.parallel
+        batch, length = tokens.shape
+        residual_length = length // parallel.size if parallel.sequence else length
+        shape = (batch, residual_length, model.hidden)
+        residual = torch.empty(shape, dtype=self._dtype, device="meta", requires_grad=True)
+        rows = -(-model.vocab_size // parallel.size)
+        own_rows = min(rows, max(model.vocab_size - parallel.rank * rows, 0))
+        logits = torch.empty(batch, length, own_rows, dtype=self._dtype, device="meta", requires_grad=True)
+        return PipelineStage(
+            self.module,
+            self._stage_index,
+            self.plan.pp,
+            tokens.device,
+            input_args=tokens.to("meta") if self.module.is_first else residual,
+            output_args=logits if self.module.is_last else residual,
+            group=self._group,
+        )
+
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        module = self.module
+        return cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), module.z_loss, module.parallel, module.first_vocabulary_row
+        )

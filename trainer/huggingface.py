@@ -1,0 +1,227 @@
+"""Hugging Face checkpoints in and out: safetensors of the LLaMA family and of PLaMo, whole or in several files."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from flopcast.errors import InputError
+from flopcast.simulator.blocks.transformer import TransformerBlock
+from flopcast.simulator.huggingface import read_config
+from flopcast.simulator.model import Model
+from flopcast.trainer.attention import permuted_heads, published_heads
+from flopcast.trainer.files import sync_folder, write_atomically
+from flopcast.trainer.model import parameter_tensors
+from flopcast.trainer.numerics import Numerics
+
+READABLE = ("llama", "mistral", "plamo", "qwen2", "qwen3")
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FILE_BYTES = 5 * 10**9  # a file of a saved checkpoint, as Hugging Face cuts them
+
+_LAYER = {
+    "norm2": "post_attention_layernorm",
+    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
+    **{name: f"self_attn.{name}" for name in ("q_norm", "k_norm")},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+_ROOT = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The weights in a Hugging Face folder by the trainer's parameter names, each read when it is asked for.
+
+    ``model`` is what its config.json describes, ``numerics`` the constants that go with it. Raises InputError for a
+    folder, a file or a tensor that is not as it should be.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.model = read_config(self.folder)
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self.kind = str(config["model_type"])
+        if self.kind not in READABLE:
+            known = ", ".join(READABLE)
+            raise InputError(f"{self.folder}: weights of type '{self.kind}' cannot be read; those of {known} can")
+        self.numerics = _numerics(config, self.folder)
+        self._files = _files(self.folder)
+        missing = [n for n in parameter_tensors(self.model) if published_name(n, self.kind) not in self._files]
+        if missing:
+            first = published_name(missing[0], self.kind)
+            raise InputError(f"{self.folder}: lacks {first} and {len(missing) - 1} more; fetch the whole checkpoint")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        shape = parameter_tensors(self.model)[name].shape
+        published = published_name(name, self.kind)
+        path = self._files[published]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(published)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: {published} cannot be read ({error}); fetch the file again") from None
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{path}: {published} has shape {list(tensor.shape)}; config.json says {list(shape)}")
+        return _reordered(name, tensor, self.model, back=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(parameter_tensors(self.model))
+
+    def __len__(self) -> int:
+        return len(parameter_tensors(self.model))
+
+
+def save(
+    model: Model,
+    numerics: Numerics,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    folder: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    file_bytes: int = FILE_BYTES,
+) -> None:
+    """Write whole tensors by parameter name as a Hugging Face folder of type llama or plamo.
+
+    Files appear under their names when they are whole, config.json last: a folder without one is not a checkpoint.
+    Raises InputError for a model that neither type describes.
+    """
+    config = config_of(model, numerics, dtype)
+    kind = str(config["model_type"])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    parts: list[tuple[Path, list[str]]] = []
+    pending: dict[str, torch.Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        path = folder / f".{len(parts)}.{os.getpid()}.partial"
+        save_file(pending, path, metadata={"format": "pt"})
+        parts.append((path, list(pending)))
+        pending.clear()
+
+    for name, tensor in weights:
+        own = _reordered(name, tensor.detach().to("cpu", dtype), model, back=True).contiguous()
+        if pending and size + own.nbytes > file_bytes:
+            flush()
+            size = 0
+        pending[published_name(name, kind)] = own
+        size, total = size + own.nbytes, total + own.nbytes
+    flush()
+    weight_map: dict[str, str] = {}
+    for number, (path, names) in enumerate(parts, start=1):
+        final = SINGLE if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        path.replace(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_atomically(folder / INDEX, json.dumps(index, indent=2).encode())
+    sync_folder(folder)
+    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def config_of(model: Model, numerics: Numerics, dtype: torch.dtype) -> dict[str, Any]:
+    """The config.json of a model of type llama or plamo. Raises InputError where neither describes it."""
+    blocks = list(model.kinds)
+    block = blocks[0]
+    refusal = InputError(f"model '{model.name}' is neither of type llama nor plamo; only those can be saved")
+    if len(blocks) > 1 or not isinstance(block, TransformerBlock):
+        raise refusal
+    attention, mlp = block.attention, block.mlp
+    rms = block.norm == model.norm == "rmsnorm" and model.final_norm and not model.embedding_norm
+    plain = not (attention.fused_qkv or attention.qk_norm or attention.window) and attention.rotary_share == 1.0
+    if not (rms and plain and mlp.gated and model.positions == "rotary" and not model.head_bias):
+        raise refusal
+    if numerics.activation_of(True) != "silu":
+        raise InputError(f"model '{model.name}' has the activation {numerics.activation}; only silu can be saved")
+    config: dict[str, Any] = {
+        "hidden_size": model.hidden,
+        "intermediate_size": mlp.intermediate,
+        "max_position_embeddings": model.context,
+        "num_attention_heads": attention.num_heads,
+        "num_hidden_layers": model.num_layers,
+        "rms_norm_eps": numerics.norm_eps,
+        "tie_word_embeddings": model.tied_embeddings,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": model.vocab_size,
+    }
+    biased = attention.qkv_bias or attention.output_bias or mlp.bias
+    if block.parallel and block.num_norms == 1 and attention.kv_layout == "tiled" and not biased:
+        shared = attention.num_heads // attention.num_kv_heads
+        if numerics.rope_theta != 10000.0 or attention.head_dim * attention.num_heads != model.hidden:
+            raise refusal
+        return {"architectures": ["PlamoForCausalLM"], "model_type": "plamo", "n_shared_head": shared, **config}
+    if block.parallel or block.num_norms != 2 or attention.qkv_bias != attention.output_bias:
+        raise refusal
+    if attention.kv_layout == "tiled":
+        raise refusal
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": attention.qkv_bias,
+        "head_dim": attention.head_dim,
+        "hidden_act": "silu",
+        "mlp_bias": mlp.bias,
+        "num_key_value_heads": attention.num_kv_heads,
+        "rope_theta": numerics.rope_theta,
+        **config,
+    }
+
+
+def published_name(name: str, kind: str) -> str:
+    """The name that a checkpoint of this type gives to one of the trainer's parameters."""
+    stem, _, last = name.rpartition(".")
+    if not stem.startswith("layers."):
+        return f"{_ROOT[stem]}.{last}"
+    _, number, own = stem.split(".")
+    if kind == "plamo":
+        part = "norm" if own == "norm1" else _LAYER[own]
+        return f"model.layers.layers.{number}.{part}.{last}"
+    part = "input_layernorm" if own == "norm1" else _LAYER[own]
+    return f"model.layers.{number}.{part}.{last}"
+
+
+def _reordered(name: str, tensor: torch.Tensor, model: Model, back: bool) -> torch.Tensor:
+    """Query heads in the trainer's order, or ``back`` in the checkpoint's: rows of q, columns of o."""
+    if not name.endswith((".q.weight", ".q.bias", ".o.weight")):
+        return tensor
+    block = model.layers[int(name.split(".")[1])]
+    assert isinstance(block, TransformerBlock)
+    order = published_heads(block.attention)
+    if back:
+        order = [order.index(head) for head in range(len(order))]
+    return permuted_heads(tensor, order, block.attention.head_dim, 1 if name.endswith(".o.weight") else 0)
+
+
+def _numerics(config: Mapping[str, Any], folder: Path) -> Numerics:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling != "default":
+        raise InputError(f"{folder}: rotary positions are scaled ('{scaling}'); the trainer knows the default only")
+    activation = config.get("hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        raise InputError(f"{folder}: hidden_act is '{activation}'; the trainer has {', '.join(_ACTIVATIONS)}")
+    return Numerics(
+        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    if (folder / INDEX).is_file():
+        try:
+            names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): folder / Path(file).name for name, file in names.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder / INDEX}: is not an index of safetensors ({error}); fetch it again") from None
+    path = folder / SINGLE
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict.fromkeys(file.keys(), path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a folder with {SINGLE} or {INDEX}") from None

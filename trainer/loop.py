@@ -1,0 +1,267 @@
+"""The training loop: data in, optimizer steps, checkpoints, log; stops cleanly and says why."""
+
+import dataclasses
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from flopcast.errors import InputError
+from flopcast.simulator.model import Model
+from flopcast.trainer.agreement import everywhere, gather_text, on_first_rank
+from flopcast.trainer.checkpoint import Checkpoints
+from flopcast.trainer.data.batches import Dataset, MicroBatch
+from flopcast.trainer.data.preparation import prepare
+from flopcast.trainer.engine import Engine, OptimizerSettings, build
+from flopcast.trainer.log import Log
+from flopcast.trainer.measurement import Meter, profiled
+from flopcast.trainer.processes import TrainingStoppedError, gpus_per_node, is_lost_rank, process_group
+from flopcast.trainer.schedule import learning_rate
+from flopcast.trainer.settings import Settings
+from flopcast.trainer.workload import make_model, make_plan
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CHECKPOINTS, TRACES = "checkpoints", "traces"
+SAMPLES_NAMED = 8  # in the message about a batch; the log has them all
+
+
+def train(settings: Settings) -> int:
+    """Train as the settings say, from the last whole checkpoint where there is one; the steps done in all.
+
+    Collective over the processes that torchrun started. Raises InputError on every rank for bad input, and
+    TrainingStoppedError where the loss is not finite or a rank is lost; the checkpoints stay as they are.
+    """
+    with process_group() as device:
+        try:
+            run = Run(settings, device)
+            return run.train()
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                raise
+            raise TrainingStoppedError(
+                f"rank {dist.get_rank()} lost another rank ({str(error).splitlines()[0]}); start again to go on from "
+                f"the last whole checkpoint in {Path(settings.output) / CHECKPOINTS}"
+            ) from error
+
+
+class Run:
+    """One run on one rank: everything that its steps need."""
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        """Prepare the data, build the engine and load the last checkpoint. Raises InputError on every rank."""
+        self.settings, self.device = settings, device
+        self.output = Path(settings.output)
+        self.gpus_per_node = settings.plan.gpus_per_node or gpus_per_node()
+        on_first_rank(lambda: prepare(settings.data))
+        self.model = everywhere(lambda: make_model(settings.model))
+        self.plan = everywhere(lambda: make_plan(settings.plan, dist.get_world_size(), self.gpus_per_node))
+        self.data = everywhere(self._data)
+        self.engine = everywhere(self._engine)
+        self.meter = everywhere(
+            lambda: Meter(self.model, settings.plan.seq_len, settings.plan.global_batch, settings.log, device)
+        )
+        self.checkpoints = Checkpoints(self.output / CHECKPOINTS, settings.checkpoint.keep)
+        self.step = self._resume()
+
+    def _data(self) -> Dataset:
+        table = self.settings.data
+        if dist.get_rank() != 0:  # rank 0 checks the files for all
+            table = table.model_copy(update={"verify": False})
+        data = Dataset(table, self.settings.plan.seq_len, self.settings.seed)
+        if data.vocab_size > self.model.vocab_size:
+            raise InputError(
+                f"the tokenizer has {data.vocab_size} pieces, but the model has {self.model.vocab_size} rows of "
+                "embedding; use a tokenizer of at most as many"
+            )
+        return data
+
+    def _engine(self) -> Engine:
+        table = self.settings.optimizer
+        return build(
+            self.model,
+            self.plan,
+            gpus_per_node=self.gpus_per_node,
+            device=self.device,
+            dtype=DTYPES[self.settings.plan.dtype],
+            seed=self.settings.seed,
+            optimizer=OptimizerSettings(
+                lr=table.learning_rate,
+                betas=(table.beta1, table.beta2),
+                eps=table.eps,
+                weight_decay=table.weight_decay,
+                max_grad_norm=table.max_gradient_norm,
+            ),
+            z_loss=table.z_loss,
+        )
+
+    def _resume(self) -> int:
+        steps = self.checkpoints.steps()
+        if not steps:
+            return 0
+        state = self.engine.state()
+        manifest = self.checkpoints.load(steps[-1], state, self._must_agree())
+        self.engine.load(state)
+        everywhere(lambda: self.data.order.restore(manifest["order"]))
+        return steps[-1]
+
+    def _must_agree(self) -> dict[str, Any]:
+        """What a checkpoint and the run that goes on from it have in common."""
+        return {"model": _shape(self.model), "tokenizer": self.data.identity}
+
+    def train(self) -> int:
+        """Every step that is left."""
+        settings = self.settings
+        with self._log() as log, _stop_signal() as stop:
+            plan = dataclasses.asdict(self.plan)
+            self._event(log, "start", ranks=dist.get_world_size(), plan=plan, **self.meter.machine)
+            stopped = False
+            while self.step < settings.optimizer.num_steps and not stopped:
+                stopped = self._optimizer_step(log, stop)
+                is_last = self.step == settings.optimizer.num_steps
+                if stopped or is_last or _is_due(self.step, settings.checkpoint.every):
+                    self._save(log)
+                if settings.evaluation.every and (is_last or _is_due(self.step, settings.evaluation.every)):
+                    self._event(log, "validation", loss=self._evaluate())
+            self._finish_checkpoint(log)
+            self._event(log, "stopped" if stopped else "done")
+        return self.step
+
+    def _log(self) -> AbstractContextManager[Log | None]:
+        log, steps = self.settings.log, self.settings.optimizer.num_steps
+        opened = everywhere(lambda: Log(self.output, steps, log.tensorboard) if dist.get_rank() == 0 else None)
+        return nullcontext() if opened is None else opened
+
+    def _event(self, log: Log | None, event: str, **fields: Any) -> None:
+        if log is not None:
+            log.event(event, step=self.step, **fields)
+
+    def _optimizer_step(self, log: Log | None, stop: threading.Event) -> bool:
+        """One step; whether a signal asked any rank to stop."""
+        number = self.step + 1
+        tracing = number in self.settings.log.profile
+        with profiled(self.output / TRACES, number, self.device) if tracing else nullcontext():
+            started = time.perf_counter()
+            batch = self.data.next_step(
+                self.plan.micro_batch, self.plan.grad_accum, self.engine.data_rank, self.engine.data_ranks
+            )
+            losses = torch.stack([self._accumulate(micro, is_last=micro is batch[-1]) for micro in batch])
+            rate = self._learning_rate()
+            norm = float(self.engine.step(rate))
+            # One reduction for the mean loss and for whatever all ranks must know before the next step.
+            signs = torch.stack(
+                [
+                    losses.double().mean(),
+                    *torch.tensor(
+                        [not math.isfinite(norm), stop.is_set(), self.checkpoints.has_failed],
+                        dtype=torch.float64,
+                        device=self.device,
+                    ),
+                ]
+            )
+            dist.all_reduce(signs)
+            loss, bad_norm, stopping, failed = (signs / dist.get_world_size()).tolist()
+            step_s = time.perf_counter() - started
+        if bad_norm or not math.isfinite(loss):
+            self._refuse(log, number, batch, losses, norm)
+        self.step = number
+        if log is not None:
+            log.step(number, loss=loss, gradient_norm=norm, learning_rate=rate, **self.meter.readings(step_s))
+        if failed:
+            self._finish_checkpoint(log)
+        return bool(stopping)
+
+    def _accumulate(self, micro: MicroBatch, is_last: bool) -> torch.Tensor:
+        return self.engine.accumulate(*self._inputs(micro), is_last=is_last).reshape(())
+
+    def _inputs(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens, targets, positions = (t.to(self.device) for t in (micro.tokens, micro.targets, micro.positions))
+        return tokens, targets, positions
+
+    def _learning_rate(self) -> float:
+        table = self.settings.optimizer
+        return learning_rate(
+            self.step,
+            peak=table.learning_rate,
+            warmup_steps=table.warmup_steps,
+            num_steps=table.num_steps,
+            final_share=table.final_share,
+        )
+
+    def _evaluate(self) -> float:
+        """The mean validation loss over all ranks: cross-entropy alone, for comparison of runs with z-loss."""
+        total, batches = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        setattr(self.engine.module, "z_loss", 0.0)  # noqa: B010
+        for micro in self.data.validation(self.plan.micro_batch, self.engine.data_rank, self.engine.data_ranks):
+            total += self.engine.evaluate(*self._inputs(micro)).double()
+            batches += 1
+        setattr(self.engine.module, "z_loss", self.settings.optimizer.z_loss)  # noqa: B010
+        dist.all_reduce(total)
+        return float(total) / max(batches, 1) / dist.get_world_size()
+
+    def _save(self, log: Log | None) -> None:
+        self._finish_checkpoint(log)
+        started = time.perf_counter()
+        description = {**self._must_agree(), "order": self.data.order.state(), "plan": dataclasses.asdict(self.plan)}
+        self.checkpoints.save(self.step, self.engine.state(), description)
+        self._event(log, "checkpoint begun", stall_s=round(time.perf_counter() - started, 4))
+
+    def _finish_checkpoint(self, log: Log | None) -> None:
+        finished = self.checkpoints.wait()
+        if finished is not None:
+            self._event(log, "checkpoint", of_step=finished)
+
+    def _refuse(self, log: Log | None, step: int, batch: list[MicroBatch], losses: torch.Tensor, norm: float) -> None:
+        """Stop every rank over a loss or a gradient that is not finite, naming the samples."""
+        culprits = [m for m, loss in zip(batch, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        what, texts = "loss", gather_text(_names(culprits))
+        if not any(texts):
+            what, texts = "gradient norm", gather_text(_names(batch))
+        samples = list(dict.fromkeys(" ".join(texts).split()))
+        named = ", ".join(samples[:SAMPLES_NAMED]) + (", ..." if len(samples) > SAMPLES_NAMED else "")
+        self._finish_checkpoint(log)
+        self._event(log, "not finite", what=what, in_step=step, samples=samples)
+        raise TrainingStoppedError(
+            f"step {step}: the {what} is not finite (norm {norm}); samples {named}; the checkpoints are untouched"
+        )
+
+
+def _names(batch: list[MicroBatch]) -> str:
+    return " ".join(sample for micro in batch for sample in micro.samples)
+
+
+def _shape(model: Model) -> str:
+    """What makes two models the same to a checkpoint, in words: sizes, and a digest of every parameter's shape."""
+    tensors = [*model.root_tensors(), *(t for block in model.layers for t in block.tensors(model.hidden))]
+    digest = hashlib.sha256(repr([(t.name, t.shape) for t in tensors]).encode()).hexdigest()[:8]
+    return f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; the handler before is put back at the end. Only a main thread can receive one."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

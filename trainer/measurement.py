@@ -1,0 +1,80 @@
+"""What a step took: tokens per second, MFU with its convention, memory, and a trace where one is asked for."""
+
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from flopcast.errors import InputError
+from flopcast.simulator.catalogue import load_gpu
+from flopcast.simulator.conventions import model_flop_per_token
+from flopcast.simulator.model import Model
+from flopcast.trainer.settings import LogTable
+
+
+class Meter:
+    """Turns a step's seconds into the figures of the log."""
+
+    def __init__(self, model: Model, seq_len: int, global_batch: int, log: LogTable, device: torch.device) -> None:
+        """``global_batch``: sequences per optimizer step over all ranks. Raises InputError for an unknown log.gpu."""
+        self._device = device
+        self._tokens = seq_len * global_batch
+        self._flop = model_flop_per_token(model, seq_len, log.convention).total * self._tokens
+        self._peak_flop_per_s = _peak(log.gpu, device) * dist.get_world_size()
+        self.machine = {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "torch": torch.__version__,
+            "convention": log.convention,
+            "flop_per_step": self._flop,
+        }
+
+    def readings(self, step_s: float) -> dict[str, Any]:
+        """Step time, tokens per second over all ranks, MFU (None where the peak is not known), peak memory."""
+        mfu = self._flop / step_s / self._peak_flop_per_s if self._peak_flop_per_s else None
+        return {
+            "step_s": round(step_s, 6),
+            "tokens_per_s": round(self._tokens / step_s, 1),
+            "mfu": mfu if mfu is None else float(f"{mfu:.4g}"),
+            "memory_bytes": peak_memory_bytes(self._device),
+        }
+
+
+def _peak(gpu: str | None, device: torch.device) -> float:
+    """The dense 16-bit peak of the GPU named or found, 0 where it is not in the catalogue."""
+    if gpu is not None:
+        return load_gpu(gpu).tensor_flop_per_s
+    if device.type != "cuda":
+        return 0.0
+    found = torch.cuda.get_device_properties(device)
+    name = found.name.removeprefix("NVIDIA ").lower().split()[0].split("-")[0]
+    for candidate in (f"{name}-{round(found.total_memory / 2**30)}gb", name):
+        try:
+            return load_gpu(candidate).tensor_flop_per_s
+        except InputError:
+            continue
+    return 0.0
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most this rank has held: of the GPU's memory what PyTorch allocated, of the host's the resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def profiled(folder: Path, step: int, device: torch.device) -> Iterator[None]:
+    """Trace what runs inside, as ``step-S-rank-R.json.gz`` in Kineto's Chrome-trace form."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, record_shapes=True) as trace:
+        yield
+    folder.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(folder / f"step-{step}-rank-{dist.get_rank()}.json.gz"))
