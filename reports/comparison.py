@@ -1,6 +1,6 @@
 """A comparison as a planner reads it: tables on a terminal, or one JSON document."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,8 @@ from flopcast.reports.explain import bound_by, runs_as, verdict
 from flopcast.simulator.compare import Comparison
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row
+from flopcast.simulator.model import Model
+from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.units import format_count
 
 # A model worth training sees about 20 tokens per parameter (Hoffmann et al., arXiv:2203.15556); many see more.
@@ -25,7 +27,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """The document that ``flopcast compare --json`` prints; efficiencies are fractions, the rest SI base units."""
     gpu = comparison.cluster.gpu
     return {
-        "model": {"name": comparison.model.name, "num_parameters": comparison.model.num_parameters},
+        "model": {
+            "name": comparison.model.name,
+            "num_parameters": comparison.model.num_parameters,
+            "num_active_parameters": comparison.model.num_active_parameters,
+        },
         "cluster": {
             "name": comparison.cluster.name,
             "gpu": gpu.name,
@@ -33,15 +39,22 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "gpus_per_node": comparison.cluster.gpus_per_node,
             "memory_bytes": gpu.memory_bytes,
             "assumptions": list(comparison.cluster.assumptions),
+            "measured": list(_measured(comparison)),
         },
+        "outside_calibration": _outside(comparison),
         "convention": comparison.convention,
         "seq_len": comparison.seq_len,
         "tokens_per_gpu": comparison.tokens_per_gpu,
         "chosen": list(comparison.chosen),
         "layer_traffic": [asdict(row) for row in comparison.layer_traffic],
-        "rows": [{**asdict(row), "bound_by": bound_by(row, gpu.memory_bytes)} for row in comparison.rows],
+        "rows": [row_as_json(row, gpu.memory_bytes) for row in comparison.rows],
         "left_out": comparison.left_out,
     }
+
+
+def row_as_json(row: Row, memory_bytes: float) -> dict[str, Any]:
+    """One forecast as a row of the document, on GPUs of ``memory_bytes``."""
+    return {**asdict(row), "bound_by": bound_by(row, memory_bytes)}
 
 
 def render(comparison: Comparison, token_budget: float | None) -> Iterator[RenderableType]:
@@ -63,11 +76,29 @@ def render(comparison: Comparison, token_budget: float | None) -> Iterator[Rende
         yield _heading("Left out")
     for strategy, reason in comparison.left_out.items():
         yield Text(f"{strategy}: {reason}")
-    notes = [*cluster.assumptions, *model.assumptions]
-    if notes:
-        yield _heading("Rests on assumptions")
+    sections = {
+        "Measured on this machine": _measured(comparison),
+        "Outside what was calibrated": _outside(comparison),
+        "Rests on assumptions": [*cluster.assumptions, *model.assumptions],
+    }
+    for heading, notes in sections.items():
+        if notes:
+            yield _heading(heading)
         for note in notes:
             yield Text(note)
+
+
+def _measured(comparison: Comparison) -> Sequence[str]:
+    """What of the machine a profile measured."""
+    return () if comparison.cluster.measured is None else comparison.cluster.measured.what
+
+
+def _outside(comparison: Comparison) -> list[str]:
+    """Where the rows' plans leave the range of the runs that the machine was calibrated on."""
+    if comparison.cluster.calibration is None:
+        return []
+    plans = Plans.of([Plan(**row.plan) for row in comparison.rows])
+    return comparison.cluster.calibration.notes(comparison.model, plans)
 
 
 def _heading(words: str) -> Text:
@@ -80,7 +111,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     sequences = comparison.tokens_per_gpu * comparison.num_gpus // comparison.seq_len
     plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
-        f"{model.name} ({format_count(model.num_parameters)} parameters) on {comparison.num_gpus} x "
+        f"{model.name} ({_parameters(model)}) on {comparison.num_gpus} x "
         f"{cluster.gpu.name}, {cluster.name}: {nodes} node{plural} of {in_node}",
         style="bold",
     )
@@ -94,6 +125,13 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
         f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
     )
+
+
+def _parameters(model: Model) -> str:
+    """How many, and of a mixture of experts how many of them one token uses."""
+    total, active = model.num_parameters, model.num_active_parameters
+    words = f"{format_count(total)} parameters"
+    return words if active == total else f"{words}, {format_count(active)} active"
 
 
 def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table:

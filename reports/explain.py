@@ -9,6 +9,7 @@ _NAMES = {
     "pointwise": "memory-bound kernels",
     "launch": "the host launching kernels",
     "tensor_communication": "tensor-parallel communication",
+    "expert_communication": "expert-parallel communication",
     "pipeline_communication": "sends between pipeline stages",
     "gather_communication": "exposed parameter gathers",
     "reduce_communication": "exposed gradient reductions",
@@ -19,6 +20,7 @@ _NAMES = {
 _WAITS = (
     "launch",
     "tensor_communication",
+    "expert_communication",
     "pipeline_communication",
     "gather_communication",
     "reduce_communication",
@@ -55,6 +57,7 @@ def runs_as(row: Row) -> str:
     """What was chosen for the plan, as short as can be read: micro-batch x passes, recomputation, how it is split."""
     plan = row.plan
     words = f"{plan['micro_batch']} x {plan['grad_accum']}, {plan['recompute']}"
+    words += f", ep {plan['ep']}" if plan["ep"] > 1 else ""
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words
 
 

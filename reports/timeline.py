@@ -28,6 +28,7 @@ LABELS = {
     "launch": "launches: the host holds the GPU up",
     "tensor_communication": "tensor-parallel communication",
     "context_communication": "context-parallel communication",
+    "expert_communication": "expert-parallel communication",
     "pipeline_communication": "sends between pipeline stages",
     "gather_communication": "waiting for parameter gathers",
     "reduce_communication": "waiting for gradient reductions",
@@ -78,9 +79,10 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         f"{timeline.step_s:.3f} s per step",
         style="bold",
     )
+    groups = "".join(f", {name} {size}" for name, size in (("tp", plan.tp), ("ep", plan.ep)) if size > 1)
     yield Text(
         f"micro-batch {plan.micro_batch} x {plan.grad_accum} passes of {plan.seq_len:,} tokens, recompute "
-        f"{plan.recompute}" + (f", tp {plan.tp}" if plan.tp > 1 else "")
+        f"{plan.recompute}{groups}"
     )
     yield Text(f"The closed form says {timeline.closed_form_s:.3f} s.")
     if timeline.departs_from_closed_form:

@@ -2,8 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flopcast.errors import InputError
+
+if TYPE_CHECKING:
+    from flopcast.simulator.calibrated import Calibrated
+    from flopcast.simulator.measured import Measured
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Cluster:
     """Nodes of ``gpus_per_node`` GPUs; bandwidths are one way: NVLink per GPU, ``nic_bytes_per_s`` per NIC.
 
     ``num_nodes`` is how many there are (None: as many as asked for). ``sources`` maps a field's path in the file to
-    its citation; ``assumptions`` are the figures that are not published, one sentence each.
+    its citation; ``assumptions`` are the figures that are not published, one sentence each. ``measured``: what a
+    profile of its devices corrects; ``calibration``: the range of the runs that its constants were fitted to.
     """
 
     name: str
@@ -54,6 +60,8 @@ class Cluster:
     costs: Costs = Costs()
     assumptions: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    measured: "Measured | None" = field(default=None, compare=False)
+    calibration: "Calibrated | None" = field(default=None, compare=False)
 
     @property
     def node_bytes_per_s(self) -> float:

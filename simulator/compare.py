@@ -1,5 +1,6 @@
 """Strategies side by side: each with the micro-batch and recomputation that fit and run fastest, unless pinned."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -8,7 +9,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row, best_of, forecast
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, placement
+from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, nests, placement
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
 DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
@@ -28,13 +29,15 @@ USUAL_ATTENTION: dict[str, AttentionKernel] = {
 class Request:
     """What to compare; None is left to the comparison.
 
-    ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for every strategy. ``seq_len``: tokens.
+    ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for every strategy. ``seq_len``: tokens. ``ep``:
+    ranks that share out the experts of a mixture.
     """
 
     num_gpus: int
     tokens_per_gpu: int | None = None
     seq_len: int | None = None
     micro_batch: int | None = None
+    ep: int | None = None
     recompute: Recompute | None = None
     gradient_bits: int = 32
     attention: AttentionKernel | None = None
@@ -67,11 +70,8 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     """
     cluster.check_num_gpus(request.num_gpus)
     _check(request)
-    seq_len = request.seq_len or model.context
-    if model.positions == "learned" and seq_len > model.num_positions:
-        raise InputError(
-            f"--seq-len is {seq_len} but {model.name} has {model.num_positions} learned positions; use at most those"
-        )
+    model.check_expert_parallel(request.ep or 1)
+    seq_len = checked_seq_len(model, request.seq_len)
     tokens = request.tokens_per_gpu or default_tokens_per_gpu(request.num_gpus, seq_len)
     candidates: dict[str, list[Plan]] = {}
     left_out: dict[str, str] = {}
@@ -96,9 +96,9 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
         seq_len=seq_len,
         tokens_per_gpu=tokens,
         rows=best,
-        layer_traffic=tuple(_layer_traffic(model, candidates, tokens)),
+        layer_traffic=tuple(_layer_traffic(model, best, tokens)),
         left_out=left_out,
-        chosen=tuple(_chosen(request)),
+        chosen=tuple(_chosen(model, request)),
     )
 
 
@@ -107,8 +107,20 @@ def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
     return max(round(DEFAULT_GLOBAL_BATCH_TOKENS / (num_gpus * seq_len)), 1) * seq_len
 
 
+def checked_seq_len(model: Model, seq_len: int | None) -> int:
+    """The sequence length asked for, or the model's own; raises InputError where the model has no such positions."""
+    length = model.context if seq_len is None else seq_len
+    if length < 1:
+        raise InputError(f"--seq-len is {length}; it must be at least 1")
+    if model.positions == "learned" and length > model.num_positions:
+        raise InputError(
+            f"--seq-len is {length} but {model.name} has {model.num_positions} learned positions; use at most those"
+        )
+    return length
+
+
 def _check(request: Request) -> None:
-    for name in ("tokens_per_gpu", "seq_len", "micro_batch"):
+    for name in ("tokens_per_gpu", "micro_batch", "ep"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -123,7 +135,7 @@ def _check(request: Request) -> None:
 def _candidates(
     strategy: str, model: Model, cluster: Cluster, request: Request, seq_len: int, tokens: int
 ) -> list[Plan]:
-    """Every micro-batch, recomputation and sequence parallelism that the request leaves open."""
+    """Every micro-batch, recomputation, sequence and expert parallelism that the request leaves open."""
     fields = placement(strategy, request.num_gpus, cluster.gpus_per_node)
     tp = int(fields["tp"])
     if request.num_gpus % tp:
@@ -150,6 +162,7 @@ def _candidates(
             seq_len=seq_len,
             micro_batch=micro_batch,
             grad_accum=sequences // micro_batch,
+            ep=ep,
             recompute=recompute,  # type: ignore[arg-type]
             sequence_parallel=sequence_parallel,
             gradient_bits=request.gradient_bits,
@@ -157,20 +170,35 @@ def _candidates(
             compiled=request.compiled,
             fused_kernels=request.fused_kernels,
         )
-        for micro_batch, recompute, sequence_parallel in product(
-            micro_batches, recomputes, (False, True) if tp > 1 and seq_len % tp == 0 else (False,)
+        for micro_batch, recompute, sequence_parallel, ep in product(
+            micro_batches,
+            recomputes,
+            (False, True) if tp > 1 and seq_len % tp == 0 else (False,),
+            _expert_parallel_sizes(model, fields, request.ep),
         )
+        if sequence_parallel or tp == 1 or ep == 1 or request.ep
     ]
 
 
-def _layer_traffic(model: Model, candidates: dict[str, list[Plan]], tokens: int) -> list[LayerTraffic]:
+def _expert_parallel_sizes(model: Model, fields: dict[str, int | str], asked: int | None) -> list[int]:
+    """What is asked for, else every number of ranks that experts, ranks and shards divide by."""
+    if asked:
+        return [asked]
+    ranks = int(fields["num_gpus"]) // int(fields["tp"])
+    shards = [int(fields[f"{name}_shard"]) for name in ("parameter", "gradient", "optimizer")]
+    most = math.gcd(model.num_experts, ranks) if model.num_experts else 1
+    sizes = [ep for ep in range(1, most + 1) if most % ep == 0]
+    return [ep for ep in sizes if all(nests(ep, shard) for shard in shards)]
+
+
+def _layer_traffic(model: Model, rows: Sequence[Row], tokens: int) -> list[LayerTraffic]:
     """The two rows of the report's table: tensor parallelism, and parameters gathered in the node."""
-    rows = [
-        layer_traffic(model, strategy, plans[0].tp, tokens) for strategy, plans in candidates.items() if plans[0].tp > 1
-    ]
-    return rows + [layer_traffic(model, s, 1, tokens) for s in candidates if s == "zero3-node"]
+    tensor = [row for row in rows if row.plan["tp"] > 1]
+    in_node = [row for row in rows if row.strategy == "zero3-node"]
+    return [layer_traffic(model, row.strategy, row.plan["tp"], tokens, row.plan["ep"]) for row in tensor + in_node]
 
 
-def _chosen(request: Request) -> list[str]:
-    names = ("seq_len", "tokens_per_gpu", "micro_batch", "recompute", "attention")
+def _chosen(model: Model, request: Request) -> list[str]:
+    names = ["seq_len", "tokens_per_gpu", "micro_batch", "recompute", "attention"]
+    names += ["ep"] if model.num_experts else []
     return [name for name in names if getattr(request, name) is None]

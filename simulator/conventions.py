@@ -28,15 +28,16 @@ class FlopPerToken:
 def model_flop_per_token(model: Model, seq_len: int, convention: str = "causal") -> FlopPerToken:
     """FLOPs per token: 6 N_matrix [+ 6 or 12 sum over layers of Hq Dh min(S, window)].
 
-    N counts every parameter but embedding and positions tables, which multiply nothing (a tied embedding is the
-    head and counts once). The attention term is (4 forward + 8 backward) Hq Dh S per layer, halved when causal.
+    N counts every parameter that a token is multiplied with: not those of experts it is not sent to, nor embedding and
+    positions tables, which multiply nothing (a tied embedding is the head and counts once). The attention term is
+    (4 forward + 8 backward) Hq Dh S per layer, halved when causal; a state space's is its recurrence.
     """
     tables = sum(
         t.num_parameters
         for t in model.root_tensors()
         if t.name == "positions" or (t.name == "embedding" and not model.tied_embeddings)
     )
-    multiplied = model.num_parameters - tables
+    multiplied = model.num_active_parameters - tables
     scores = 0.0
     for block, number in model.kinds.items():
         scores += number * block.score_flop_per_token(seq_len, causal=convention == "causal")

@@ -7,7 +7,7 @@ from flopcast.collectives import COLLECTIVES
 from flopcast.collectives.group import ARCHITECTURES
 from flopcast.simulator.constants import ATTENTION_SHARES, Constants
 from flopcast.simulator.hardware import Hardware
-from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise
+from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise, Work
 from flopcast.simulator.plan import CHOICES
 
 HEAD_DIM_OF_TABLE = 128
@@ -15,9 +15,30 @@ HEAD_DIM_OF_TABLE = 128
 USUAL_POWER_W = {"volta": 300.0, "ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0, "other": 400.0}
 
 
+class Costs:
+    """:func:`seconds` of many operations on one machine: work that several of them share is costed once."""
+
+    def __init__(self, hardware: Hardware, constants: Constants) -> None:
+        self._hardware, self._constants = hardware, constants
+        self._known: dict[int, Array] = {}
+
+    def seconds(self, operation: Operation) -> Array:
+        """Time of one occurrence of an operation that outlives this object."""
+        key = id(operation.work)
+        if key not in self._known:
+            self._known[key] = np.asarray(work_seconds(operation.work, self._hardware, self._constants))
+        measured = self._hardware.measured
+        return self._known[key] if measured is None else measured.corrected(operation, self._known[key])
+
+
 def seconds(operation: Operation, hardware: Hardware, constants: Constants) -> Array:
-    """Time of one occurrence of the operation when nothing runs beside it, launch not included."""
-    work = operation.work
+    """Time of one occurrence of the operation when nothing runs beside it, launch not included; as measured if so."""
+    formula = np.asarray(work_seconds(operation.work, hardware, constants))
+    return formula if hardware.measured is None else hardware.measured.corrected(operation, formula)
+
+
+def work_seconds(work: Work, hardware: Hardware, constants: Constants) -> Array:
+    """The formula's time of a piece of work, from the datasheet and the constants."""
     if isinstance(work, Gemm):
         return gemm_seconds(work, hardware, constants)
     if isinstance(work, AttentionCore):
@@ -42,8 +63,7 @@ def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
     loss = (1 + edge / work.m) * (1 + edge / work.n) * (1 + depth / work.k)
     share = _gemm_share(hardware.architecture, constants) * _power_share(hardware, constants)
     compute = work.flop * loss / (peak * share)
-    moved = 2 * (work.m * work.k + work.k * work.n + work.m * work.n)
-    return np.maximum(compute, moved / (hardware.memory_bytes_per_s * constants.memory_share))
+    return np.maximum(compute, work.moved_bytes / (hardware.memory_bytes_per_s * constants.memory_share))
 
 
 def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Constants) -> Array:
@@ -63,6 +83,7 @@ def collective_seconds(work: Collective, hardware: Hardware, constants: Constant
     share = {
         "tensor": constants.nvlink_share,
         "context": constants.nvlink_share,
+        "expert": constants.nvlink_share,
         "pipeline": constants.pipeline_share,
     }.get(work.purpose, 1.0)
     alone = COLLECTIVES[work.collective].cost(work.tensor_bytes, work.group, hardware.fabric).time_s

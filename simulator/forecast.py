@@ -1,7 +1,7 @@
 """The forecast: every reading of the operations of many plans at once, as arrays, rows or a DataFrame."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Forecast:
-    """N plans of one model on one cluster; every array has length N."""
+    """Many plans of one model on one cluster; every array broadcasts to the plans' shape."""
 
     model: Model
     cluster: Cluster
@@ -55,8 +55,17 @@ class Forecast:
     plans: Plans
     operations: list[Operation]
     step: StepTime
-    memory: Memory
-    traffic: Traffic
+    constants: Constants
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Bytes per GPU."""
+        return memory(self.model, self.operations, self.plans, self.constants)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        """Bytes that one node sends in a step."""
+        return traffic(self.operations, self.plans)
 
     @cached_property
     def step_s(self) -> Array:
@@ -67,6 +76,8 @@ class Forecast:
     def band_s(self) -> tuple[Array, Array]:
         """The 80 % interval around ``step_s``."""
         factors = band(self.plans, self.cluster.gpus_per_node)
+        if self.cluster.calibration is not None:
+            factors = self.cluster.calibration.widened(factors, self.model, self.plans)
         return self.step_s * factors[0], self.step_s * factors[1]
 
     @cached_property
@@ -105,7 +116,7 @@ class Forecast:
         low, high = self.band_s
         return [
             Row(
-                strategy=self.plans.strategy[i],
+                strategy=str(self.plans.strategy[i]),
                 plan=self.plans.describe(i),
                 step_s=float(self.step_s[i]),
                 low_s=float(low[i]),
@@ -119,7 +130,7 @@ class Forecast:
                 intra_node_bytes=float(self.traffic.intra_node_bytes[i]),
                 exposed_communication_s=float(self.step.exposed_communication[i]),
                 seconds={name: float(part[i]) for name, part in self.step.parts.items()},
-                memory={name: float(part[i]) for name, part in vars(self.memory).items()},
+                memory={name: float(part[i]) for name, part in self.memory.parts.items()},
             )
             for i in range(len(self.plans))
         ]
@@ -148,27 +159,39 @@ def forecast(
 ) -> Forecast:
     """Step time, memory and traffic of ``model`` on ``cluster`` under each plan.
 
-    Raises InputError for GPUs that do not fill nodes, a tensor-parallel size the model does not divide by, more
-    pipeline stages than layers, or an unknown convention.
+    Raises InputError for GPUs that do not fill nodes, a tensor- or expert-parallel size the model does not divide by,
+    more pipeline stages than layers, or an unknown convention.
     """
     if not isinstance(plans, Plans):
         plans = Plans.of([plans] if isinstance(plans, Plan) else plans)
     check(model, cluster, plans, convention)
-    constants = constants or default_constants()
+    constants = machine_constants(cluster, constants)
     hardware = Hardware.of([cluster])
-    gpus_per_node = np.full(len(plans), cluster.gpus_per_node, dtype=np.int64)
+    gpus_per_node = np.full_like(plans.num_gpus, cluster.gpus_per_node)
     operations = step_operations(model, plans, gpus_per_node)
-    num_layers = np.full(len(plans), model.num_layers, dtype=np.int64)
+    num_layers = np.full_like(plans.num_gpus, model.num_layers)
     return Forecast(
         model=model,
         cluster=cluster,
         convention=convention,
         plans=plans,
         operations=operations,
-        step=step_time(operations, plans, num_layers, hardware, constants),
-        memory=memory(model, operations, plans, constants),
-        traffic=traffic(operations, plans),
+        step=_waiting(step_time(operations, plans, num_layers, hardware, constants), plans, cluster),
+        constants=constants,
     )
+
+
+def machine_constants(cluster: Cluster, constants: Constants | None = None) -> Constants:
+    """The constants, committed ones by default, with those that were measured on the cluster."""
+    constants = constants or default_constants()
+    return constants if cluster.measured is None else constants.with_values(**cluster.measured.constants)
+
+
+def _waiting(step: StepTime, plans: Plans, cluster: Cluster) -> StepTime:
+    """The step with what waiting for the slowest rank adds, where a calibration knows it."""
+    if cluster.measured is None or not cluster.measured.straggler:
+        return step
+    return replace(step, overhead=step.overhead + step.total * cluster.measured.waiting_share(plans.num_gpus))
 
 
 def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None:
@@ -182,6 +205,8 @@ def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None
     for tp in np.unique(plans.tp):
         for block in model.kinds:
             block.check_tensor_parallel(int(tp))
+    for ep in np.unique(plans.ep):
+        model.check_expert_parallel(int(ep))
     most = int(np.max(plans.pp * plans.virtual_pp))
     if most > model.num_layers:
         raise InputError(

@@ -1,19 +1,24 @@
 """The machine as the cost functions see it: numbers per case, so that one call may cost plans of many clusters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.collectives.group import Fabric, architecture_code, fabric_code
+from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.measured import Measured
 from flopcast.simulator.operation import Array
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Of each case (plan): ``architecture`` a code into ARCHITECTURES, peaks, memory, and what carries collectives."""
+    """Of each case (plan): ``architecture`` a code into ARCHITECTURES, peaks, memory, and what carries collectives.
+
+    ``measured``: how this machine differs from the formulas, where all cases are of one machine that was measured.
+    """
 
     architecture: NDArray[np.int64]
     power_w: Array
@@ -23,6 +28,7 @@ class Hardware:
     memory_bytes_per_s: Array
     gpus_per_node: NDArray[np.int64]
     fabric: Fabric
+    measured: Measured | None = None
 
     @classmethod
     def of(cls, clusters: Sequence[Cluster]) -> "Hardware":
@@ -43,6 +49,9 @@ class Hardware:
             gpus_per_node=gpus_per_node,
             sharp=np.array([c.sharp for c in clusters]),
         )
+        measured = _measured(clusters)
+        if measured is not None:
+            fabric = replace(fabric, **measured.fabric_scales)
         return cls(
             architecture,
             column([c.gpu.power_w for c in clusters]),
@@ -52,4 +61,14 @@ class Hardware:
             column([c.gpu.memory_bytes_per_s for c in clusters]),
             gpus_per_node,
             fabric,
+            measured,
         )
+
+
+def _measured(clusters: Sequence[Cluster]) -> Measured | None:
+    """The measurements that all clusters share. Raises InputError where only some have them."""
+    found = {id(cluster.measured): cluster for cluster in clusters}
+    if len(found) > 1:
+        names = " and ".join(sorted({cluster.name for cluster in found.values()}))
+        raise InputError(f"{names} cannot be forecast in one call: a profile corrects one machine; forecast them apart")
+    return clusters[0].measured

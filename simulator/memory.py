@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from flopcast.kernels.nf4.cost import payload_bytes
 from flopcast.simulator import placement
+from flopcast.simulator.broadcast import Sum, largest
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
@@ -17,28 +19,40 @@ from flopcast.simulator.sharding import Unit, units
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per GPU on the fullest pipeline stage, arrays over plans; the parts add up to ``total``.
+    """Bytes per GPU on the fullest pipeline stage, arrays over plans; :attr:`parts` add up to ``total``.
 
+    Of the ``moments`` of a step, each what is held then beside the optimizer's state, the largest is the peak. Parts:
     ``parameters``: working copies that outlive a layer. ``optimizer``: fp32 master, moments. ``gathered``: layers
     gathered ahead of use and their whole gradients before reduction. ``quantised``: NF4 payloads in flight.
     ``workspace``: one layer's activations while it is computed again. ``slack``: CUDA context, NCCL buffers and what
     the caching allocator cannot use.
     """
 
-    parameters: Array
-    gradients: Array
     optimizer: Array
-    activations: Array
-    workspace: Array
-    gathered: Array
-    quantised: Array
-    logits: Array
-    slack: Array
+    moments: tuple[dict[str, Array], ...]
+    reserved_bytes: float
+    allocator_slack: float
 
-    @property
+    @cached_property
     def total(self) -> Array:
         """Peak bytes per GPU."""
-        return np.asarray(np.sum(list(vars(self).values()), axis=0))
+        return self.reserved_bytes + (1 + self.allocator_slack) * (self.optimizer + largest(self._moment_totals))
+
+    @cached_property
+    def parts(self) -> dict[str, Array]:
+        """What the peak consists of."""
+        totals = self._moment_totals
+        peak = largest(totals)
+        held = {
+            name: np.select([total == peak for total in totals], [moment[name] for moment in self.moments])
+            for name in self.moments[0]
+        }
+        slack = self.reserved_bytes + self.allocator_slack * (self.optimizer + peak)
+        return {**held, "optimizer": self.optimizer, "slack": slack}
+
+    @cached_property
+    def _moment_totals(self) -> list[Array]:
+        return [Sum(moment.values()).total for moment in self.moments]
 
 
 def memory(model: Model, operations: Sequence[Operation], plans: Plans, constants: Constants) -> Memory:
@@ -48,18 +62,9 @@ def memory(model: Model, operations: Sequence[Operation], plans: Plans, constant
     """
     stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
     parts = units(model, plans, stage_layers)
-    optimizer = plans.state_bytes * _sum(u.count * u.padded_elements(plans, plans.optimizer_shard) for u in parts)
-    optimizer = optimizer / plans.optimizer_shard
+    optimizer = plans.state_bytes * _sum(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
     moments = _moments(model, operations, plans, parts, np.asarray(stage_layers, dtype=np.float64))
-    totals = np.array([sum(moment.values()) for moment in moments])
-    worst = np.argmax(totals, axis=0)
-    at_peak = {name: np.choose(worst, [np.broadcast_to(m[name], worst.shape) for m in moments]) for name in moments[0]}
-    tensors = optimizer + totals.max(axis=0)
-    return Memory(
-        optimizer=optimizer,
-        slack=constants.reserved_bytes + constants.allocator_slack * tensors,
-        **at_peak,
-    )
+    return Memory(optimizer, tuple(moments), constants.reserved_bytes, constants.allocator_slack)
 
 
 def _moments(
@@ -81,18 +86,18 @@ def _moments(
     width = plans.gradient_bits / 8
     layers = [unit for unit in parts if unit.section == "layer"]
     roots = [unit for unit in parts if unit.section != "layer"]
-    layer = np.max([unit.padded_elements(plans, o) for unit in layers], axis=0)
+    layer = largest(_layer_elements(layers, plans))
     root = _sum(unit.count * unit.padded_elements(plans, o) for unit in roots)
     whole = _sum(unit.count * unit.padded_elements(plans, o) for unit in parts)
-    gradients = width * _sum(unit.count * unit.padded_elements(plans, g) for unit in parts) / g
-    kept_bytes = _sum(unit.count * unit.gather_bytes(plans, o) for unit in parts) / p
+    gradients = width * _sum(unit.count * unit.sharded_elements(plans, g) for unit in parts)
+    kept_bytes = _sum(unit.count * unit.gather_bytes(plans, o) / unit.ways(plans, p) for unit in parts)
     share_of_layer = layer / whole
     head = 2.0 * model.vocab_size * model.hidden / plans.tp
 
     activations, workspace, logits, in_flight = _activations(operations, plans, model.num_layers)
     one_layer = activations / (stage_layers * in_flight)
     sharded, in_node, replicated = p > 1, (p > 1) & (p < o), p == 1
-    nothing = np.zeros(len(plans))
+    nothing = plans.zeros
     reduced = plans.shard_ranks > 1
     # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
     kept = accumulates & (plans.gradient_shard > 1)
@@ -107,7 +112,7 @@ def _moments(
         return {name: held.get(name, nothing) for name in names}
 
     reduction = reduced * width * layer
-    payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer) * 1.0
+    payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
     return [
         moment(
             parameters=copies(np.where(sharded, root, 0.0)),
@@ -154,8 +159,8 @@ def micro_batches_in_flight(plans: Plans) -> Array:
 
 def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int) -> tuple[Array, Array, Array, Array]:
     """Activations kept by layers, what one layer's backward works in, the logits, and micro-batches in flight."""
-    layers, head = np.zeros(len(plans)), np.zeros(len(plans))
-    workspace: defaultdict[str, Array] = defaultdict(lambda: np.zeros(len(plans)))
+    layers, head = plans.zeros, plans.zeros
+    workspace: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
     for operation in operations:
         if operation.section == "layer":
             layers = layers + operation.count * operation.saved_bytes
@@ -170,10 +175,19 @@ def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int)
     last_is_worse = layers * last_share + head > layers * in_flight + head_on_first
     return (
         np.where(last_is_worse, layers * last_share, layers * in_flight),
-        np.max(list(workspace.values()), axis=0),
+        largest(workspace.values()),
         np.where(last_is_worse, head, head_on_first),
         np.where(last_is_worse, last_share, in_flight),
     )
+
+
+def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array]:
+    """Gathered elements of one layer of each kind, its experts included."""
+    by_kind: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
+    for unit in units_of_layers:
+        kind = unit.name.partition(".")[0]
+        by_kind[kind] = by_kind[kind] + unit.padded_elements(plans, plans.optimizer_shard)
+    return list(by_kind.values())
 
 
 def _sum(parts: "object") -> Array:

@@ -1,5 +1,6 @@
 """A model: a sequence of blocks between an embedding and a head, exact to the parameter."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +22,16 @@ Split = Literal["whole", "rows", "columns", "kv", "shared"]
 
 @dataclass(frozen=True)
 class ParameterTensor:
-    """One weight or bias as the training engine holds it: ``shape`` is (output features, input features)."""
+    """One weight or bias as the training engine holds it: ``shape`` is (output features, input features).
+
+    ``num_experts`` above 1: those of so many experts stacked along dim 0, of which each token uses ``num_active``.
+    """
 
     name: str
     shape: tuple[int, ...]
     split: Split = "whole"
+    num_experts: int = 1
+    num_active: int = 1
 
     @property
     def num_parameters(self) -> int:
@@ -34,6 +40,11 @@ class ParameterTensor:
         for size in self.shape:
             total *= size
         return total
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Elements that one token is multiplied with: all but those of the experts it is not sent to."""
+        return self.num_parameters // self.num_experts * self.num_active
 
 
 class Block(Protocol):
@@ -64,6 +75,10 @@ class Block(Protocol):
 
     def check_tensor_parallel(self, tp: int) -> None:
         """Raise InputError where ``tp`` ranks cannot share a layer of this kind."""
+
+    @property
+    def num_experts(self) -> int:
+        """Experts that expert parallelism spreads over ranks; 0 where the layer has none."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,21 @@ class Model:
         """How many layers of each kind of block, in order of first appearance."""
         return dict(Counter(self.layers))
 
+    @property
+    def kind_names(self) -> dict[Block, str]:
+        """A name for each kind of layer: the block's own, numbered from the second of that name on."""
+        names: dict[Block, str] = {}
+        same: Counter[str] = Counter()
+        for block in self.kinds:
+            same[block.kind] += 1
+            names[block] = block.kind if same[block.kind] == 1 else f"{block.kind}{same[block.kind]}"
+        return names
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of the layers that have any, 0 without; where layers differ, what divides over all of them."""
+        return math.gcd(*(block.num_experts for block in self.kinds))
+
     def norm_tensors(self, name: str) -> tuple[ParameterTensor, ...]:
         """Weight, and bias where the model has one, of a normalisation outside the blocks."""
         return norm_tensors(name, self.hidden, self.norm, self.norm_bias)
@@ -144,6 +174,22 @@ class Model:
         """Every parameter, tied ones once."""
         layers = sum(count_parameters(kind, self.hidden) * n for kind, n in self.kinds.items())
         return layers + self.num_root_parameters
+
+    def check_expert_parallel(self, ep: int) -> None:
+        """Raise InputError where ``ep`` ranks cannot share out the experts evenly, or there are none."""
+        if ep > 1 and not self.num_experts:
+            raise InputError(f"ep={ep} but {self.name} has no experts; leave ep at 1")
+        if self.num_experts % ep:
+            raise InputError(f"ep={ep} does not divide the {self.num_experts} experts of {self.name}; choose a divisor")
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token is multiplied with: all, less the experts it is not sent to."""
+        return self.num_parameters - sum(
+            number * (tensor.num_parameters - tensor.num_active_parameters)
+            for block, number in self.kinds.items()
+            for tensor in block.tensors(self.hidden)
+        )
 
 
 def count_parameters(block: Block, hidden: int) -> int:

@@ -15,22 +15,28 @@ Section = Literal["layer", "embedding", "head", "state"]
 # The micro-batches of a step in which an operation happens ("step": after the last).
 When = Literal["every", "first", "later", "last", "step"]
 # Why a collective happens, hence what may hide it.
-Purpose = Literal["tensor", "context", "pipeline", "gather", "reduce", "norm"]
+Purpose = Literal["tensor", "context", "expert", "pipeline", "gather", "reduce", "norm"]
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """A matrix product of (m, k) by (k, n): 2 m n k FLOPs."""
+    """A matrix product of (m, k) by (k, n): 2 m n k FLOPs; ``number`` of them in one kernel (grouped, batched)."""
 
     m: Array
     n: Array
     k: Array
     fp8: NDArray[np.bool_]
+    number: Array | float = 1.0
 
     @property
     def flop(self) -> Array:
         """FLOPs, two per multiply-add."""
-        return 2.0 * self.m * self.n * self.k
+        return 2.0 * self.m * self.n * self.k * self.number
+
+    @property
+    def moved_bytes(self) -> Array:
+        """Operands and results in 16 bits, each once."""
+        return 2.0 * (self.m * self.k + self.k * self.n + self.m * self.n) * self.number
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Collective:
     """A collective of ``tensor_bytes`` (the full tensor, padding included) over ``group``.
 
     ``group_name`` says which ranks those are: "world" (all data-parallel ranks), "node" (those of them in one node),
-    "across-nodes" (one per node), "tp", "cp" or "pp".
+    "across-nodes" (one per node), "tp", "cp", "ep" or "pp"; "expert-world" and "expert-node" are those that hold the
+    same experts.
     """
 
     collective: str

@@ -54,13 +54,14 @@ def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]
     load = Workload(plans, model.hidden, gpus_per_node)
     stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
     operations: list[Operation] = []
+    names = model.kind_names
     for block, number in model.kinds.items():
         count = number * stage_layers / model.num_layers
-        operations.append(_checkpoint(f"{block.kind}.checkpoint", load, count))
+        operations.append(_checkpoint(f"{names[block]}.checkpoint", load, count))
         for piece in block.computations(load):
-            operations += _expand(f"{block.kind}.{piece.name}", "layer", piece, count, plans)
+            operations += _expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans)
     for section, piece in _vocabulary(model, load):
-        operations += _expand(f"{section}.{piece.name}", section, piece, np.ones(len(plans)), plans)
+        operations += _expand(f"{section}.{piece.name}", section, piece, plans.zeros + 1, plans)
     for unit in units(model, plans, stage_layers):
         operations += _gathers(unit, plans, gpus_per_node)
         operations += _reductions(unit, plans, gpus_per_node)
@@ -74,7 +75,7 @@ def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]
 def _expand(name: str, section: Section, piece: Computation, count: Array, plans: Plans) -> Iterator[Operation]:
     """Forward, backward and, where the plan recomputes it, the forward once more."""
     count = count * piece.present
-    nothing = np.zeros(len(plans))
+    nothing = plans.zeros
     whole, kept = nothing + piece.saved_bytes, nothing + piece.kept_if_selective
     layer = section == "layer"
     full, selective = plans.has(recompute="full"), plans.has(recompute="selective")
@@ -93,7 +94,7 @@ def _expand(name: str, section: Section, piece: Computation, count: Array, plans
 
 def _checkpoint(name: str, load: Workload, count: Array) -> Operation:
     """What full recompute keeps of a layer: its input."""
-    nothing = np.zeros(len(load.plans))
+    nothing = load.plans.zeros
     saved = load.residual_bytes * load.plans.has(recompute="full")
     # The input of the layer that is computed again is among what that computes.
     return Operation(name, "layer", "forward", "every", count, nothing, Pointwise(nothing), saved, -saved)
@@ -102,7 +103,7 @@ def _checkpoint(name: str, load: Workload, count: Array) -> Operation:
 def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation]]:
     plans = load.plans
     elements = load.residual_tokens * model.hidden
-    never = np.zeros(len(plans), dtype=bool)
+    never = plans.zeros > 0
     embedding = pointwise("lookup", elements, never, (EMBEDDING_FORWARD,) * 2, (EMBEDDING_BACKWARD,) * 2, 0.0)
     fused = plans.fused_kernels | plans.compiled
     vocabulary = model.vocab_size / plans.tp
@@ -125,9 +126,9 @@ def _gathers(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iter
 
     parameter shard p, optimizer shard o. p = o > 1 (zero3, hsdp): over p, forward and backward of every micro-batch.
     1 < p < o (zero3-node): the first forward over o, every other pass over p, padded as for o. p = 1 < o (zero1,
-    zero2): once over o.
+    zero2): once over o. All are counted among the ranks that hold the unit's parameters.
     """
-    p, o = plans.parameter_shard, plans.optimizer_shard
+    p, o = unit.ways(plans, plans.parameter_shard), unit.ways(plans, plans.optimizer_shard)
     once = o > p
     yield from _gather(unit, plans, o, gpus_per_node, "forward", "first", once)
     yield from _gather(unit, plans, p, gpus_per_node, "forward", "every", (p > 1) & ~once)
@@ -145,18 +146,17 @@ def _gather(
     present: NDArray[np.bool_],
 ) -> Iterator[Operation]:
     count = unit.count * present
-    group = placement.shard_group(plans, shard, gpus_per_node)
+    group = placement.group(shard, unit.stride(plans), gpus_per_node, plans.num_gpus)
     # The node's copy is cut from what was gathered over the optimizer's shards, and keeps its padding.
     bytes_ = unit.gather_bytes(plans, plans.optimizer_shard).astype(np.float64)
-    names = placement.shard_group_name(plans, shard)
-    work = Collective("all_gather", bytes_, group, names, "gather")
-    nothing = np.zeros(len(plans))
-    kernels = np.full(len(plans), GATHER_KERNELS)
+    work = Collective("all_gather", bytes_, group, unit.group_name(plans, shard), "gather")
+    nothing = plans.zeros
+    kernels = plans.zeros + GATHER_KERNELS
     yield Operation(f"{unit.name}.gather", unit.section, phase, when, count, kernels, work, nothing, nothing)
     quantised = count * (plans.gather_bits == 4)
     elements = unit.padded_elements(plans, plans.optimizer_shard).astype(np.float64)
     # What is gathered in the node was quantised when it was gathered over all.
-    fresh = np.where(shard == plans.optimizer_shard, nf4.quantise_bytes(elements / shard), 0.0)
+    fresh = np.where(shard == unit.ways(plans, plans.optimizer_shard), nf4.quantise_bytes(elements / shard), 0.0)
     restore = Pointwise(fresh + nf4.dequantise_bytes(elements), counted=True)
     launches = nothing + 2.0
     name = f"{unit.name}.dequantise"
@@ -168,26 +168,27 @@ def _reductions(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> I
 
     gradient shard g, optimizer shard o, W ranks: g > 1 reduce-scatters over g after every backward; what is still
     missing (g = 1: over o; 1 < g < o: over o/g of 1/g) and the all-reduce over the W/o replicas follow the last.
+    All are counted among the ranks that hold the unit's parameters.
     """
-    g, o, world = plans.gradient_shard, plans.optimizer_shard, plans.shard_ranks
+    g, o = unit.ways(plans, plans.gradient_shard), unit.ways(plans, plans.optimizer_shard)
+    world, stride = unit.ranks(plans), unit.stride(plans)
     element_bytes = plans.gradient_bits / 8
-    padded = unit.padded_elements(plans, np.maximum(g, 1)) * element_bytes
-    yield from _reduction(
-        unit, plans, "reduce_scatter", "every", padded, placement.shard_group(plans, g, gpus_per_node),
-        placement.shard_group_name(plans, g), g > 1,
-    )  # fmt: skip
-    once = unit.padded_elements(plans, o) * element_bytes
-    yield from _reduction(
-        unit, plans, "reduce_scatter", "last", once, placement.shard_group(plans, o, gpus_per_node),
-        placement.shard_group_name(plans, o), (g == 1) & (o > 1),
-    )  # fmt: skip
-    second = placement.group(o // g, plans.tp * g, gpus_per_node, plans.num_gpus)
+
+    def among(size: NDArray[np.int64], apart: NDArray[np.int64] | int = 1) -> Group:
+        return placement.group(size, stride * apart, gpus_per_node, plans.num_gpus)
+
+    padded = unit.padded_elements(plans, plans.gradient_shard) * element_bytes
+    name = unit.group_name(plans, g)
+    yield from _reduction(unit, plans, "reduce_scatter", "every", padded, among(g), name, g > 1)
+    once = unit.padded_elements(plans, plans.optimizer_shard) * element_bytes
+    name = unit.group_name(plans, o)
+    yield from _reduction(unit, plans, "reduce_scatter", "last", once, among(o), name, (g == 1) & (o > 1))
+    second = among(o // g, g)
     yield from _reduction(unit, plans, "reduce_scatter", "last", padded / g, second, "across-nodes", (g > 1) & (g < o))
     exact = unit.elements(plans) * element_bytes
-    replicated = np.where(o > 1, unit.padded_elements(plans, o) * element_bytes / o, exact)
-    replicas = placement.replica_group(plans, o, gpus_per_node)
-    names = np.where(o > 1, "across-nodes", "world")
-    yield from _reduction(unit, plans, "all_reduce", "last", replicated, replicas, names, o < world)
+    replicated = np.where(o > 1, once / o, exact)
+    names = np.where(o > 1, "across-nodes", unit.group_name(plans, world))
+    yield from _reduction(unit, plans, "all_reduce", "last", replicated, among(world // o, o), names, o < world)
 
 
 def _reduction(
@@ -204,18 +205,19 @@ def _reduction(
     total = unit.count * unit_bytes
     bucket = plans.bucket_bytes if collective == "all_reduce" else np.maximum(plans.bucket_bytes, unit_bytes)
     buckets = np.maximum(np.ceil(total / bucket - 1e-9), (total > 0) * 1.0)
-    calls = np.where(plans.parameter_shard > 1, unit.count, buckets) * present
-    tensor_bytes = np.divide(total, calls, out=np.zeros(len(plans)), where=calls > 0)
+    gathered = unit.ways(plans, plans.parameter_shard) > 1
+    calls = np.where(gathered, unit.count, buckets) * present
+    tensor_bytes = np.where(calls > 0, total, 0.0) / np.where(calls > 0, calls, 1.0)
     work = Collective(collective, tensor_bytes, group, group_name, "reduce")
-    kernels = np.full(len(plans), GATHER_KERNELS)
+    kernels = plans.zeros + GATHER_KERNELS
     name = f"{unit.name}.{collective}"
-    nothing = np.zeros(len(plans))
+    nothing = plans.zeros
     yield Operation(name, unit.section, "backward", when, calls, kernels, work, nothing, nothing)
 
 
 def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
-    nothing = np.zeros(len(plans))
-    local = unit.elements(plans) / plans.optimizer_shard
+    nothing = plans.zeros
+    local = unit.elements(plans) / unit.ways(plans, plans.optimizer_shard)
 
     def state(
         name: str, phase: Phase, when: When, bytes_: Array, present: NDArray[np.bool_], kernels: float
@@ -233,12 +235,12 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
             nothing,
         )
 
-    everywhere = np.ones(len(plans), dtype=bool)
+    everywhere = plans.zeros == 0
     yield state("optimizer", "step", "step", local * OPTIMIZER_BYTES_PER_PARAMETER, everywhere, 4.0)
     yield state("clip", "step", "step", local * CLIP_BYTES_PER_PARAMETER, everywhere, 2.0)
     # Replicated gradients are added to the accumulator in its own width: read both, write one.
     added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
-    replicated = (plans.gradient_shard == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
+    replicated = (unit.ways(plans, plans.gradient_shard) == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
     yield state("accumulate", "backward", "every", added, replicated, 4.0)
 
 
@@ -246,18 +248,18 @@ def _shared_gradients(
     model: Model, plans: Plans, gpus_per_node: NDArray[np.int64], stage_layers: NDArray[np.int64]
 ) -> Iterator[Operation]:
     """Gradients of which each tensor-parallel rank computed a share: one fp32 all-reduce after the last backward."""
-    bytes_ = np.zeros(len(plans))
+    bytes_ = plans.zeros
     for unit in units(model, plans, stage_layers):
         bytes_ = bytes_ + 4.0 * unit.count * unit.shared_gradient_elements(plans)
     group = placement.group(plans.tp, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
     work = Collective("all_reduce", bytes_, group, "tp", "norm")
-    nothing = np.zeros(len(plans))
+    nothing = plans.zeros
     present = np.where(bytes_ > 0, 1.0, 0.0)
     yield Operation("shared_gradients", "state", "step", "step", present, 3 * present, work, nothing, nothing)
 
 
 def _gradient_norm(plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
-    ones = np.ones(len(plans))
+    ones = plans.zeros + 1
     group = placement.group(plans.num_gpus, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
     work = Collective("all_reduce", 4 * ones, group, "world", "norm")
     yield Operation("gradient_norm", "state", "step", "step", ones, ones, work, 0 * ones, 0 * ones)
@@ -272,5 +274,5 @@ def _pipeline(load: Workload) -> Iterator[Operation]:
     count = np.asarray(plans.virtual_pp * (plans.pp > 1), dtype=np.float64)
     phases: tuple[Phase, Phase] = ("forward", "backward")
     for phase in phases:
-        nothing = np.zeros(len(plans))
+        nothing = plans.zeros
         yield Operation("pipeline.send", "layer", phase, "every", count, nothing + 2.0, work, nothing, nothing)

@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.collectives.group import Group
-from flopcast.simulator.plan import Plans
 
 IntArray = NDArray[np.int64]
 
@@ -18,21 +17,6 @@ def group(size: IntArray, stride: IntArray, gpus_per_node: IntArray, num_gpus: I
     in_node = np.minimum(gpus_per_node, num_gpus)
     per_node = np.gcd(size, np.maximum(in_node // stride, 1))
     return Group(size, per_node, np.maximum(in_node // per_node, 1))
-
-
-def shard_group(plans: Plans, shard: IntArray, gpus_per_node: IntArray) -> Group:
-    """The data-parallel neighbours that split a tensor ``shard`` ways."""
-    return group(shard, plans.tp, gpus_per_node, plans.num_gpus)
-
-
-def replica_group(plans: Plans, shard: IntArray, gpus_per_node: IntArray) -> Group:
-    """The data-parallel ranks that hold the same 1/``shard``."""
-    return group(plans.shard_ranks // shard, plans.tp * shard, gpus_per_node, plans.num_gpus)
-
-
-def shard_group_name(plans: Plans, shard: IntArray) -> NDArray[np.str_]:
-    """The name of each shard's group: "world" where it spans all data-parallel ranks, else "node"."""
-    return np.where(shard == plans.shard_ranks, "world", "node")
 
 
 def layers_of_fullest_stage(num_layers: int | IntArray, pp: IntArray) -> IntArray:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp8"]
 Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
 AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
+Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
 FLAGS = ("sequence_parallel", "overlap_tensor", "fused_kernels", "compiled")
 
@@ -36,6 +37,9 @@ class Plan:
     Ranks are laid out tensor parallel first, then context, data, pipeline (Megatron's order). The three shard sizes
     count ranks of the data-parallel group (context-parallel ranks included): 1 is replicated, ``shard_ranks`` over all.
 
+    ``ep`` of those ranks, neighbours, share out the experts of a mixture: each holds 1/ep of them, whose copies the
+    shards then count among the shard_ranks / ep ranks that hold the same.
+
     ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank and pass. ``grad_accum``: passes per optimizer
     step. ``gradient_bits``: width at which gradients are reduced. ``gather_bits``: 16, or 4 for the NF4 all-gather.
     ``fused_kernels``: normalisation and rotary positions run in the hand-written kernels of ``kernels/``, else eagerly;
@@ -54,6 +58,7 @@ class Plan:
     grad_accum: int = 1
     tp: int = 1
     cp: int = 1
+    ep: int = 1
     pp: int = 1
     virtual_pp: int = 1
     schedule: Schedule = "1f1b"
@@ -99,25 +104,27 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
     Raises InputError for an unknown name, and for "+q4" on a strategy that gathers nothing.
     """
     name, _, suffix = strategy.lower().partition("+")
+    tensor, hybrid = (re.fullmatch(rf"{prefix}([1-9]\d{{0,4}})", name) for prefix in ("tp", "hsdp"))
+    name = "hsdp" if hybrid else name
     if suffix not in ("", "q4") or (suffix and name not in QUANTISABLE):
         raise InputError(
             f"strategy '{strategy}': '+q4' is for strategies that gather parameters in every pass: "
             + ", ".join(f"{q}+q4" for q in QUANTISABLE)
         )
-    tensor = re.fullmatch(r"tp([1-9]\d{0,3})", name)
     if tensor:
         tp = int(tensor[1])
     elif name not in STRATEGIES:
         raise InputError(f"strategy '{strategy}' is unknown; {nearest(name, [*STRATEGIES])}")
     world = max(num_gpus // (tp * pp), 1)
     node = min(max(gpus_per_node // tp, 1), world)
+    hybrid_ranks = int(hybrid[1]) if hybrid else node
     shards = {
         "ddp": (1, 1, 1),
         "zero1": (1, 1, world),
         "zero2": (1, world, world),
         "zero3": (world, world, world),
         "zero3-node": (node, world, world),
-        "hsdp": (node, node, node),
+        "hsdp": (hybrid_ranks,) * 3,
     }.get(name, (1, 1, world))
     return {
         "strategy": strategy.lower(),
@@ -129,6 +136,11 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
         "optimizer_shard": shards[2],
         "gather_bits": 4 if suffix else 16,
     }
+
+
+def nests(ep: int, shard: int) -> bool:
+    """Whether the ranks that share out experts fill shards evenly, or shards them."""
+    return max(ep, shard) % min(ep, shard) == 0
 
 
 def _check_fields(plan: Plan) -> None:
@@ -162,6 +174,17 @@ def _check_combinations(plan: Plan) -> None:
             f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
             f"optimizer_shard={plan.optimizer_shard} must not decrease in that order; raise the later ones"
         )
+    if ranks % plan.ep:
+        refuse(f"ep={plan.ep} does not divide the {ranks} data-parallel ranks; choose a divisor")
+    for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
+        shard = getattr(plan, name)
+        if not nests(plan.ep, shard):
+            refuse(f"{name}={shard} and ep={plan.ep} do not nest; choose an ep that divides it or is a multiple of it")
+    if plan.ep > 1 and plan.tp > 1 and not plan.sequence_parallel:
+        refuse(
+            f"ep={plan.ep} with tp={plan.tp} would send every token once per tensor-parallel rank; "
+            "turn sequence_parallel on or set ep=1"
+        )
     if plan.gather_bits not in (16, 4):
         refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
     if plan.gather_bits == 4 and plan.parameter_shard == 1:
@@ -180,16 +203,31 @@ def _check_combinations(plan: Plan) -> None:
         refuse(f"schedule=interleaved needs grad_accum={plan.grad_accum} to be a multiple of pp={plan.pp}")
 
 
-class Plans:
-    """N plans as arrays: every field of :class:`Plan` under its own name, named choices as codes into CHOICES."""
+def as_column(name: str, values: Iterable[Any]) -> Column:
+    """Values of one field of :class:`Plan` as :class:`Plans` holds them."""
+    if name in CHOICES:
+        codes = {choice: code for code, choice in enumerate(CHOICES[name])}
+        return np.array([codes[value] for value in values], dtype=np.int64)
+    kind = np.str_ if name == "strategy" else np.bool_ if name in FLAGS else np.int64
+    return np.array(list(values), dtype=kind)
 
-    strategy: list[str]
+
+class Plans:
+    """Many plans as arrays: every field of :class:`Plan` under its own name, named choices as codes into CHOICES.
+
+    The arrays broadcast against each other to ``shape``: all of length N for a list of N plans; for a space of plans
+    each along the axes it varies on, and 1 along the others. What is computed from them then has the axes that it
+    depends on and no more. ``zeros`` is a constant in such a computation, of the shape of ``num_gpus``.
+    """
+
+    strategy: NDArray[np.str_]
     num_gpus: NDArray[np.int64]
     seq_len: NDArray[np.int64]
     micro_batch: NDArray[np.int64]
     grad_accum: NDArray[np.int64]
     tp: NDArray[np.int64]
     cp: NDArray[np.int64]
+    ep: NDArray[np.int64]
     pp: NDArray[np.int64]
     virtual_pp: NDArray[np.int64]
     schedule: NDArray[np.int64]
@@ -209,31 +247,33 @@ class Plans:
     bucket_bytes: NDArray[np.int64]
     state_bytes: NDArray[np.int64]
 
-    def __init__(self, **columns: NDArray[np.int64] | NDArray[np.bool_] | list[str]) -> None:
+    def __init__(self, **columns: Column) -> None:
         for name, column in columns.items():
             setattr(self, name, column)
+        self.shape = np.broadcast_shapes(*(column.shape for column in columns.values()))
         self.shard_ranks = self.num_gpus // (self.tp * self.pp)
         self.dp = self.shard_ranks // self.cp
 
     def __len__(self) -> int:
-        return len(self.num_gpus)
+        (number,) = self.shape
+        return int(number)
+
+    @property
+    def zeros(self) -> NDArray[np.float64]:
+        """Zero for every plan."""
+        return np.zeros(self.num_gpus.shape)
 
     @classmethod
     def of(cls, plans: Iterable[Plan]) -> "Plans":
         """The plans as arrays, in their order."""
         rows = list(plans)
-        columns: dict[str, NDArray[np.int64] | NDArray[np.bool_] | list[str]] = {}
-        for field in fields(Plan):
-            values = [getattr(row, field.name) for row in rows]
-            if field.name == "strategy":
-                columns[field.name] = values
-            elif field.name in CHOICES:
-                codes = {choice: code for code, choice in enumerate(CHOICES[field.name])}
-                columns[field.name] = np.array([codes[value] for value in values], dtype=np.int64)
-            else:
-                kind = np.bool_ if field.name in FLAGS else np.int64
-                columns[field.name] = np.array(values, dtype=kind)
-        return cls(**columns)
+        names = [field.name for field in fields(Plan)]
+        return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in names})
+
+    def pick(self, where: tuple[NDArray[np.int64], ...]) -> "Plans":
+        """The list of plans at those places of ``shape``, one index array for each axis."""
+        names = [field.name for field in fields(Plan)]
+        return Plans(**{name: np.broadcast_to(getattr(self, name), self.shape)[where] for name in names})
 
     def describe(self, index: int) -> dict[str, Any]:
         """One plan's fields as plain values, named choices by name."""
@@ -242,7 +282,7 @@ class Plans:
             value = getattr(self, field.name)[index]
             if field.name in CHOICES:
                 value = CHOICES[field.name][value]
-            described[field.name] = value if isinstance(value, str) else value.item()
+            described[field.name] = str(value) if isinstance(value, str) else value.item()
         return described
 
     def has(self, **choice: str) -> NDArray[np.bool_]:

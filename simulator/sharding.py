@@ -16,9 +16,11 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Unit:
-    """Parameters that are gathered and reduced together: one layer, or everything outside the layers.
+    """Parameters that are gathered and reduced together: one layer, its experts, or everything outside the layers.
 
     ``count`` is how many such units the fullest pipeline stage holds. ``kv_heads_per_rank`` as in :class:`Block`.
+    ``of_experts``: expert parallelism has left each rank 1/ep of them already, so that a shard of s ranks splits them
+    s/ep ways (torchtitan and Megatron Core likewise); where ep >= s they stay whole.
     """
 
     name: str
@@ -26,21 +28,45 @@ class Unit:
     tensors: tuple[ParameterTensor, ...]
     count: Array
     kv_heads_per_rank: Callable[[int], int]
+    of_experts: bool = False
 
-    def local_shapes(self, tp: IntArray) -> list[tuple[ParameterTensor, IntArray, IntArray]]:
-        """Of each tensor: its dim 0 and the product of its other dims on one of ``tp`` tensor-parallel ranks."""
-        return [(tensor, *_local_shape(tensor, tp, self.kv_heads_per_rank)) for tensor in self.tensors]
+    def ways(self, plans: Plans, shard: IntArray) -> IntArray:
+        """In how many parts a shard over so many of the data-parallel ranks leaves these parameters on each rank."""
+        return np.maximum(shard // plans.ep, 1) if self.of_experts else shard
+
+    def ranks(self, plans: Plans) -> IntArray:
+        """Ranks that hold the same of these parameters where nothing is sharded."""
+        return plans.shard_ranks // plans.ep if self.of_experts else plans.shard_ranks
+
+    def stride(self, plans: Plans) -> IntArray:
+        """How far apart those ranks lie."""
+        return plans.tp * plans.ep if self.of_experts else plans.tp
+
+    def group_name(self, plans: Plans, ways: IntArray) -> NDArray[np.str_]:
+        """What the group of so many of these ranks is called: "world" where it is all of them, else "node"."""
+        names = ("expert-world", "expert-node") if self.of_experts else ("world", "node")
+        return np.where(ways == self.ranks(plans), *names)
+
+    def local_shapes(self, plans: Plans) -> list[tuple[ParameterTensor, IntArray, IntArray]]:
+        """Of each tensor: its dim 0 and the product of its other dims on one rank, not sharded."""
+        shapes = [(tensor, *_local_shape(tensor, plans.tp, self.kv_heads_per_rank)) for tensor in self.tensors]
+        return [(t, rows // plans.ep, rest) for t, rows, rest in shapes] if self.of_experts else shapes
 
     def elements(self, plans: Plans) -> IntArray:
-        """Elements on one tensor-parallel rank, not sharded."""
-        return _total(rows * rest for _, rows, rest in self.local_shapes(plans.tp))
+        """Elements on one rank, not sharded."""
+        return _total(rows * rest for _, rows, rest in self.local_shapes(plans))
 
     def padded_elements(self, plans: Plans, shard: IntArray) -> IntArray:
-        """Elements when each tensor's dim 0 is split evenly over ``shard`` ranks: sum of n ceil(dim0 / n) rest.
+        """Elements when each tensor's dim 0 is split evenly :meth:`ways`: sum of n ceil(dim0 / n) rest.
 
         PyTorch FSDP2 pads every parameter so (torch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_param.py).
         """
-        return _total(-(-rows // shard) * shard * rest for _, rows, rest in self.local_shapes(plans.tp))
+        ways = self.ways(plans, shard)
+        return _total(-(-rows // ways) * ways * rest for _, rows, rest in self.local_shapes(plans))
+
+    def sharded_elements(self, plans: Plans, shard: IntArray) -> Array:
+        """Elements of one rank's part of :meth:`padded_elements`."""
+        return np.asarray(self.padded_elements(plans, shard) / self.ways(plans, shard))
 
     def shared_gradient_elements(self, plans: Plans) -> IntArray:
         """Elements per rank whose gradient tensor-parallel ranks compute a share each: they add them up once a step.
@@ -48,13 +74,14 @@ class Unit:
         Shared tensors, key/value heads that several ranks hold, and under sequence parallelism all that are whole.
         """
         parts = []
-        for tensor, rows, rest in self.local_shapes(plans.tp):
+        optimizer_ways = self.ways(plans, plans.optimizer_shard)
+        for tensor, rows, rest in self.local_shapes(plans):
             adds = {
                 "shared": plans.tp > 1,
                 "kv": (plans.tp > 1) & (plans.tp * rows > tensor.shape[0]),
                 "whole": plans.sequence_parallel,
-            }.get(tensor.split, np.zeros(len(plans), dtype=bool))
-            parts.append(adds * (-(-rows // plans.optimizer_shard) * rest))
+            }.get(tensor.split, plans.zeros > 0)
+            parts.append(adds * (-(-rows // optimizer_ways) * rest))
         return _total(parts)
 
     def gather_bytes(self, plans: Plans, shard: IntArray) -> IntArray:
@@ -66,22 +93,29 @@ class Unit:
         if not np.any(plans.gather_bits == 4):
             return raw
         parts = []
-        for tensor, rows, rest in self.local_shapes(plans.tp):
-            per_rank = -(-rows // shard) * rest
-            parts.append(shard * (aligned(2 * per_rank) if len(tensor.shape) == 1 else payload_bytes(per_rank)))
+        ways = self.ways(plans, shard)
+        for tensor, rows, rest in self.local_shapes(plans):
+            per_rank = -(-rows // ways) * rest
+            parts.append(ways * (aligned(2 * per_rank) if len(tensor.shape) == 1 else payload_bytes(per_rank)))
         return np.where(plans.gather_bits == 4, _total(parts), raw)
 
 
 def units(model: Model, plans: Plans, stage_layers: IntArray) -> list[Unit]:
-    """One unit for each kind of layer, and the root: embedding, final norm, head.
+    """One unit for each kind of layer, another for its experts, and the root: embedding, final norm, head.
 
     In a pipeline the root is the larger of what the first and the last stage hold.
     """
     share = stage_layers / model.num_layers
-    layers = [
-        Unit(block.kind, "layer", block.tensors(model.hidden), number * share, block.kv_heads_per_rank)
-        for block, number in model.kinds.items()
-    ]
+    names = model.kind_names
+    layers = []
+    for block, number in model.kinds.items():
+        tensors = block.tensors(model.hidden)
+        by_all = tuple(t for t in tensors if t.num_experts == 1)
+        experts = tuple(t for t in tensors if t.num_experts > 1)
+        layers.append(Unit(names[block], "layer", by_all, number * share, block.kv_heads_per_rank))
+        if experts:
+            name = f"{names[block]}.experts"
+            layers.append(Unit(name, "layer", experts, number * share, block.kv_heads_per_rank, of_experts=True))
     root = model.root_tensors()
     first = tuple(t for t in root if t.name.startswith(("embedding", "positions")))
     last = tuple(t for t in root if t not in first)

@@ -1,127 +1,89 @@
 """The closed form: seconds of one optimizer step, from its operations, for all plans at once."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator import placement
+from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
-from flopcast.simulator.cost import seconds
+from flopcast.simulator.cost import Costs
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
+from flopcast.simulator.overlap import Compute, Links
 from flopcast.simulator.plan import Plans
 
-SERIAL = ("tensor", "context", "pipeline")
+SERIAL = ("tensor", "context", "expert", "pipeline")
 # What remains of 1F1B's bubble: ZB-H1 leaves (p-1)(F + B - W) of (p-1)(F + B + W) (arXiv:2401.10241, table 1).
 ZERO_BUBBLE_SHARE = 1 / 3
+
+CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert", "pipeline")
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step by cause, arrays over plans; the parts add up to ``total``.
+    """Seconds of one optimizer step, arrays over plans, in parts that add up to ``total``.
 
-    ``gemm``, ``attention`` and ``pointwise`` include recomputation, whose part of them ``recompute`` repeats (it is
-    not added again). ``launch`` is where the host holds the GPU up; the communications are what is exposed of them.
+    ``passes`` is every micro-batch's forward and backward on the stage that sets the pace; ``of_passes`` gives what
+    of it is spent on one of CAUSES, or "launch", where the host holds the GPU up. The communications are what is
+    exposed of them. ``of_passes("recompute")`` repeats a part of gemm, attention and pointwise, and is not added again.
     """
 
-    gemm: Array
-    attention: Array
-    pointwise: Array
-    launch: Array
-    tensor_communication: Array
-    pipeline_communication: Array
+    passes: Array
     gather_communication: Array
     reduce_communication: Array
     bubble: Array
     optimizer: Array
     overhead: Array
-    recompute: Array
+    of_passes: Callable[[str], Array]
 
-    @property
-    def parts(self) -> dict[str, Array]:
-        """The disjoint parts, in the order a reader meets them."""
-        return {name: value for name, value in vars(self).items() if name != "recompute"}
-
-    @property
+    @cached_property
     def total(self) -> Array:
         """Seconds of the step."""
-        return np.asarray(np.sum(list(self.parts.values()), axis=0))
+        once = Sum([self.optimizer, self.overhead])
+        for part in (self.passes, self.gather_communication, self.reduce_communication, self.bubble):
+            once.add(part)
+        return once.total
+
+    @cached_property
+    def parts(self) -> dict[str, Array]:
+        """The disjoint parts, in the order a reader meets them."""
+        communications = {cause: f"{cause}_communication" for cause in ("tensor", "expert", "pipeline")}
+        causes = ("gemm", "attention", "pointwise", "launch", *communications)
+        return {communications.get(cause, cause): self.of_passes(cause) for cause in causes} | {
+            "gather_communication": self.gather_communication,
+            "reduce_communication": self.reduce_communication,
+            "bubble": self.bubble,
+            "optimizer": self.optimizer,
+            "overhead": self.overhead,
+        }
 
     @property
     def exposed_communication(self) -> Array:
         """Seconds in which the GPU waits for communication, the pipeline's bubble not counted."""
-        return (
-            self.tensor_communication
-            + self.pipeline_communication
-            + self.gather_communication
-            + self.reduce_communication
-        )
+        return sum((part for name, part in self.parts.items() if name.endswith("_communication")), np.zeros(1))
 
 
 class _Pass:
-    """Seconds of one pass over one micro-batch on one section of the model, by cause."""
+    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed."""
 
-    def __init__(self, num_plans: int) -> None:
-        self.by_cause: defaultdict[str, Array] = defaultdict(lambda: np.zeros(num_plans))
-        self.launch = np.zeros(num_plans)
-        self.recompute = np.zeros(num_plans)
-
-    @property
-    def device(self) -> Array:
-        return sum(self.by_cause.values(), np.zeros_like(self.launch))
+    def __init__(self, zeros: Array) -> None:
+        self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
 
 
-class _Links:
-    """Seconds of collectives that may be hidden, apart by the links they keep busy, which work side by side.
+class _Stage:
+    """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
 
-    ``end_inside``, ``end_between``: those of one layer and of the root, which open a forward or close a backward.
-    """
-
-    def __init__(self, num_plans: int) -> None:
-        self.inside = np.zeros(num_plans)
-        self.between = np.zeros(num_plans)
-        self.end_inside = np.zeros(num_plans)
-        self.end_between = np.zeros(num_plans)
-
-    def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_]) -> None:
-        end = np.where(count > 0, np.minimum(time, time * count), 0.0)
-        self.between = self.between + np.where(crosses_nodes, time * count, 0.0)
-        self.inside = self.inside + np.where(crosses_nodes, 0.0, time * count)
-        self.end_between = self.end_between + np.where(crosses_nodes, end, 0.0)
-        self.end_inside = self.end_inside + np.where(crosses_nodes, 0.0, end)
-
-    def __add__(self, other: "_Links") -> "_Links":
-        links = _Links(len(self.inside))
-        for name in vars(links):
-            setattr(links, name, getattr(self, name) + getattr(other, name))
-        return links
-
-    def exposed(self, compute: Array, prefetch: NDArray[np.int64], constants: Constants) -> Array:
-        """What of them the computation beside them does not hide.
-
-        E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what
-        goes on beside the computation T has the share s of NVLink or the network that the step leaves it, what is
-        left over has all of it. Without prefetch nothing is hidden, and with it no more is exposed than without.
-        """
-        ends = self.end_inside + self.end_between
-        inside, between = self._hidden
-        left = np.maximum(inside - constants.nvlink_share * compute, between - constants.network_share * compute)
-        overlapped = ends + np.maximum(left, 0.0) + self.contention(compute, constants)
-        alone = self.inside + self.between
-        return np.where(prefetch > 0, np.minimum(overlapped, alone), alone)
-
-    def contention(self, compute: Array, constants: Constants) -> Array:
-        """What running beside them costs the computation: leak min(C / s, T)."""
-        inside, between = self._hidden
-        beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
-        return constants.overlap_leak * np.minimum(beside, compute)
-
-    @property
-    def _hidden(self) -> tuple[Array, Array]:
-        return np.maximum(self.inside - self.end_inside, 0.0), np.maximum(self.between - self.end_between, 0.0)
+    def __init__(self, sections: Sequence[tuple[_Pass, Array]], dispatch: Array) -> None:
+        self.causes = {
+            name: Sum(section.sums[name].total * share for section, share in sections).total
+            for name in (*CAUSES, "launch", "recompute")
+        }
+        self.device = Sum(self.causes[cause] for cause in CAUSES).total
+        self.busy = busy_seconds(self.device, dispatch * self.causes["launch"])
 
 
 def step_time(
@@ -137,13 +99,14 @@ def step_time(
     slowest stage sets the pace, the others' share of the first and last micro-batch is the bubble:
     step = m t_slowest + (sum of stages - t_slowest) / v + once per step. ``num_layers`` is L of each plan's model.
     """
-    size = len(plans)
-    passes = {(s, p): _Pass(size) for s in ("layer", "embedding", "head") for p in ("forward", "backward")}
-    gathers = {key: _Links(size) for key in ("first", "every", "later", "backward")}
-    reduces = {key: _Links(size) for key in ("every", "last")}
-    optimizer = np.zeros(size)
+    zeros = plans.zeros
+    passes = {(s, p): _Pass(zeros) for s in ("layer", "embedding", "head") for p in ("forward", "backward")}
+    gathers = {key: Links(zeros) for key in ("first", "every", "later", "backward")}
+    reduces = {key: Links(zeros) for key in ("every", "last")}
+    optimizer = zeros
+    cost = Costs(hardware, constants)
     for operation in operations:
-        time = np.asarray(seconds(operation, hardware, constants))
+        time = cost.seconds(operation)
         work = operation.work
         if operation.phase == "step":
             optimizer = optimizer + time * operation.count
@@ -169,119 +132,103 @@ def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> 
         return 1.0
     if work.purpose == "pipeline":
         return np.where(plans.has(schedule="interleaved"), constants.overlap_leak, 1.0)
+    if work.purpose == "expert":
+        return 1.0
     return np.where(plans.overlap_tensor, constants.tensor_overlap_share, 1.0)
 
 
 def _charge(target: _Pass, operation: Operation, time: Array, constants: Constants) -> None:
     work = operation.work
-    occurs = operation.count if operation.when in ("every", "later") else operation.count * 0.0
+    if operation.when not in ("every", "later"):
+        return
     is_collective = isinstance(work, Collective)
     host = constants.collective_launch_s if is_collective else operation.num_kernels * constants.launch_s
-    target.launch = target.launch + occurs * host
+    target.sums["launch"].add(operation.count * host)
+    cause: str
     if isinstance(work, Collective):
         if work.purpose not in SERIAL:
             return
-        cause = "pipeline" if work.purpose == "pipeline" else "tensor"
+        cause = work.purpose if work.purpose in ("expert", "pipeline") else "tensor"
     elif isinstance(work, Gemm):
         cause = "gemm"
     else:
         cause = "attention" if isinstance(work, AttentionCore) else "pointwise"
-    target.by_cause[cause] += time * occurs
-    if operation.phase == "recompute" and not isinstance(work, Collective):
-        target.recompute = target.recompute + time * occurs
+    target.sums[cause].add(time * operation.count)
+    if operation.phase == "recompute" and not is_collective:
+        target.sums["recompute"].add(time * operation.count)
 
 
 def _combine(
     passes: dict[tuple[str, str], _Pass],
-    gathers: dict[str, _Links],
-    reduces: dict[str, _Links],
+    gathers: dict[str, Links],
+    reduces: dict[str, Links],
     optimizer: Array,
     plans: Plans,
     num_layers: NDArray[np.int64],
     constants: Constants,
 ) -> StepTime:
-    single = plans.pp == 1
+    single = (plans.pp == 1) * 1.0
     dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
-    fullest = -(-num_layers // plans.pp)
-    last = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
+    last_share = placement.layers_of_last_stage(num_layers, plans.pp) / -(-num_layers // plans.pp)
+    one = plans.zeros + 1
 
-    def stage(direction: str, layers: Array, embedding: Array, head: Array) -> tuple[Array, Array, dict[str, Array]]:
+    def stage(layers: Array, embedding: Array, head: Array) -> tuple[_Stage, _Stage]:
         shares = {"layer": layers, "embedding": embedding, "head": head}
-        chosen = [(passes[section, direction], share) for section, share in shares.items()]
-        causes = {
-            cause: sum((p.by_cause[cause] * share for p, share in chosen), np.zeros(len(plans)))
-            for cause in ("gemm", "attention", "pointwise", "tensor", "pipeline", "recompute")
-            if cause != "recompute"
-        }
-        causes["recompute"] = sum((p.recompute * share for p, share in chosen), np.zeros(len(plans)))
-        device = sum((p.device * share for p, share in chosen), np.zeros(len(plans)))
-        launch = dispatch * sum((p.launch * share for p, share in chosen), np.zeros(len(plans)))
-        return device, busy_seconds(device, launch), causes
+        forward, backward = (
+            _Stage([(passes[section, direction], share) for section, share in shares.items()], dispatch)
+            for direction in ("forward", "backward")
+        )
+        return forward, backward
 
-    one, zero = np.ones(len(plans)), np.zeros(len(plans))
-    directions = ("forward", "backward")
-    first_stage = [stage(d, one, one, single * 1.0) for d in directions]
-    last_stage = [stage(d, last, single * 1.0, one) for d in directions]
-    middle = [stage(d, one, zero, zero) for d in directions]
-    time_first, time_last, time_middle = (sum(s[1] for s in stages) for stages in (first_stage, last_stage, middle))
+    first, last, middle = stage(one, one, single), stage(last_share, single, one), stage(one, 0 * one, 0 * one)
+    time_first, time_last, time_middle = (forward.busy + backward.busy for forward, backward in (first, last, middle))
     head_paces = time_last > time_first
-    others = np.where(single, 0.0, np.minimum(time_first, time_last) + np.maximum(plans.pp - 2, 0) * time_middle)
-    share = np.where(plans.has(schedule="zero-bubble"), ZERO_BUBBLE_SHARE, 1.0)
+    others = np.where(single > 0, 0.0, np.minimum(time_first, time_last) + np.maximum(plans.pp - 2, 0) * time_middle)
     m = plans.grad_accum
 
-    def of_pace(pick: int, cause: str) -> Array:
-        return np.where(head_paces, last_stage[pick][2][cause], first_stage[pick][2][cause])
+    def of_passes(cause: str) -> Array:
+        if cause == "launch":
+            device = np.where(head_paces, last[0].device + last[1].device, first[0].device + first[1].device)
+            return np.asarray(m * (busy[0] + busy[1] - device))
+        ends = [stages[0].causes[cause] + stages[1].causes[cause] for stages in (last, first)]
+        return np.asarray(m * np.where(head_paces, *ends))
 
-    causes = {
-        c: m * (of_pace(0, c) + of_pace(1, c))
-        for c in ("gemm", "attention", "pointwise", "tensor", "pipeline", "recompute")
-    }
-    device = [np.where(head_paces, last_stage[d][0], first_stage[d][0]) for d in (0, 1)]
-    busy = [np.where(head_paces, last_stage[d][1], first_stage[d][1]) for d in (0, 1)]
+    busy = [np.where(head_paces, last[d].busy, first[d].busy) for d in (0, 1)]
+    forward, backward = (Compute(seconds, constants) for seconds in busy)
 
-    def hidden_behind(links: _Links, compute: Array) -> Array:
-        return links.exposed(compute, plans.prefetch, constants)
+    def exposed(links: Links, beside: Compute) -> Array:
+        return links.exposed(beside, plans.prefetch, constants)
 
     # Backward gathers and reductions run side by side with the same computation.
     both = gathers["backward"] + reduces["every"]
-    final = both + reduces["last"]
-    backward_every, backward_final = hidden_behind(both, busy[1]), hidden_behind(final, busy[1])
-    gather_alone = hidden_behind(gathers["backward"], busy[1])
-    gather = (
-        hidden_behind(gathers["first"], busy[0])
-        + m * hidden_behind(gathers["every"], busy[0])
-        + (m - 1) * hidden_behind(gathers["later"], busy[0])
-        + m * gather_alone
-    )
+    backward_every, backward_final = exposed(both, backward), exposed(both + reduces["last"], backward)
+    gather_first, gather_every = exposed(gathers["first"], forward), exposed(gathers["every"], forward)
+    gather_alone = exposed(gathers["backward"], backward)
+    gather = Sum([gather_first, m * (gather_every + gather_alone), (m - 1) * exposed(gathers["later"], forward)]).total
     reduce = (m - 1) * (backward_every - gather_alone) + (backward_final - gather_alone)
     # On its way through the other stages a micro-batch waits for their gathers, unless the parameters stay gathered,
     # and the last one is slowed by their reductions, or waits for them where nothing overlaps.
-    waits = np.where(
-        plans.parameter_shard > 1,
-        hidden_behind(gathers["first"], busy[0]) + hidden_behind(gathers["every"], busy[0]) + gather_alone,
-        0.0,
-    )
+    sharded = plans.parameter_shard > 1
+    waits = np.where(sharded, gather_first + gather_every + gather_alone, 0.0)
     reduced = reduces["every"] + reduces["last"]
-    alone = np.where(plans.parameter_shard > 1, reduced.inside + reduced.between, 0.0)
-    slowed = np.where(plans.prefetch > 0, reduced.contention(busy[1], constants), alone)
+    slowed = np.where(
+        plans.prefetch > 0, reduced.contention(backward, constants), np.where(sharded, reduced.alone, 0.0)
+    )
     others = others + np.maximum(plans.pp - 1, 0) * (waits + slowed)
+    share = np.where(plans.has(schedule="zero-bubble"), ZERO_BUBBLE_SHARE, 1.0) / plans.virtual_pp
     return StepTime(
-        gemm=causes["gemm"],
-        attention=causes["attention"],
-        pointwise=causes["pointwise"],
-        launch=m * (busy[0] + busy[1] - device[0] - device[1]),
-        tensor_communication=causes["tensor"],
-        pipeline_communication=causes["pipeline"],
+        passes=m * (busy[0] + busy[1]),
         gather_communication=gather,
         reduce_communication=reduce,
-        bubble=others * share / plans.virtual_pp,
+        bubble=others * share,
         optimizer=optimizer,
-        overhead=np.full(len(plans), constants.step_overhead_s),
-        recompute=causes["recompute"],
+        overhead=plans.zeros + constants.step_overhead_s,
+        of_passes=of_passes,
     )
 
 
 def busy_seconds(device: Array, dispatch: Array) -> Array:
     """Time of a pass in which stretches are bound by the device and others by the host: (d^p + h^p)^(1/p), p = 4."""
     larger = np.maximum(np.maximum(device, dispatch), 1e-30)
-    return np.asarray(larger * ((device / larger) ** 4 + (dispatch / larger) ** 4) ** 0.25)
+    ratio = np.minimum(device, dispatch) / larger
+    return np.asarray(larger * np.sqrt(np.sqrt(1 + (ratio * ratio) ** 2)))

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from flopcast.collectives import COLLECTIVES
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Collective, Operation
@@ -35,14 +33,14 @@ def traffic(operations: Sequence[Operation], plans: Plans) -> Traffic:
 
     Of a ring's g ranks in a node one sends to the next node, the rest over NVLink; every group of the node counts.
     """
-    intra, inter = np.zeros(len(plans)), np.zeros(len(plans))
+    intra, inter = plans.zeros, plans.zeros
     for operation in operations:
         work = operation.work
         if isinstance(work, Collective):
             inside, between = COLLECTIVES[work.collective].sent_bytes(work.tensor_bytes, work.group)
             calls = operation.times(plans.grad_accum) * work.group.groups_per_node
-            intra += inside * calls
-            inter += between * calls
+            intra = intra + inside * calls
+            inter = inter + between * calls
     return Traffic(intra, inter)
 
 
@@ -79,15 +77,18 @@ class LayerTraffic:
     moved_bytes: int
 
 
-def layer_traffic(model: Model, strategy: str, tp: int, tokens_per_gpu: int) -> LayerTraffic:
+def layer_traffic(model: Model, strategy: str, tp: int, tokens_per_gpu: int, ep: int = 1) -> LayerTraffic:
     """One row of the report's table: the tensor of one layer's forward collective at 16 bits.
 
     Tensor parallel: the sums over tp ranks of activations, elements = sums x tp x tokens per GPU x D, moved twice
-    (an all-reduce is a reduce-scatter and an all-gather). Sharded parameters: the layer's parameters, moved once.
+    (an all-reduce is a reduce-scatter and an all-gather). Sharded parameters: the layer's parameters, moved once, those
+    of a rank's experts with expert parallelism. The layer is the kind that the model has most of.
     """
-    block = model.layers[0]
+    block = max(model.kinds, key=lambda kind: model.kinds[kind])
     if tp > 1:
         elements = block.num_tensor_parallel_sums * tp * tokens_per_gpu * model.hidden
         return LayerTraffic(strategy, "all_reduce", elements, 2 * elements, 4 * elements)
-    elements = model.num_layer_parameters
+    elements = sum(
+        tensor.num_parameters // (ep if tensor.num_experts > 1 else 1) for tensor in block.tensors(model.hidden)
+    )
     return LayerTraffic(strategy, "all_gather", elements, 2 * elements, 2 * elements)

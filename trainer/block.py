@@ -190,3 +190,5 @@ def _check(block: TransformerBlock) -> None:
     if block.num_norms not in allowed:
         kind = "parallel" if block.parallel else "sequential"
         raise InputError(f"a {kind} block with num_norms={block.num_norms} cannot be trained; give it 2 norms")
+    if block.attention.qk_norm_per_head:
+        raise InputError("qk_norm_per_head: the trainer norms all heads with the same weights; set qk_norm instead")

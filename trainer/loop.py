@@ -122,7 +122,8 @@ class Run:
         settings = self.settings
         with self._log() as log, _stop_signal() as stop:
             plan = dataclasses.asdict(self.plan)
-            self._event(log, "start", ranks=dist.get_world_size(), plan=plan, **self.meter.machine)
+            table = settings.model.model_dump()
+            self._event(log, "start", model=table, ranks=dist.get_world_size(), plan=plan, **self.meter.machine)
             stopped = False
             while self.step < settings.optimizer.num_steps and not stopped:
                 stopped = self._optimizer_step(log, stop)

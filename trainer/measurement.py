@@ -1,6 +1,5 @@
 """What a step took: tokens per second, MFU with its convention, memory, and a trace where one is asked for."""
 
-import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from flopcast.errors import InputError
+from flopcast.kernels.environment import device_name
 from flopcast.simulator.catalogue import load_gpu
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.model import Model
@@ -29,7 +29,7 @@ class Meter:
         self._flop = model_flop_per_token(model, seq_len, log.convention).total * self._tokens
         self._peak_flop_per_s = _peak(log.gpu, device) * dist.get_world_size()
         self.machine = {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            "device": device_name(device),
             "torch": torch.__version__,
             "convention": log.convention,
             "flop_per_step": self._flop,

@@ -165,7 +165,7 @@ def check(model: Model) -> None:
 def _transformer(model: Model, number: int) -> TransformerBlock:
     block = model.layers[number]
     if not isinstance(block, TransformerBlock):
-        raise InputError(f"model '{model.name}': layer {number} is a {block.kind}, which the trainer lacks")
+        raise InputError(f"model '{model.name}': layer {number} is of the kind {block.kind}, which the trainer lacks")
     return block
 
 

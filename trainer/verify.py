@@ -205,7 +205,7 @@ def _forecast(model: Model, plan: Plan, gpus_per_node: int) -> tuple[dict[Key, i
         if total.count
     }
     held = memory(model, operations, plans, default_constants())
-    return totals, round(float(held.total[0] - held.slack[0]))
+    return totals, round(float(held.total[0] - held.parts["slack"][0]))
 
 
 def _group_name(ranks: tuple[int, ...], plan: Plan, gpus_per_node: int) -> str:

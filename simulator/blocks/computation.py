@@ -119,12 +119,15 @@ def pointwise(
     )
 
 
-def tensor_parallel(load: Workload, name: str, last_of_layer: bool = False) -> Sequence[Computation]:
+def tensor_parallel(
+    load: Workload, name: str, last_of_layer: bool = False, present: NDArray[np.bool_] | bool = True
+) -> Sequence[Computation]:
     """What a column-split then row-split pair of matrices needs: its output summed over the tensor-parallel ranks.
 
     One all-reduce of (T, D) forward and one backward; under sequence parallelism an all-gather and a reduce-scatter
     of the same tensor each way. Megatron-LM (arXiv:1909.08053, figure 3; arXiv:2205.05198, figure 5). The sum that ends
-    a layer is not computed again: no gradient depends on its result (torch.utils.checkpoint stops before it).
+    a layer is not computed again: no gradient depends on its result (torch.utils.checkpoint stops before it). Absent
+    where not ``present``.
     """
     plans = load.plans
     stride = np.ones_like(plans.tp)
@@ -133,13 +136,13 @@ def tensor_parallel(load: Workload, name: str, last_of_layer: bool = False) -> S
     split = plans.sequence_parallel
 
     def both_ways(
-        suffix: str, collective: str, back: str, present: NDArray[np.bool_], recomputed: bool = True
+        suffix: str, collective: str, back: str, here: NDArray[np.bool_], recomputed: bool = True
     ) -> Computation:
         def work(kind: str) -> Collective:
             return Collective(kind, tensor_bytes, group, "tp", "tensor")
 
         return Computation(
-            f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=present, recomputed=recomputed
+            f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=here & present, recomputed=recomputed
         )
 
     return [

@@ -1,12 +1,18 @@
 """The transformer block: attention and an MLP, in sequence (GPT, LLaMA) or in parallel (GPT-NeoX, PLaMo)."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flopcast.errors import InputError
 from flopcast.simulator.blocks import transformer_pass
 from flopcast.simulator.blocks.computation import Computation, Workload
-from flopcast.simulator.model import Norm, ParameterTensor, Split, norm_tensors
+from flopcast.simulator.blocks.residual import FeedForward, Mixer, ResidualBlock
+from flopcast.simulator.blocks.scores import flop_per_token
+from flopcast.simulator.model import Norm, ParameterTensor
 
 KeyValueLayout = Literal["grouped", "tiled"]
 
@@ -17,7 +23,8 @@ class Attention:
 
     ``kv_layout``: query head i uses key/value head i // (Hq/Hkv) where "grouped" (Hugging Face, GQA), i mod Hkv where
     "tiled" (PLaMo). ``window`` limits how far back a token attends (None: the whole sequence). ``rotary_share`` is
-    the share of each head's features that RoPE turns.
+    the share of each head's features that RoPE turns. ``qk_norm`` normalises every head of q and k, with weights that
+    all heads share unless ``qk_norm_per_head`` (PLaMo 2).
     """
 
     num_heads: int
@@ -26,6 +33,7 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    qk_norm_per_head: bool = False
     fused_qkv: bool = False
     kv_layout: KeyValueLayout = "grouped"
     window: int | None = None
@@ -43,13 +51,53 @@ class Attention:
 
     def kv_heads_per_rank(self, tp: int) -> int:
         """Most key/value heads that one of ``tp`` ranks needs for its query heads (each holds Hq/tp of them)."""
-        per_rank = self.num_heads // tp
-        group = self.num_heads // self.num_kv_heads
+        return _kv_heads_per_rank(self, tp)
 
-        def kv_head(query_head: int) -> int:
-            return query_head % self.num_kv_heads if self.kv_layout == "tiled" else query_head // group
+    @property
+    def kind(self) -> str:
+        """Its word in the name of a layer."""
+        return "window" if self.window else ""
 
-        return max(len({kv_head(q) for q in range(rank * per_rank, (rank + 1) * per_rank)}) for rank in range(tp))
+    def check_tensor_parallel(self, tp: int) -> None:
+        """Raise InputError unless the query heads divide over ``tp`` ranks."""
+        if self.num_heads % tp:
+            raise InputError(f"tp={tp} does not divide num_heads={self.num_heads}; choose a tp that does")
+
+    def score_flop_per_token(self, seq_len: int, causal: bool) -> float:
+        """Forward FLOPs per token of Q K^T and scores x V: 4 Hq Dh keys, keys the mean number a token attends to."""
+        return flop_per_token(self.num_heads, self.head_dim, self.head_dim, self.window, seq_len, causal)
+
+    def computations(self, load: Workload) -> list[Computation]:
+        """What it does on one micro-batch."""
+        return transformer_pass.attention(self, load)
+
+    def tensors(self, hidden: int) -> tuple[ParameterTensor, ...]:
+        """Its parameters: q, k, v (in one tensor where fused), the norms on q and k, and the output projection."""
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        tensors: list[ParameterTensor] = []
+        if self.fused_qkv:
+            tensors += linear("qkv", query + 2 * key, hidden, "rows", self.qkv_bias)
+        else:
+            tensors += linear("q", query, hidden, "rows", self.qkv_bias)
+            tensors += linear("k", key, hidden, "kv", self.qkv_bias)
+            tensors += linear("v", key, hidden, "kv", self.qkv_bias)
+        if self.qk_norm_per_head:
+            tensors.append(ParameterTensor("q_norm", (query,), "rows"))
+            tensors.append(ParameterTensor("k_norm", (key,), "kv"))
+        elif self.qk_norm:
+            tensors += [ParameterTensor(name, (self.head_dim,), "shared") for name in ("q_norm", "k_norm")]
+        return (*tensors, *linear("o", hidden, query, "columns", self.output_bias))
+
+
+@cache
+def _kv_heads_per_rank(attention: Attention, tp: int) -> int:
+    per_rank = attention.num_heads // tp
+    group = attention.num_heads // attention.num_kv_heads
+
+    def kv_head(query_head: int) -> int:
+        return query_head % attention.num_kv_heads if attention.kv_layout == "tiled" else query_head // group
+
+    return max(len({kv_head(q) for q in range(rank * per_rank, (rank + 1) * per_rank)}) for rank in range(tp))
 
 
 @dataclass(frozen=True)
@@ -64,14 +112,39 @@ class Mlp:
         if self.intermediate <= 0:
             raise InputError(f"MLP intermediate size is {self.intermediate}; it must be positive")
 
+    @property
+    def kind(self) -> str:
+        """Its word in the name of a layer: none."""
+        return ""
+
+    @property
+    def num_experts(self) -> int:
+        """None."""
+        return 0
+
+    def check_tensor_parallel(self, tp: int) -> None:
+        """Raise InputError unless the intermediate features divide over ``tp`` ranks."""
+        if self.intermediate % tp:
+            raise InputError(f"tp={tp} does not divide intermediate={self.intermediate}; choose a tp that does")
+
+    def exchanges_all_tokens(self, load: Workload) -> NDArray[np.bool_]:
+        """Every token's input goes to all ranks of a tensor-parallel group and its output is summed over them."""
+        return load.plans.tp > 0
+
+    def computations(self, load: Workload, own_input: bool) -> list[Computation]:
+        """What it does on one micro-batch; ``own_input`` says whether it keeps its input."""
+        return transformer_pass.mlp(self, load, own_input)
+
+    def tensors(self, hidden: int, prefix: str = "") -> tuple[ParameterTensor, ...]:
+        """Its two or three matrices; their names begin with ``prefix``."""
+        gate = linear(f"{prefix}gate", self.intermediate, hidden, "rows", self.bias) if self.gated else ()
+        up = linear(f"{prefix}up", self.intermediate, hidden, "rows", self.bias)
+        return gate + up + linear(f"{prefix}down", hidden, self.intermediate, "columns", self.bias)
+
 
 @dataclass(frozen=True)
-class TransformerBlock:
-    """Attention and an MLP around a residual stream.
-
-    ``parallel``: both read the same normalised input and their outputs are added together. ``num_norms``: norms
-    on the block's inputs (1 is shared by attention and MLP, as in PLaMo-13B; 2; 4 with post-norms, as in Gemma 2).
-    """
+class TransformerBlock(ResidualBlock):
+    """Attention and an MLP around a residual stream."""
 
     attention: Attention
     mlp: Mlp
@@ -80,76 +153,13 @@ class TransformerBlock:
     norm: Norm = "rmsnorm"
     norm_bias: bool = False
 
-    @property
-    def kind(self) -> str:
-        """The name of this kind of layer."""
-        return "window-transformer" if self.attention.window else "transformer"
-
-    @property
-    def num_tensor_parallel_sums(self) -> int:
-        """Sums over tensor-parallel ranks that one forward needs: after attention and after the MLP, or at once."""
-        return 1 if self.parallel else 2
-
-    def kv_heads_per_rank(self, tp: int) -> int:
-        """Most key/value heads that one of ``tp`` tensor-parallel ranks needs for its query heads."""
-        return self.attention.kv_heads_per_rank(tp)
-
-    def check_tensor_parallel(self, tp: int) -> None:
-        """Raise InputError unless the query heads and the MLP divide over ``tp`` ranks."""
-        if self.attention.num_heads % tp:
-            raise InputError(f"tp={tp} does not divide num_heads={self.attention.num_heads}; choose a tp that does")
-        if self.mlp.intermediate % tp:
-            raise InputError(f"tp={tp} does not divide intermediate={self.mlp.intermediate}; choose a tp that does")
-
-    def computations(self, load: Workload) -> list[Computation]:
-        """Every differentiable piece of one layer on one micro-batch, tensor-parallel sums included."""
-        return transformer_pass.computations(self, load)
-
-    def score_flop_per_token(self, seq_len: int, causal: bool) -> float:
-        """Forward FLOPs per token of Q K^T and scores x V: 4 Hq Dh keys, keys the mean number a token attends to.
-
-        All S of them by the full convention; under the causal mask S/2, or w - w^2/2S in a window of w.
-        """
-        window = min(seq_len, self.attention.window or seq_len)
-        keys = window - window**2 / (2 * seq_len) if causal else window
-        return 4.0 * self.attention.num_heads * self.attention.head_dim * keys
-
-    def tensors(self, hidden: int) -> tuple[ParameterTensor, ...]:
-        """Every parameter tensor of one layer."""
-        return self._norms(hidden) + self._attention(hidden) + self._mlp(hidden)
-
-    def _norms(self, hidden: int) -> tuple[ParameterTensor, ...]:
-        # Two norms side by side stand behind one exchange between tensor-parallel ranks, before their own products.
-        split: Split = "shared" if self.parallel and self.num_norms == 2 else "whole"
-        return tuple(
-            tensor
-            for index in range(self.num_norms)
-            for tensor in norm_tensors(f"norm{index + 1}", hidden, self.norm, self.norm_bias, split)
-        )
-
-    def _attention(self, hidden: int) -> tuple[ParameterTensor, ...]:
-        a = self.attention
-        query, key = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        tensors: list[ParameterTensor] = []
-        if a.fused_qkv:
-            tensors += linear("qkv", query + 2 * key, hidden, "rows", a.qkv_bias)
-        else:
-            tensors += linear("q", query, hidden, "rows", a.qkv_bias)
-            tensors += linear("k", key, hidden, "kv", a.qkv_bias)
-            tensors += linear("v", key, hidden, "kv", a.qkv_bias)
-        if a.qk_norm:
-            tensors += [ParameterTensor(name, (a.head_dim,), "shared") for name in ("q_norm", "k_norm")]
-        return (*tensors, *linear("o", hidden, query, "columns", a.output_bias))
-
-    def _mlp(self, hidden: int) -> tuple[ParameterTensor, ...]:
-        m = self.mlp
-        gate = linear("gate", m.intermediate, hidden, "rows", m.bias) if m.gated else ()
-        up = linear("up", m.intermediate, hidden, "rows", m.bias)
-        return gate + up + linear("down", hidden, m.intermediate, "columns", m.bias)
+    def parts(self) -> tuple[Mixer, FeedForward]:
+        """Attention and the MLP."""
+        return self.attention, self.mlp
 
 
 def linear(
-    name: str, num_out: int, num_in: int, split: Literal["rows", "columns", "kv"], bias: bool
+    name: str, num_out: int, num_in: int, split: Literal["rows", "columns", "kv", "shared"], bias: bool
 ) -> tuple[ParameterTensor, ...]:
     """Weight, and bias where there is one, of a linear layer; the bias follows the weight's rows."""
     weight = ParameterTensor(name, (num_out, num_in), split)

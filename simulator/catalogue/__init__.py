@@ -65,13 +65,18 @@ def load_gpu(name: str) -> Gpu:
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:
-    """The cluster of the catalogue of that name, or the one that a TOML file describes."""
+    """The cluster of the catalogue of that name, the one that a TOML file describes, or a profile's (JSON)."""
     from flopcast.simulator.specification import parse_cluster, read_cluster
 
     name, entry = _find("clusters", name_or_path)
     if entry is not None:
         return parse_cluster(entry.read_text(encoding="utf-8"), entry.name, name)
-    path = _path("cluster", name, cluster_names(), "a cluster's TOML file")
+    path = _path("cluster", name, cluster_names(), "a cluster's TOML file or a profile")
+    if path.suffix.lower() == ".json":
+        from flopcast.simulator.profile import read_profile
+        from flopcast.simulator.profiled_cluster import cluster_of
+
+        return cluster_of(read_profile(path), path.parent, str(path))
     return read_cluster(path)
 
 

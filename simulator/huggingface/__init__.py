@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.huggingface import bloom, falcon, gemma, gpt, llama, mpt, opt, phi, plamo
+from flopcast.simulator.huggingface import bloom, deepseek, falcon, gemma, gpt, llama, mixture, mpt, opt, phi, plamo
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.model import Model
 from flopcast.simulator.textfile import read_text
@@ -23,26 +23,34 @@ EXPECTED = "a Hugging Face config.json"
 
 _FAMILIES: Mapping[str, Callable[[Fields], Model]] = {
     "bloom": bloom.bloom,
+    "deepseek": deepseek.deepseek,
+    "deepseek_v2": deepseek.deepseek_v2,
+    "deepseek_v3": deepseek.deepseek_v3,
     "falcon": falcon.falcon,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
+    "gemma3": gemma.gemma3,
     "gemma3_text": gemma.gemma3_text,
     "gpt2": gpt.gpt2,
     "gpt_neox": gpt.gpt_neox,
     "llama": llama.llama,
     "mistral": llama.mistral,
+    "mixtral": mixture.mixtral,
     "mpt": mpt.mpt,
     "opt": opt.opt,
     "phi": phi.phi,
     "phi3": phi.phi3,
     "plamo": plamo.plamo,
+    "plamo2": plamo.plamo2,
     "qwen2": llama.qwen2,
+    "qwen2_moe": mixture.qwen2_moe,
     "qwen3": llama.qwen3,
+    "qwen3_moe": mixture.qwen3_moe,
 }
 
+_MIXTURES = ("deepseek", "deepseek_v2", "deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe")
 # Fields that give the number of experts of a layer, by family.
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-_MIXTURES = ("mixtral", "deepseek_v2", "deepseek_v3", "dbrx", "gpt_oss", "grok-1", "olmoe", "phimoe")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_expert")
 
 
 def known_types() -> list[str]:
@@ -82,7 +90,8 @@ def model_from_config(config: object, name: str, origin: str = "config.json") ->
         raise InputError(f'{origin}: model_type is missing; add it, such as "model_type": "llama"')
     if not isinstance(kind, str):
         raise InputError(f"{origin}: model_type is {shown(kind)}; write one of {', '.join(known_types())}")
-    _refuse_mixtures(config, kind, origin)
+    if kind not in _MIXTURES:
+        _refuse_experts(config, kind, origin)
     family = _FAMILIES.get(kind)
     if family is None:
         inside = "; its text_config may be one of them" if isinstance(config.get("text_config"), dict) else ""
@@ -96,14 +105,15 @@ def model_from_config(config: object, name: str, origin: str = "config.json") ->
         raise InputError(f"{origin}: {error}") from None
 
 
-def _refuse_mixtures(config: Mapping[str, object], kind: str, origin: str) -> None:
-    """Refuse what has experts, whichever way it says so."""
+def _refuse_experts(config: Mapping[str, object], kind: str, origin: str) -> None:
+    """Refuse experts in a family that is not read with them, rather than leave them out."""
     for field in _EXPERTS:
         value = config.get(field)
         if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            raise InputError(f"{origin}: {field} is {shown(value)}; mixture of experts is not supported")
-    if kind in _MIXTURES or kind.endswith("_moe"):
-        raise InputError(f"{origin}: model_type is {shown(kind)}; mixture of experts is not supported")
+            known = ", ".join(_MIXTURES)
+            raise InputError(
+                f"{origin}: {field} is {shown(value)}; experts are read for model_type {known}, not for {shown(kind)}"
+            )
 
 
 def _parse(text: str, origin: str) -> object:

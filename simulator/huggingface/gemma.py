@@ -1,5 +1,6 @@
 """Gemma: RMSNorm, rotary positions, GeGLU, tied embeddings; from Gemma 2 on more norms, and windows."""
 
+from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import Attention
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.huggingface.llama import gated_model, head_dim, heads, windows
@@ -20,6 +21,18 @@ def gemma2(fields: Fields) -> Model:
 def gemma3_text(fields: Fields) -> Model:
     """Gemma3TextConfig: four norms, norms on q and k; all but every sixth layer slide (4096); tied."""
     return _alternating(fields, period=fields.size("sliding_window_pattern", default=6), qk_norm=True)
+
+
+def gemma3(fields: Fields) -> Model:
+    """Gemma3Config: its ``text_config`` alone, for the tower that sees images is no part of a forecast.
+
+    What that leaves out is as in Gemma3TextConfig: 8 heads of 256, 4 for keys and values, 262208 words.
+    """
+    text = fields.inside("text_config")
+    if not text.config:
+        raise InputError("text_config is missing; a gemma3 config.json needs it, so add it")
+    absent = {"num_attention_heads": 8, "vocab_size": 262_208, "max_position_embeddings": 131_072}
+    return gemma3_text(Fields({**absent, **text.config}, "gemma3_text", fields.name))
 
 
 def _alternating(fields: Fields, period: int, qk_norm: bool) -> Model:

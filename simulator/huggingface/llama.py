@@ -85,7 +85,7 @@ def qwen2(fields: Fields) -> Model:
     """Qwen2Config: biases on q, k and v alone; no window unless ``use_sliding_window``; untied."""
     num_heads, num_kv_heads = heads(fields)
     attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=True)
-    return gated_model(fields, attention, _upper_windows(fields), tied=False)
+    return gated_model(fields, attention, upper_windows(fields), tied=False)
 
 
 def qwen3(fields: Fields) -> Model:
@@ -100,10 +100,10 @@ def qwen3(fields: Fields) -> Model:
         output_bias=bias,
         qk_norm=True,
     )
-    return gated_model(fields, attention, _upper_windows(fields), tied=False)
+    return gated_model(fields, attention, upper_windows(fields), tied=False)
 
 
-def _upper_windows(fields: Fields) -> list[int | None]:
+def upper_windows(fields: Fields) -> list[int | None]:
     """With ``use_sliding_window`` the layers from ``max_window_layers`` (28) on slide over 4096."""
     num_layers = fields.num_layers("num_hidden_layers")
     if not fields.flag("use_sliding_window", default=False):

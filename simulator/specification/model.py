@@ -2,69 +2,31 @@
 
 from itertools import chain, cycle, islice, repeat
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from flopcast.errors import InputError
-from flopcast.simulator.blocks.transformer import Attention, KeyValueLayout, Mlp, TransformerBlock
-from flopcast.simulator.model import Block, Model, Norm, Positions
+from flopcast.simulator.model import Model, Norm, Positions
 from flopcast.simulator.specification.document import MAX_COUNT, Table, Text, check_table, parse_toml
+from flopcast.simulator.specification.layer import MAX_LAYERS, LayerTable, Size
 from flopcast.simulator.textfile import read_text
 
 EXPECTED = "a model file (TOML)"
-MAX_LAYERS = 10_000
-
-Size = Annotated[int, Field(gt=0, le=MAX_COUNT)]
-
-
-class LayerTable(Table):
-    """``[[layers]]``: one kind of layer, ``repeat`` times in a row; fields as in the block's dataclasses."""
-
-    kind: Literal["transformer"] = "transformer"
-    repeat: Annotated[int, Field(gt=0, le=MAX_LAYERS)] = 1
-    num_heads: Size = Field(examples=["32"])
-    num_kv_heads: Size = Field(examples=["8"])
-    head_dim: Size = Field(examples=["128"])
-    qkv_bias: bool = False
-    output_bias: bool = False
-    qk_norm: bool = False
-    fused_qkv: bool = False
-    kv_layout: KeyValueLayout = "grouped"
-    window: Size | None = None
-    rotary_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    intermediate: Size = Field(examples=["14336"])
-    gated: bool = Field(examples=["true"])
-    mlp_bias: bool = False
-    parallel: bool = False
-    num_norms: Annotated[int, Field(ge=0, le=4)] = 2
-
-    def block(self, norm: Norm, norm_bias: bool) -> Block:
-        """The layer as the block that the operations are made from."""
-        attention = Attention(
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            qkv_bias=self.qkv_bias,
-            output_bias=self.output_bias,
-            qk_norm=self.qk_norm,
-            fused_qkv=self.fused_qkv,
-            kv_layout=self.kv_layout,
-            window=self.window,
-            rotary_share=self.rotary_share,
-        )
-        mlp = Mlp(intermediate=self.intermediate, gated=self.gated, bias=self.mlp_bias)
-        return TransformerBlock(
-            attention, mlp, parallel=self.parallel, num_norms=self.num_norms, norm=norm, norm_bias=norm_bias
-        )
 
 
 class PublishedTable(Table):
-    """The parameter count as published: exact, or rounded to a multiple of ``rounded_to``."""
+    """The parameter count as published: exact, or rounded to a multiple of ``rounded_to``.
+
+    Of a mixture of experts also those that one token uses, ``num_active``.
+    """
 
     num_parameters: Annotated[int, Field(gt=0)]
     rounded_to: Annotated[int, Field(ge=0)] = 0
     source: Text
+    num_active: Annotated[int, Field(gt=0)] | None = None
+    active_rounded_to: Annotated[int, Field(ge=0)] = 0
+    active_source: Text = ""
 
 
 class ModelTable(Table):
@@ -136,4 +98,7 @@ def _model(table: ModelTable, default_name: str) -> Model:
 
 
 def _published(table: PublishedTable) -> dict[str, float]:
-    return {"num_parameters": table.num_parameters, "num_parameters_rounded_to": table.rounded_to}
+    counts: dict[str, float] = {"num_parameters": table.num_parameters, "num_parameters_rounded_to": table.rounded_to}
+    if table.num_active is None:
+        return counts
+    return {**counts, "num_active": table.num_active, "num_active_rounded_to": table.active_rounded_to}

@@ -62,7 +62,8 @@ class Passes:
     """The passes of every stage of one plan, each laid out once and played as often as it occurs."""
 
     def __init__(self, model: Model, program: Program, pp: int, virtual_pp: int, split_backward: bool) -> None:
-        self._model = model
+        names = model.kind_names
+        self._kinds = [names[block] for block in model.layers]
         self._program = program
         self._pp = pp
         self._num_chunks = pp * virtual_pp
@@ -96,7 +97,7 @@ class Passes:
         pieces: list[Piece] = []
         for chunk in range(stage, self._num_chunks, self._pp):
             for layer in self._layers[chunk]:
-                pieces += self._unit(self._model.layers[layer].kind).step
+                pieces += self._unit(self._kinds[layer]).step
         for unit in self._root(stage, self._pp):
             pieces += unit.step
         return lay_out([pieces], [0.0], speed)[0]
@@ -138,7 +139,7 @@ class Passes:
             units = [*root, self._unit("embedding")]
             drafts.append(draft(-1, "embedding", units, gathered=forward or not single, reduced=True))
         for layer in self._layers[chunk]:
-            kind = self._model.layers[layer].kind
+            kind = self._kinds[layer]
             drafts.append(draft(layer, kind, [self._unit(kind)], gathered=True, reduced=True))
         if chunk == self._num_chunks - 1:
             units = [*root, self._unit("head")]

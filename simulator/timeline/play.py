@@ -7,8 +7,8 @@ import numpy as np
 import simpy
 
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.constants import Constants, default_constants
-from flopcast.simulator.forecast import Forecast, forecast
+from flopcast.simulator.constants import Constants
+from flopcast.simulator.forecast import Forecast, forecast, machine_constants
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Phase
@@ -89,7 +89,7 @@ def play(
     ``schedule``: (stage, p, m, v) to the stage's actions; by default the plan's own. Raises InputError as
     :func:`forecast` does and for nodes that the job does not have; DeadlockError where the schedule cannot finish.
     """
-    constants = constants or default_constants()
+    constants = machine_constants(cluster, constants)
     disturbance = disturbance or Disturbance()
     found = forecast(model, cluster, plan, constants=constants)
     hardware = Hardware.of([cluster])
@@ -274,7 +274,7 @@ class _Game:
         elif kind.link == "in-node":
             return ((place.replica, place.stage),)
         else:
-            partial = kind.group == "node"
+            partial = kind.group in ("node", "expert-node")
             key = (place.stage, self._replicas[place.replica].block if partial else -1)
         if key not in self._groups:
             stage, block = key

@@ -17,13 +17,20 @@ from flopcast.simulator.timeline.engine import Link
 # What the time on the compute stream is spent on; communication here is what the stream itself waits out.
 CAUSES = (
     *("gemm", "attention", "pointwise", "recompute", "optimizer", "launch"),
-    *("tensor_communication", "context_communication", "pipeline_communication"),
+    *("tensor_communication", "context_communication", "expert_communication", "pipeline_communication"),
 )
-# The order of a transformer layer's pieces, for traces; pieces of other kinds keep the order they are listed in.
+# The order of a layer's pieces, for traces.
 ORDER = (
     *("lookup", "norm", "norm1", "tensor_parallel1.gather", "logits", "tensor_parallel.gather"),
-    *("qkv", "q", "k", "v", "qk_norm", "rope", "context", "attention", "scores", "o"),
+    *("qkv", "q", "k", "v", "q_a", "kv_a", "qk_norm", "q_b", "kv_b", "rope", "join"),
+    *("context", "attention", "scores", "o"),
+    *("in", "convolution", "bcdt", "bcdt_sum", "bcdt_norm", "dt", "states"),
+    *("scan.inputs", "scan.within", "scan.states", "scan.carry", "scan.outputs", "gating", "out"),
     *("tensor_parallel1.sum", "tensor_parallel1.scatter", "residual1", "norm2", "tensor_parallel2.gather"),
+    *("router", "route", "permute", "dispatch_counts", "dispatch", "exchange.gather"),
+    *("experts.gate", "experts.up", "experts.activation", "experts.down"),
+    *("exchange.scatter", "combine", "unpermute"),
+    *("shared.gate", "shared.up", "shared.activation", "shared.down", "shared_gate", "shared.add"),
     *("gate", "up", "activation", "down", "tensor_parallel2.sum", "tensor_parallel2.scatter", "residual2"),
 )
 PLACE = {name: index for index, name in enumerate(ORDER)}
@@ -103,7 +110,8 @@ def build(
 ) -> Program:
     """The program of the one plan in ``plans``; every number is that of the closed form's operations."""
     stage_layers = float(placement.layers_of_fullest_stage(model.num_layers, plans.pp)[0])
-    number = {kind.kind: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
+    names = model.kind_names
+    number = {names[kind]: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
     dispatch = constants.compiled_launch_share if bool(plans.compiled[0]) else 1.0
     units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
     sends: dict[Phase, Piece] = {}
@@ -180,14 +188,14 @@ def _piece(
         kind, link, bytes_ = str(work.purpose), _link(work), float(work.tensor_bytes[0])
         collective, group, group_size = work.collective, _group_name(work), _group_size(work)
         host_s = constants.collective_launch_s
-        if work.purpose != "pipeline" and bool(plans.overlap_tensor[0]):
+        if work.purpose in ("tensor", "context") and bool(plans.overlap_tensor[0]):
             spent *= constants.tensor_overlap_share
     elif isinstance(work, Pointwise):
         kind, bytes_ = "pointwise", float(work.bytes[0])
     else:
         kind, flop = ("attention" if isinstance(work, AttentionCore) else "gemm"), float(work.flop[0])
         if isinstance(work, Gemm):
-            bytes_ = float(2 * (work.m * work.k + work.k * work.n + work.m * work.n)[0])
+            bytes_ = float(work.moved_bytes[0])
     cause = f"{kind}_communication" if link else kind
     if operation.phase == "recompute" and link is None:
         cause = "recompute"
@@ -220,8 +228,8 @@ def _place(pieces: Sequence[Piece]) -> Callable[[Piece], tuple[int, int]]:
 
     def place(piece: Piece) -> tuple[int, int]:
         name = piece.name.partition(".")[2]
-        if name in ("dequantise", "accumulate"):
-            return (-1, 0) if name == "dequantise" else (2, 0)
+        if name.endswith(("dequantise", "accumulate")):
+            return (-1, 0) if name.endswith("dequantise") else (2, 0)
         stem, _, last = name.rpartition(".")
         name = stem if last.isdigit() else name
         if parallel and name in ("tensor_parallel1.sum", "tensor_parallel1.scatter"):

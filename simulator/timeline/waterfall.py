@@ -11,7 +11,7 @@ from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.timeline.events import Event, events_of
 from flopcast.simulator.timeline.play import Timeline, mean_seconds
 
-COMMUNICATIONS = tuple(f"{p}_communication" for p in ("tensor", "context", "pipeline", "gather", "reduce"))
+COMMUNICATIONS = tuple(f"{p}_communication" for p in ("tensor", "context", "expert", "pipeline", "gather", "reduce"))
 ORDER = (
     *("gemm_efficiency", "attention_efficiency", "pointwise", "recompute", "launch", *COMMUNICATIONS, "contention"),
     *("bubble", "stragglers", "optimizer", "overhead"),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flopcast.simulator.forecast import Forecast, forecast
     from flopcast.simulator.model import Model
     from flopcast.simulator.plan import Plan, Plans
+    from flopcast.simulator.search import SearchRequest, search
 
 # Each public name and where it lives; imported on first use, so that `flopcast --help` loads none of them.
 _HOMES = {
@@ -20,10 +21,12 @@ _HOMES = {
     "Plan": "flopcast.simulator.plan",
     "Plans": "flopcast.simulator.plan",
     "Request": "flopcast.simulator.compare",
+    "SearchRequest": "flopcast.simulator.search",
     "compare": "flopcast.simulator.compare",
     "forecast": "flopcast.simulator.forecast",
     "load_cluster": "flopcast.simulator.catalogue",
     "load_model": "flopcast.simulator.catalogue",
+    "search": "flopcast.simulator.search",
 }
 __all__ = [
     "Cluster",
@@ -33,10 +36,12 @@ __all__ = [
     "Plan",
     "Plans",
     "Request",
+    "SearchRequest",
     "compare",
     "forecast",
     "load_cluster",
     "load_model",
+    "search",
 ]
 
 

@@ -42,6 +42,16 @@ def test_parameter_counts_are_those_published(name: str) -> None:
     assert model.source
 
 
+@pytest.mark.parametrize("name", [name for name in model_names() if load_model(name).num_experts])
+def test_a_token_uses_the_parameters_published(name: str) -> None:
+    """To the last digit given; some count the embedding, which is looked up and not multiplied, and some do not."""
+    model = load_model(name)
+    published, rounded_to = (model.published[k] for k in ("num_active", "num_active_rounded_to"))
+    with_embedding = model.num_active_parameters
+    counts = (with_embedding, with_embedding - model.vocab_size * model.hidden)
+    assert min(abs(count - published) for count in counts) <= rounded_to
+
+
 def test_most_published_counts_are_exact() -> None:
     exact = [name for name in model_names() if load_model(name).published["num_parameters_rounded_to"] == 0]
     assert len(exact) > len(model_names()) / 2

@@ -1,5 +1,7 @@
 """The comparison: what it chooses, what it leaves out, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 from builders import cluster, plan, small_model
 
@@ -71,6 +73,34 @@ def test_a_strategy_that_cannot_be_is_left_out_with_the_reason_unless_asked_for(
     assert "tp=8 does not divide num_heads=6" in result.left_out["tp8"]
     with pytest.raises(InputError, match="tp=8 does not divide num_heads=6"):
         compare(small_model(num_heads=6, hidden=768, num_kv_heads=6), cluster(), Request(16, strategies=["tp8"]))
+
+
+def test_expert_parallelism_is_chosen_and_said_or_pinned() -> None:
+    mixtral, h100 = load_model("mixtral-8x7b"), load_cluster("dgx-h100")
+    request = Request(64, seq_len=4096, strategies=["zero1", "zero3", "tp8"])
+    free = compare(mixtral, h100, request)
+    assert "ep" in free.chosen
+    chosen = {row.strategy: row.plan["ep"] for row in free.rows}
+    assert max(chosen.values()) > 1
+    for row in free.rows:
+        pinned = compare(mixtral, h100, replace(request, strategies=[row.strategy], ep=1))
+        assert "ep" not in pinned.chosen
+        assert {r.plan["ep"] for r in pinned.rows} == {1}
+        assert row.fits > pinned.rows[0].fits or row.step_s <= pinned.rows[0].step_s
+    assert "ep" not in compare(PLAMO, ABCI, Request(480)).chosen
+
+
+@pytest.mark.parametrize(
+    ("model", "ep", "words"),
+    [
+        ("mixtral-8x7b", 3, "ep=3 does not divide the 8 experts"),
+        ("plamo-13b", 2, "ep=2 but PLaMo-13B has no experts"),
+        ("mixtral-8x7b", 0, "--ep is 0; it must be at least 1"),
+    ],
+)
+def test_expert_parallelism_that_cannot_be(model: str, ep: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        compare(load_model(model), load_cluster("dgx-h100"), Request(64, strategies=["zero3"], ep=ep))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def plans(draw: st.DrawFn) -> Plan:
 @given(plans())
 def test_everything_is_finite_and_positive(p: Plan) -> None:
     cast = forecast(MODEL, cluster(H100), p)
-    for name, part in {**cast.step.parts, **vars(cast.memory)}.items():
+    for name, part in {**cast.step.parts, **cast.memory.parts}.items():
         assert np.isfinite(part).all(), name
         assert (part >= -1e-12).all(), name
     assert cast.step_s[0] > 0

@@ -19,13 +19,18 @@ CONFIGS = Path(__file__).parent / "configs"
 # From the config.json of that name: the elements of every parameter, tied ones once, of
 # transformers.AutoModelForCausalLM.from_config(...) on torch's meta device (transformers 5.23.0,
 # torch 2.13.0).
-# PLaMo is not in transformers; its count is the closed form in test_model.py.
+# PLaMo and PLaMo 2 are not in transformers; their counts are the closed forms in test_model.py. Neither is the first
+# DeepSeekMoE, whose count is the Hub's, of its safetensors. Gemma 3 4B's is of its text_config, without images.
 COUNTS = {
     "bloom-560m": 559_214_592,
+    "deepseek-moe-16b": 16_375_728_128,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352,
     "falcon-40b": 41_303_293_952,
     "falcon-7b": 6_921_720_704,
     "gemma-2-2b": 2_614_341_888,
     "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_263_168,
     "gemma-7b": 8_537_680_896,
     "gpt-neox-20b": 20_554_567_680,
     "gpt2": 124_439_808,
@@ -33,12 +38,16 @@ COUNTS = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-65b": 65_285_660_672,
     "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
     "mpt-7b": 6_649_286_656,
     "opt-1.3b": 1_315_758_080,
     "phi-2": 2_779_683_840,
     "phi-3-mini": 3_821_079_552,
     "plamo-13b": 13_099_545_600,
+    "plamo-2-1b": 1_291_441_920,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
     "qwen2-0.5b": 494_032_768,
+    "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-8b": 8_190_735_360,
 }
 
@@ -184,6 +193,11 @@ def test_every_known_type_is_counted() -> None:
         ("gemma-7b", "gemma-7b"),
         ("gemma-2-2b", "gemma-2-2b"),
         ("phi-2", "phi-2"),
+        ("mixtral-8x7b", "mixtral-8x7b"),
+        ("deepseek-moe-16b", "deepseek-moe-16b"),
+        ("qwen1.5-moe-a2.7b", "qwen1.5-moe-a2.7b"),
+        ("qwen3-30b-a3b", "qwen3-30b-a3b"),
+        ("plamo-2-1b", "plamo-2-1b"),
     ],
 )
 def test_the_catalogue_says_what_the_config_says(config: str, entry: str) -> None:
@@ -297,13 +311,25 @@ def test_bloom_without_a_context_says_what_is_assumed() -> None:
         ({"model_type": "gemma2", "layer_types": ["mamba"] * 3}, "layer_types holds 'mamba'; write"),
         ({"model_type": "gemma2", "layer_types": 3}, "layer_types is 3; write a list of texts"),
         ({"model_type": None}, "model_type is missing"),
-        ({"model_type": 3}, "model_type is 3; write one of bloom, falcon"),
+        ({"model_type": 3}, "model_type is 3; write one of bloom, deepseek"),
         ({"model_type": "llamma"}, "model_type 'llamma' is not supported (did you mean 'llama'"),
-        ({"model_type": "bert"}, "known types: bloom, falcon, gemma"),
-        ({"model_type": "mixtral"}, "mixture of experts is not supported"),
-        ({"model_type": "qwen3_moe"}, "mixture of experts is not supported"),
-        ({"num_local_experts": 8}, "num_local_experts is 8; mixture of experts is not supported"),
-        ({"model_type": "gemma3", "text_config": {}}, "its text_config may be one of them"),
+        ({"model_type": "bert"}, "known types: bloom, deepseek, deepseek_v2, deepseek_v3, falcon, gemma"),
+        ({"model_type": "mllama", "text_config": {}}, "its text_config may be one of them"),
+        ({"num_local_experts": 8}, "num_local_experts is 8; experts are read for model_type deepseek"),
+        ({"model_type": "dbrx", "num_experts": 16}, "not for 'dbrx'"),
+        ({"model_type": "gemma3"}, "text_config is missing"),
+        ({"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 9}, "experts_per_token is 9 of 8"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 3}, "mlp_only_layers is 3; write a list of layers"),
+        ({"model_type": "deepseek_v3"}, "moe_intermediate_size is missing"),
+        ({"model_type": "deepseek_v2", "attention_bias": True}, "biases in latent attention are not supported"),
+        (
+            {"model_type": "deepseek_v2", "first_k_dense_replace": -1},
+            "first_k_dense_replace is -1; write a whole number",
+        ),
+        (
+            {"model_type": "plamo2", "num_key_value_heads": 2, "mamba_num_heads": 8, "full_attention_idx": 3},
+            "full_attention_idx is 3; write a list of layers",
+        ),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_the_mend(changes: dict[str, Any], says: str) -> None:

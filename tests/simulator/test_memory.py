@@ -14,7 +14,7 @@ PARAMETERS = MODEL.num_parameters
 
 def held(strategy: str, **fields: object) -> dict[str, float]:
     memory = forecast(MODEL, cluster(), plan(strategy, 16, **fields)).memory
-    return {name: float(value[0]) for name, value in vars(memory).items()}
+    return {name: float(value[0]) for name, value in memory.parts.items()}
 
 
 def test_states_of_every_strategy() -> None:
@@ -34,7 +34,7 @@ def test_states_of_every_strategy() -> None:
 
 
 def test_working_copies_are_two_bytes_over_their_shard_less_what_is_in_use() -> None:
-    """At the peak, the loss, no replicated copy has been dropped, and the root of a node's copy is gathered."""
+    """At the peak, the loss, nothing of a replicated copy is dropped yet, and the root of a node's copy is gathered."""
     root = MODEL.num_root_parameters
     assert held("zero2", recompute="full", seq_len=16384)["parameters"] == pytest.approx(2 * PARAMETERS)
     assert held("zero3-node", recompute="full", seq_len=16384)["parameters"] == pytest.approx(
@@ -59,9 +59,9 @@ def test_activations_of_a_sequential_swiglu_layer() -> None:
     # With a small vocabulary the peak is the backward of the layer before the last, computed again from its input:
     # three gradients as wide as the MLP, that of the residual stream, and that of the matrix down.
     small = forecast(small_model(vocab_size=512), cluster(), plan("zero3", 16, recompute="full")).memory
-    assert small.activations[0] == pytest.approx(3 * 2 * tokens * d)
+    assert small.parts["activations"][0] == pytest.approx(3 * 2 * tokens * d)
     backward = 2 * (3 * tokens * f + tokens * d + f * d)
-    assert small.workspace[0] == pytest.approx(layer - 2 * tokens * d + backward)
+    assert small.parts["workspace"][0] == pytest.approx(layer - 2 * tokens * d + backward)
     selective = held("zero3", recompute="selective")
     # Norm outputs are inputs of matrices and stay; the product of gate and up is one too, so only pointwise inputs go.
     assert full["activations"] < selective["activations"] <= 4 * layer

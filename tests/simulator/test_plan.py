@@ -84,3 +84,11 @@ def test_errors_can_be_rebuilt_from_their_arguments() -> None:
     with pytest.raises(InputError) as refused:
         placement("zero4", 480, 8)
     assert type(refused.value)(*refused.value.args).args == refused.value.args
+
+
+def test_hybrid_sharding_over_a_number_of_ranks() -> None:
+    fields = placement("hsdp16+q4", 64, 8)
+    assert {fields[name] for name in ("parameter_shard", "gradient_shard", "optimizer_shard")} == {16}
+    assert fields["gather_bits"] == 4
+    with pytest.raises(InputError, match="does not divide the 64 data-parallel ranks"):
+        Plan(**placement("hsdp24", 64, 8), seq_len=2048)  # type: ignore[arg-type]

@@ -9,6 +9,11 @@ from hypothesis import strategies as st
 
 from flopcast.collectives.group import FABRICS
 from flopcast.errors import InputError
+from flopcast.simulator.blocks.experts import Experts
+from flopcast.simulator.blocks.latent_attention import LatentAttention
+from flopcast.simulator.blocks.residual import MixedBlock
+from flopcast.simulator.blocks.state_space import StateSpace
+from flopcast.simulator.blocks.transformer import Mlp
 from flopcast.simulator.specification import parse_cluster, parse_model, read_cluster, read_model
 
 CLUSTER = """
@@ -212,6 +217,25 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert read_cluster(str(locked)).name == "my-cluster"
 
 
+def test_every_kind_of_layer() -> None:
+    latent = "kind = 'latent-attention'\nnum_heads = 4\nkv_rank = 32\nnope_dim = 8\nrope_dim = 4\nvalue_dim = 8\n"
+    states = "kind = 'state-space'\nnum_heads = 4\nhead_dim = 16\nstate_dim = 8\nrank = 4\n"
+    mlp = "intermediate = 128\ngated = true\n"
+    experts = "num_experts = 8\nexperts_per_token = 2\nexpert_intermediate = 32\nshared_intermediate = 64\n"
+    layers = "".join(f"[[layers]]\n{mixer}{part}" for mixer in (latent, states) for part in (mlp, experts))
+    model = parse_model(MODEL[: MODEL.index("[[layers]]")].replace("= 5", "= 4") + layers, "m.toml")
+    assert model.layers == (
+        MixedBlock(LatentAttention(4, 32, 8, 4, 8), Mlp(128)),
+        MixedBlock(LatentAttention(4, 32, 8, 4, 8), Experts(8, 2, 32, 64)),
+        MixedBlock(StateSpace(4, 16, 8, 4), Mlp(128)),
+        MixedBlock(StateSpace(4, 16, 8, 4), Experts(8, 2, 32, 64)),
+    )
+    assert [block.kind for block in model.layers] == [
+        *("latent-transformer", "latent-expert-transformer"),
+        *("state-space-transformer", "state-space-expert-transformer"),
+    ]
+
+
 def test_layers_repeat_in_their_order_until_there_are_enough() -> None:
     model = parse_model(MODEL, "small.toml")
     assert [block.kind for block in model.layers] == [
@@ -243,6 +267,11 @@ def test_layers_repeat_in_their_order_until_there_are_enough() -> None:
             "num_layers = 5\nnum_positions = 9",
             'num_positions is 9 where positions is "rotary"',
         ),
+        ("window = 32", 'kind = "latent-attention"', "layers.0.kv_rank is missing; add it, such as kv_rank = 512"),
+        ("window = 32", 'kind = "latent-attention"', 'layers.0.num_kv_heads: a layer of kind = "latent-attention"'),
+        ("window = 32", "kv_rank = 512", 'layers.0.kv_rank: a layer of kind = "transformer" without num_experts has'),
+        ("window = 32", "num_experts = 8", "layers.0.experts_per_token is missing; add it, such as experts_per_token"),
+        ("window = 32", "num_experts = 8", 'layers.0.gated: a layer of kind = "transformer" with num_experts has'),
         (MODEL[MODEL.index("[[layers]]") :], "layers = []", "layers is empty; add a [[layers]] table"),
         (MODEL[MODEL.index("[[layers]]") :], "layers = 3", "layers is 3; write a list in brackets"),
     ],
@@ -318,3 +347,9 @@ def test_any_bytes_are_refused_in_one_line(tmp_path_factory: pytest.TempPathFact
     with pytest.raises(InputError) as refused:
         read_cluster(path)
     assert "\n" not in str(refused.value)
+
+
+def test_the_documentations_model_file_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    model = parse_model(page.split("```toml\n")[1].split("```")[0], "docs/models.md")
+    assert [block.kind for block in model.layers] == ["transformer", *["expert-transformer"] * 7]

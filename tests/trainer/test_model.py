@@ -24,7 +24,18 @@ TOKENS = torch.arange(48).view(2, 24) * 11 % 80
 
 
 def trainable() -> list[str]:
-    return [name for name in model_names() if load_model(name).positions != "alibi"]
+    models = {name: load_model(name) for name in model_names()}
+    return [
+        name
+        for name, model in models.items()
+        if model.positions != "alibi" and all(isinstance(block, TransformerBlock) for block in model.kinds)
+    ]
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v2-lite", "plamo-2-1b"])
+def test_layers_that_it_lacks_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="which the trainer lacks"):
+        Decoder(load_model(name))
 
 
 @pytest.mark.parametrize("name", trainable())

@@ -14,6 +14,8 @@ def check_plan(model: Model, plan: Plan, world_size: int) -> None:
         _refuse(plan, f"num_gpus={plan.num_gpus} but {world_size} ranks are running; start one rank per GPU")
     if plan.cp > 1:
         _refuse(plan, f"cp={plan.cp}: the trainer has no context parallelism; set cp=1")
+    if plan.ep > 1:
+        _refuse(plan, f"ep={plan.ep}: the trainer has no mixture of experts; set ep=1")
     if plan.precision != "bf16":
         _refuse(plan, f"precision={plan.precision}: the trainer computes in bf16 or fp32; set precision=bf16")
     _check_shards(plan)

@@ -19,6 +19,7 @@ def compare(
     tokens_per_gpu: int | None = None,
     seq_len: int | None = None,
     micro_batch: int | None = None,
+    ep: int | None = None,
     recompute: str | None = None,
     gradient_bits: int = 32,
     attention: str | None = None,
@@ -47,6 +48,8 @@ def compare(
         Tokens per sequence; by default the model's context.
     micro_batch
         Sequences per rank and pass.
+    ep
+        Ranks that share out the experts of a mixture of experts; by default the number that runs fastest.
     recompute
         none, selective or full.
     gradient_bits
@@ -78,6 +81,7 @@ def compare(
         tokens_per_gpu=tokens_per_gpu,
         seq_len=seq_len,
         micro_batch=micro_batch,
+        ep=ep,
         recompute=recompute,  # type: ignore[arg-type]
         gradient_bits=gradient_bits,
         attention=attention,  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Commands that say how far to trust a forecast, and that fit it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ def accuracy(
     *,
     runs: Path | None = None,
     collectives: str | None = None,
+    regret: Flag = False,
     json: Flag = False,
 ) -> None:
     """The forecast against measured training steps, or collectives: the error of every source, beside a null model's.
@@ -25,10 +27,22 @@ def accuracy(
         A CSV with the columns of reports/measurements/training_runs.md; by default the published runs we hold.
     collectives
         Instead: a CSV with the columns of reports/measurements/collectives.md, or "published" for the rows we hold.
+    regret
+        Instead: of every sweep in RUNS (same model, machine, GPU count and batch) how much slower than the fastest run
+        the one is that the forecast ranks first.
     json
         Print one JSON document and nothing else: every row, the sources, the whole.
 
     """
+    if regret:
+        from flopcast.reports import search_regret
+
+        sweeps = search_regret.regret(runs or search_regret.PUBLISHED_RUNS)
+        if json:
+            print_json(sweeps.as_json())
+        else:
+            console().print(search_regret.render(sweeps))
+        return
     if collectives:
         from flopcast.reports import collective_accuracy as by_size
 
@@ -55,16 +69,28 @@ def accuracy(
 
 @app.command
 def calibrate(
-    *,
+    *runs: Path,
+    cluster: Path | None = None,
+    constants: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     global_: Annotated[bool, Parameter(name="--global", negative="")] = False,
     nccl_log: Path | None = None,
     collective: str | None = None,
     write: Flag = False,
+    json: Flag = False,
 ) -> None:
-    """Fit constants to measurements, and say how good the fit is: the forecast's own, or a site's collectives.
+    """Fit constants to measurements, and say how good the fit is: a machine's, its collectives', the forecast's own.
 
     Parameters
     ----------
+    runs
+        Runs of the machine that --cluster profiles: folders or logs of the trainer, or a CSV of training runs.
+    cluster
+        The machine's profile; its forecasts with and without the fit are compared.
+    constants
+        of compute_scale, dispatch_scale, overlap_leak, straggler; by default those that the runs can tell apart.
+    output
+        Write the profile with its calibration here; --cluster of every command accepts it.
     global_
         Fit the constants of simulator/constants.toml to the published runs together, each framework left out in turn.
     nccl_log
@@ -72,9 +98,14 @@ def calibrate(
     collective
         What the log's rows are of, where the log does not say.
     write
-        Store the constants, and the band from the runs left out.
+        Store the constants of --global, and the band from the runs left out.
+    json
+        Print the calibration of RUNS and nothing else.
 
     """
+    if runs:
+        _calibrate_machine(runs, cluster, constants, output, json)
+        return
     if nccl_log:
         from flopcast.collectives.running.log_calibration import fit, residual_table
         from flopcast.collectives.running.nccl_tests_log import read_log
@@ -83,7 +114,7 @@ def calibrate(
         print("\n".join(residual_table(rows, fit(rows))))
         return
     if not global_:
-        raise InputError("calibrate: say --global, or give --nccl-log FILE")
+        raise InputError("calibrate: give RUNS and --cluster PROFILE, say --global, or give --nccl-log FILE")
     from flopcast.reports.accuracy import PUBLISHED_RUNS
     from flopcast.reports.accuracy_table import render_constants
     from flopcast.reports.global_fit import calibrate as fit_all
@@ -98,3 +129,28 @@ def calibrate(
     if write:
         result.write()
         out.print("written: simulator/constants.toml, simulator/residuals.toml")
+
+
+def _calibrate_machine(
+    paths: tuple[Path, ...], cluster: Path | None, constants: list[str] | None, output: Path | None, json: bool
+) -> None:
+    from flopcast.reports.calibration import calibrate as fit
+    from flopcast.reports.calibration_table import lines
+    from flopcast.reports.machine_runs import read_machine_runs
+    from flopcast.simulator.profile import read_profile, write_profile
+    from flopcast.simulator.profiled_cluster import cluster_of
+
+    if cluster is None:
+        raise InputError("calibrate RUNS needs --cluster PROFILE, which 'flopcast profile' wrote on their machine")
+    profile = read_profile(cluster).model_copy(update={"calibration": None})
+    machine = cluster_of(profile, cluster.parent, str(cluster))
+    found = fit(read_machine_runs(paths), machine, constants, profile.device)
+    section = found.section()
+    if output is not None:
+        write_profile(output, profile.model_copy(update={"calibration": section}))
+    if json:
+        print_json(section.model_dump(mode="json"))
+    else:
+        print("\n".join(lines(found)))
+    if output is not None:
+        print(f"flopcast: wrote {output}", file=sys.stderr)

@@ -1,0 +1,37 @@
+"""A calibration as its reader sees it: how good the fit is, what was fitted, where it holds."""
+
+import math
+from collections.abc import Iterator
+
+from flopcast.reports.calibration import Calibrating
+from flopcast.simulator.calibrated import MACHINE_CONSTANTS, QUANTITIES
+from flopcast.simulator.units import format_seconds
+
+
+def lines(found: Calibrating) -> Iterator[str]:
+    """The runs with their errors, the constants with their deviations, the range and the band."""
+    section = found.section()
+    width = max(len(run.name) for run in found.runs)
+    yield f"{'run':<{width}}   measured   profile alone   fitted   left out"
+    before = found.before_s / found.measured_s - 1
+    fitted = found.fit.predicted_s / found.measured_s - 1
+    for run, alone, inside, left in zip(found.runs, before, fitted, found.left_out_errors, strict=True):
+        outside = "-" if left != left else f"{left:+.1%}"
+        errors = f"{alone:>+13.1%}   {inside:>+6.1%}   {outside:>8}"
+        yield f"{run.name:<{width}}   {format_seconds(run.step_s):>8}   {errors}"
+    yield ""
+    for name, constant in section.constants.items():
+        meaning = MACHINE_CONSTANTS[name].meaning
+        value, ends = f"{constant.value:.3g} +- {constant.deviation:.2g}", f"{constant.low:g} to {constant.high:g}"
+        yield f"{name} = {value} ({ends}): {meaning}"
+    for pair, correlation in section.correlations.items():
+        yield f"correlation of {pair}: {correlation:+.2f}"
+    yield ""
+    for name, (least, most) in section.ranges.items():
+        yield f"calibrated for {least:,.0f} to {most:,.0f} {QUANTITIES[name][0]}"
+    yield "beyond these, a forecast says so and its band widens"
+    if section.band is None:
+        yield "too few runs to leave one out: the band is that of published runs"
+    else:
+        low, high = (math.expm1(log) for log in section.band)
+        yield f"80 % band from the runs left out: {low:+.0%} to {high:+.0%}"

@@ -1,0 +1,230 @@
+"""The result of a search as a planner reads it: the winner, what came next and why it lost, time against memory."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flopcast.reports.comparison import row_as_json
+from flopcast.reports.explain import NOT_TOLD_APART
+from flopcast.reports.runner_up import why_behind
+from flopcast.simulator.forecast import Row
+from flopcast.simulator.search import Found, SearchResult
+from flopcast.simulator.units import format_count
+
+# The least memory shown of the trade against time, as shares of the GPU's.
+SHARES = (1.0, 3 / 4, 1 / 2, 1 / 4, 1 / 8)
+UNITS = {"time": ("s", 1.0), "memory": ("GB", 1e-9), "cost": ("of the price's currency", 1.0), "energy": ("MJ", 1e-6)}
+
+
+def as_json(result: SearchResult) -> dict[str, Any]:
+    """The document that ``flopcast search --json`` prints; SI base units, rows as those of ``flopcast compare``."""
+    cluster, limit = result.cluster, result.cluster.gpu.memory_bytes
+    return {
+        "model": {"name": result.model.name, "num_parameters": result.model.num_parameters},
+        "cluster": {"name": cluster.name, "gpu": cluster.gpu.name, "memory_bytes": limit},
+        "objective": result.request.objective,
+        "fixed": {name: list(values) for name, values in result.request.fixed.items()},
+        "convention": result.request.convention,
+        "seq_len": result.seq_len,
+        "global_batch_tokens": result.global_batch_tokens,
+        "num_plans": result.num_plans,
+        "elapsed_s": result.elapsed_s,
+        "complete": result.complete,
+        "rows": [
+            {**row_as_json(row, limit), "objective": result.objective(row), "why_behind": why}
+            for found in result.found
+            for row, why in top(result, found)
+        ],
+        "counts": [
+            {
+                "num_gpus": found.num_gpus,
+                "num_plans": found.num_plans,
+                "num_fitting": found.num_fitting,
+                "fastest": row_as_json(found.fastest, limit),
+                "front": [
+                    {"plan": row.plan, "step_s": row.step_s, "memory_bytes": row.memory_bytes}
+                    for row in found.front.rows()
+                ],
+            }
+            for found in result.found
+        ],
+        "left_out": {str(num_gpus): reason for num_gpus, reason in result.left_out.items()},
+    }
+
+
+def top(result: SearchResult, found: Found) -> list[tuple[Row, str]]:
+    """The best placements on one GPU count, and why each is behind the first."""
+    first = found.rows[0]
+    by_memory = result.request.objective == "memory"
+    rows = found.rows[: result.request.top]
+    return [(row, "" if row is first else why_behind(row, first, by_memory)) for row in rows]
+
+
+def render(result: SearchResult) -> Iterator[RenderableType]:
+    """What the terminal shows, in order: the question, the winner, the runners-up, time against memory."""
+    yield from _question(result)
+    found, _ = result.winner
+    yield Text(f"\n{verdict(result)}\n", style="bold")
+    if not found.fastest.fits:
+        yield Text(
+            f"The fastest of all, {described(found.fastest)}, would take {_seconds(found.fastest.step_s)} s but needs "
+            f"{found.fastest.memory_bytes / 1e9:.1f} GB per GPU, more than the "
+            f"{result.cluster.gpu.memory_bytes / 1e9:.1f} there are.\n"
+        )
+    if len(result.found) > 1:
+        yield _scaling(result)
+        yield Text(f"\nThe best placements on {found.num_gpus} GPUs", style="bold")
+    yield _placements(result, found)
+    yield Text("\nThe fastest plan within a share of the GPU's memory", style="bold")
+    yield _memory_steps(result, found)
+    for num_gpus, reason in result.left_out.items():
+        yield Text(f"\n{num_gpus} GPUs: {reason}")
+    for note in (*result.cluster.assumptions, *result.model.assumptions):
+        yield Text(f"\nassumed: {note}")
+
+
+def verdict(result: SearchResult) -> str:
+    """The winner in a sentence with its band, and the placements that the forecast cannot tell from it."""
+    found, row = result.winner
+    objective = result.request.objective
+    unit, scale = UNITS[objective]
+    gpus = f" on {found.num_gpus} GPUs" if len(result.found) > 1 else ""
+    least = "" if objective == "time" else f" {result.objective(row) * scale:,.3g} {unit} per step,"
+    if objective == "memory":
+        least = ""
+    near = [
+        described(other)
+        for other in found.rows[1 : result.request.top]
+        if result.objective(other) < NOT_TOLD_APART * result.objective(row)
+    ]
+    also = f" Not told apart from it: {'; '.join(near)}." if near else ""
+    partly = "" if result.complete else " so far (interrupted)"
+    return (
+        f"Best by {objective}{partly}{gpus}: {described(row)}:{least} {_seconds(row.step_s)} s per step "
+        f"({_seconds(row.low_s)}-{_seconds(row.high_s)}), {100 * row.mfu:.0f} % MFU, "
+        f"{row.memory_bytes / 1e9:.1f} GB per GPU.{also}"
+    )
+
+
+def described(row: Row) -> str:
+    """A placement in a few words: strategy and degrees of parallelism above 1."""
+    degrees = [f"{name} {row.plan[name]}" for name in ("tp", "cp", "pp", "ep") if row.plan[name] > 1]
+    return " ".join([row.strategy, *(["with", ", ".join(degrees)] if degrees else [])])
+
+
+def settings(row: Row) -> str:
+    """What was chosen for a placement: micro-batch x passes, recomputation, schedule, how gradients and gathers run."""
+    plan = row.plan
+    words = [f"{plan['micro_batch']} x {plan['grad_accum']}"]
+    if plan["recompute"] != "none":
+        words.append(f"recompute {plan['recompute']}")
+    if plan["sequence_parallel"]:
+        words.append("sequence parallel")
+    if plan["pp"] > 1:
+        chunks = f" x {plan['virtual_pp']}" if plan["virtual_pp"] > 1 else ""
+        words.append(f"{plan['schedule']}{chunks}")
+    words.append(f"{plan['gradient_bits']}-bit gradients")
+    if plan["parameter_shard"] == 1:
+        words.append(f"buckets {plan['bucket_bytes'] / 2**20:,.0f} MiB")
+    elif plan["prefetch"] == 0:
+        words.append("no prefetch")
+    return ", ".join(words)
+
+
+def _question(result: SearchResult) -> Iterator[Text]:
+    model, cluster = result.model, result.cluster
+    counts = ", ".join(str(found.num_gpus) for found in result.found)
+    yield Text(
+        f"{model.name} ({format_count(model.num_parameters)} parameters) on {counts} x {cluster.gpu.name}, "
+        f"{cluster.name}: nodes of {cluster.gpus_per_node}",
+        style="bold",
+    )
+    sequences = result.global_batch_tokens // result.seq_len
+    yield Text(
+        f"{result.global_batch_tokens:,} tokens per step: {sequences:,} sequences of {result.seq_len:,}. "
+        f"{result.num_plans:,} legal plans forecast, {sum(found.num_fitting for found in result.found):,} fit."
+    )
+    if result.request.fixed:
+        fixed = (f"{name}={','.join(map(str, values))}" for name, values in result.request.fixed.items())
+        yield Text(f"Fixed: {' '.join(fixed)}")
+
+
+def _placements(result: SearchResult, found: Found) -> Table:
+    figures = ("step, s\n(80 % band)", "MFU\n%", "GB per\nGPU")
+    table = _table(("placement", "left"), *((figure, "right") for figure in figures))
+    table.add_column("runs as, and why it is behind the first", overflow="fold")
+    for row, why in top(result, found):
+        table.add_row(
+            described(row).replace(" with ", "\n"),
+            f"{_seconds(row.step_s)}\n({_seconds(row.low_s)}-{_seconds(row.high_s)})",
+            f"{100 * row.mfu:.1f}",
+            f"{row.memory_bytes / 1e9:.1f}",
+            settings(row) + (f"\n{why}" if why else ""),
+        )
+    return table
+
+
+def memory_steps(result: SearchResult, found: Found) -> list[int]:
+    """Places on the front of the fastest plans within a few shares of the GPU's memory."""
+    limit, memory_bytes = result.cluster.gpu.memory_bytes, found.front.memory.total
+    within = [np.flatnonzero(memory_bytes <= share * limit) for share in SHARES]
+    return list(dict.fromkeys(int(places[0]) for places in within if places.size))
+
+
+def _memory_steps(result: SearchResult, found: Found) -> Table:
+    table = _table(("GB per\nGPU", "right"), ("step, s", "right"), ("slower by\n%", "right"), ("placement", "left"))
+    table.add_column("runs as", overflow="fold")
+    rows = found.front.rows()
+    for place in memory_steps(result, found):
+        row = rows[place]
+        table.add_row(
+            f"{row.memory_bytes / 1e9:.1f}",
+            _seconds(row.step_s),
+            f"{100 * (row.step_s / rows[0].step_s - 1):.0f}",
+            described(row),
+            settings(row),
+        )
+    return table
+
+
+def _scaling(result: SearchResult) -> Table:
+    """The best plan on every GPU count, and the throughput kept of the smallest count's."""
+    unit, scale = UNITS[result.request.objective]
+    table = _table(("GPUs", "right"), ("step, s\n(80 % band)", "right"), ("tokens/s\nper GPU", "right"))
+    for heading in ("kept of the\nfirst, %", "MFU\n%", "GB per\nGPU"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    costed = result.request.objective in ("cost", "energy")
+    if costed:
+        table.add_column(f"{result.request.objective},\n{unit}", justify="right", no_wrap=True)
+    table.add_column("placement", overflow="fold")
+    first = result.found[0].rows[0]
+    for found in result.found:
+        row = found.rows[0]
+        table.add_row(
+            f"{found.num_gpus:,}",
+            f"{_seconds(row.step_s)} ({_seconds(row.low_s)}-{_seconds(row.high_s)})",
+            f"{row.tokens_per_s_per_gpu:,.0f}",
+            f"{100 * row.tokens_per_s_per_gpu / first.tokens_per_s_per_gpu:.0f}",
+            f"{100 * row.mfu:.1f}",
+            f"{row.memory_bytes / 1e9:.1f}",
+            *([f"{result.objective(row) * scale:,.4g}"] if costed else []),
+            f"{described(row)}: {settings(row)}",
+        )
+    return table
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading, justify in columns:
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    return table
+
+
+def _seconds(value: float) -> str:
+    """A time at the decimals a reader can use."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"

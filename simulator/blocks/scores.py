@@ -1,0 +1,88 @@
+"""softmax(Q K^T) V for any number and size of heads, and what context parallelism exchanges for it."""
+
+import numpy as np
+
+from flopcast.simulator import placement
+from flopcast.simulator.blocks.computation import Computation, Workload
+from flopcast.simulator.operation import Array, AttentionCore, Collective, Pointwise
+
+# Unfused attention, bytes per score: write, mask and softmax, dropout, read; and the same with gradients backward.
+SCORES_FORWARD, SCORES_BACKWARD, SCORES_SAVED = 12, 16, 5
+FLASH_KERNELS, UNFUSED_KERNELS = (1.0, 3.0), (5.0, 8.0)
+
+
+def flop_per_token(
+    num_heads: int, key_dim: int, value_dim: int, window: int | None, seq_len: int, causal: bool
+) -> float:
+    """Forward FLOPs per token of Q K^T and scores x V: 2 Hq (Dk + Dv) keys, keys the mean number a token attends to.
+
+    All S of them by the full convention; under the causal mask S/2, or w - w^2/2S in a window of w.
+    """
+    window = min(seq_len, window or seq_len)
+    keys = window - window**2 / (2 * seq_len) if causal else window
+    return 2.0 * num_heads * (key_dim + value_dim) * keys
+
+
+def scores(
+    load: Workload, num_heads: int, key_dim: int, value_dim: int, window: int | None, qkv_bytes: Array
+) -> list[Computation]:
+    """softmax(Q K^T) V. A flash kernel skips what the causal mask hides; unfused computes and stores every score.
+
+    FLOPs forward: 2 T keys Hq (Dk + Dv) / tp, with keys = S/2 on average under the causal mask (w - w^2/2S in a
+    window w). A flash backward redoes Q K^T and has four products more, two over Dk and two over Dv. ``qkv_bytes``:
+    queries, keys and values, which are kept with the result.
+    """
+    plans = load.plans
+    unfused = plans.has(attention="unfused")
+    length = plans.seq_len.astype(np.float64)
+    attended_to = np.minimum(length, window or np.inf)
+    keys = np.where(unfused, length, attended_to - attended_to**2 / (2 * length))
+    heads = num_heads / plans.tp
+    flop = 2 * load.tokens * keys * heads * (key_dim + value_dim)
+    num_scores = load.tokens * length * heads
+    head_dim = plans.zeros + (key_dim + value_dim) / 2
+
+    def core(share: Array | float, backward: bool) -> AttentionCore:
+        return AttentionCore(flop * share, plans.attention, head_dim, attended_to, backward)
+
+    attended = load.tokens * heads * value_dim * 2  # also the input of the output projection
+    log_sum = 4 * load.tokens * heads
+    kept = qkv_bytes + attended + np.where(unfused, 0.0, log_sum)
+    redone = np.where(unfused, 0.0, key_dim / (key_dim + value_dim))
+    return [
+        Computation(
+            "attention",
+            core(1.0, backward=False),
+            (core(2.0 + redone, backward=True),),
+            np.where(unfused, UNFUSED_KERNELS[0], FLASH_KERNELS[0]),
+            np.where(unfused, UNFUSED_KERNELS[1], FLASH_KERNELS[1]),
+            kept,
+            kept,
+            selective=unfused,
+        ),
+        Computation(
+            "scores",
+            Pointwise(num_scores * SCORES_FORWARD, counted=True),
+            (Pointwise(num_scores * SCORES_BACKWARD, counted=True),),
+            0.0,
+            0.0,
+            num_scores * SCORES_SAVED,
+            selective=True,
+            present=unfused,
+        ),
+    ]
+
+
+def context_parallel(load: Workload, shared_bytes: Array) -> list[Computation]:
+    """Every context-parallel rank needs what all hold: gathered forward and again backward, gradients summed back.
+
+    ``shared_bytes``: one rank's part, such as its keys and values.
+    """
+    plans = load.plans
+    group = placement.group(plans.cp, plans.tp, load.gpus_per_node, plans.num_gpus)
+
+    def work(collective: str) -> Collective:
+        return Collective(collective, shared_bytes * plans.cp, group, "cp", "context")
+
+    backward = (work("all_gather"), work("reduce_scatter"))
+    return [Computation("context", work("all_gather"), backward, 1.0, 2.0, present=plans.cp > 1)]

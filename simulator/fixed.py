@@ -1,0 +1,74 @@
+"""What a request fixes of the plans it searches: "pp=1", "tp=2,4", checked field by field."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from flopcast.errors import InputError, nearest
+from flopcast.simulator.plan import CHOICES, FLAGS, Plan, placement
+
+# What has an option of its own.
+OPTIONS = {"num_gpus": "--gpus", "seq_len": "--seq-len"}
+WORDS = {"true": True, "false": False}
+
+
+def parse_fixed(items: Iterable[str]) -> dict[str, list[Any]]:
+    """``["pp=1", "tp=2,4"]`` -> ``{"pp": [1], "tp": [2, 4]}``; raises InputError for what is no field or no value."""
+    found: dict[str, list[Any]] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not text:
+            raise InputError(f"--fix {item}: write a field of a plan, '=' and values, e.g. --fix pp=1 or --fix tp=2,4")
+        if name in found:
+            raise InputError(f"--fix {name} is given twice; write its values in one, e.g. --fix {name}=A,B")
+        _known(name)
+        found[name] = [_value(name, word.strip()) for word in text.split(",")]
+    return found
+
+
+def checked(fixed: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The same values, each a legal one of its field."""
+    for name, values in fixed.items():
+        _known(name)
+        for value in values:
+            _check(name, value)
+    return {name: list(values) for name, values in fixed.items()}
+
+
+def _known(name: str) -> None:
+    names = [field.name for field in fields(Plan)]
+    if name in OPTIONS:
+        raise InputError(f"--fix {name}: use {OPTIONS[name]}")
+    if name not in names:
+        raise InputError(f"--fix {name}: a plan has no such field; {nearest(name, names)}")
+
+
+def _value(name: str, word: str) -> Any:
+    if name == "strategy" or name in CHOICES:
+        value: Any = word.lower()
+    elif name in FLAGS:
+        if word.lower() not in WORDS:
+            raise InputError(f"--fix {name}={word}: write true or false")
+        value = WORDS[word.lower()]
+    else:
+        try:
+            value = int(word)
+        except ValueError:
+            raise InputError(f"--fix {name}={word}: write a whole number") from None
+    _check(name, value)
+    return value
+
+
+def _check(name: str, value: Any) -> None:
+    if name == "strategy":
+        if "tp" in value:
+            raise InputError(f"--fix strategy={value}: it stands for tp={value[2:]} strategy=zero1; fix those")
+        placement(value, 1, 1)
+    elif name in CHOICES and value not in CHOICES[name]:
+        raise InputError(f"--fix {name}={value}: choose of {', '.join(CHOICES[name])}")
+    elif name in ("gradient_bits", "gather_bits"):
+        allowed = (16, 32) if name == "gradient_bits" else (16, 4)
+        if value not in allowed:
+            raise InputError(f"--fix {name}={value}: choose {allowed[0]} or {allowed[1]}")
+    elif name not in CHOICES and name not in FLAGS and value < (0 if name == "prefetch" else 1):
+        raise InputError(f"--fix {name}={value}: it must be at least {0 if name == 'prefetch' else 1}")

@@ -1,0 +1,98 @@
+"""Mixtures of experts on LLaMA's pattern: Mixtral, Qwen2-MoE and Qwen3-MoE."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flopcast.errors import InputError
+from flopcast.simulator.blocks.experts import Experts
+from flopcast.simulator.blocks.residual import FeedForward, MixedBlock, Mixer
+from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
+from flopcast.simulator.huggingface.fields import Fields
+from flopcast.simulator.huggingface.llama import head_dim, heads, upper_windows
+from flopcast.simulator.model import Block, Model
+from flopcast.simulator.units import shown
+
+
+def mixture_model(fields: Fields, mixers: Sequence[Mixer], parts: Sequence[FeedForward], tied: bool = False) -> Model:
+    """A model of RMSNorm, one mixer and one feed-forward part for every layer."""
+
+    def block(mixer: Mixer, part: FeedForward) -> Block:
+        if isinstance(mixer, Attention) and isinstance(part, Mlp):
+            return TransformerBlock(mixer, part)
+        return MixedBlock(mixer, part)
+
+    return Model(
+        name=fields.name,
+        hidden=fields.size("hidden_size"),
+        vocab_size=fields.size("vocab_size"),
+        context=fields.size("max_position_embeddings"),
+        layers=tuple(block(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
+        tied_embeddings=fields.flag("tie_word_embeddings", default=tied),
+    )
+
+
+def mixtral(fields: Fields) -> Model:
+    """MixtralConfig: 8 key/value heads, 8 experts of which a token uses 2, no window where absent; untied."""
+    num_heads, num_kv_heads = heads(fields, default_kv_heads=8)
+    window = fields.optional_size("sliding_window")
+    attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), window=window)
+    experts = Experts(
+        fields.size("num_local_experts", "num_experts", default=8),
+        fields.size("num_experts_per_tok", default=2),
+        fields.size("intermediate_size"),
+    )
+    layers = fields.num_layers("num_hidden_layers")
+    return mixture_model(fields, [attention] * layers, [experts] * layers)
+
+
+def qwen2_moe(fields: Fields) -> Model:
+    """Qwen2MoeConfig: biases on q, k and v unless ``qkv_bias`` is false, a gated shared expert; windows as Qwen2."""
+    num_heads, num_kv_heads = heads(fields)
+    attention = Attention(
+        num_heads,
+        num_kv_heads,
+        head_dim(fields, num_heads),
+        qkv_bias=fields.flag("qkv_bias", default=True),
+    )
+    experts = Experts(
+        fields.size("num_experts", default=60),
+        fields.size("num_experts_per_tok", default=4),
+        fields.size("moe_intermediate_size", default=1408),
+        fields.size("shared_expert_intermediate_size", default=5632),
+        shared_gate=True,
+    )
+    mixers = [replace(attention, window=window) for window in upper_windows(fields)]
+    return mixture_model(fields, mixers, _every_so_often(fields, experts))
+
+
+def qwen3_moe(fields: Fields) -> Model:
+    """Qwen3MoeConfig: 4 key/value heads where absent, a norm on each head of q and k, no shared expert."""
+    num_heads, num_kv_heads = heads(fields, default_kv_heads=4)
+    bias = fields.flag("attention_bias", default=False)
+    attention = Attention(
+        num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias, qk_norm=True
+    )
+    if fields.flag("use_sliding_window", default=False):
+        window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+        attention = replace(attention, window=window)
+    experts = Experts(
+        fields.size("num_experts", "num_local_experts", default=128),
+        fields.size("num_experts_per_tok", default=8),
+        fields.size("moe_intermediate_size", default=768),
+    )
+    parts = _every_so_often(fields, experts)
+    return mixture_model(fields, [attention] * len(parts), parts)
+
+
+def _every_so_often(fields: Fields, experts: Experts) -> list[FeedForward]:
+    """Experts in every ``decoder_sparse_step``-th layer (1: all), an MLP in those of ``mlp_only_layers``."""
+    step = fields.size("decoder_sparse_step", default=1)
+    dense = fields.config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in dense):
+        raise InputError(f"mlp_only_layers is {shown(dense)}; write a list of layers, counted from 0")
+    layers = range(fields.num_layers("num_hidden_layers"))
+    sparse = [(index + 1) % step == 0 and index not in dense for index in layers]
+    if all(sparse):
+        return [experts] * len(sparse)
+    mlp = Mlp(fields.size("intermediate_size"))
+    return [experts if is_sparse else mlp for is_sparse in sparse]

@@ -1,0 +1,133 @@
+"""Why a space has no plan, or none that fits, and what would mend it: the sentences of a search that finds nothing."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from flopcast.errors import InputError
+from flopcast.simulator.forecast import Row, forecast
+from flopcast.simulator.space import MIN_TOKENS_PER_RANK, Space
+
+# GPU counts on either side that are tried before giving up.
+COUNTS_TRIED = 64
+# Plans forecast at once while looking for one that fits.
+CHUNK = 50_000
+MULTIPLES = (2, 4, 8, 16, 32)
+
+
+def why_empty(space: Space) -> str:
+    """The constraint that left no plan, and the nearest GPU count that has one."""
+    nearest = nearest_legal(space)
+    mend = f"the nearest number of GPUs with a legal plan is {nearest}" if nearest else "other --fix values are needed"
+    return f"{space.model.name} on {space.num_gpus} GPUs has no legal plan: {_constraint(space)}; {mend}"
+
+
+def nearest_legal(space: Space) -> int | None:
+    """The number of GPUs nearest to the space's, whole nodes or parts of one, that has a legal plan."""
+    for num_gpus in _counts(space):
+        if has_plan(replace(space, num_gpus=num_gpus)):
+            return num_gpus
+    return None
+
+
+def has_plan(space: Space) -> bool:
+    """Whether any plan is legal."""
+    return any(True for region in space.regions() for _ in region.parts(CHUNK))
+
+
+def too_large(space: Space, smallest: Row, num_plans: int) -> str:
+    """How much memory the smallest plan lacks, and what would make room."""
+    limit = space.cluster.gpu.memory_bytes
+    plan = smallest.plan
+    return (
+        f"{space.model.name} fits {space.num_gpus} x {space.cluster.gpu.name} under none of {num_plans:,} plans: the "
+        f"smallest ({smallest.strategy}, tp {plan['tp']}, cp {plan['cp']}, pp {plan['pp']}, ep {plan['ep']}, "
+        f"micro-batch {plan['micro_batch']}, recompute {plan['recompute']}) needs "
+        f"{smallest.memory_bytes / 1e9:.1f} GB per GPU, "
+        f"{(smallest.memory_bytes - limit) / 1e9:.1f} GB more than there is; {_mend(space)}"
+    )
+
+
+def _mend(space: Space) -> str:
+    fixed = {name: values for name, values in space.values.items() if name in space.fixed}
+    for name in fixed:
+        others = {other: values for other, values in space.values.items() if other != name}
+        if _fits(replace(space, values=others)):
+            return f"leave {name} to the search and it fits"
+    for times in MULTIPLES:
+        more = replace(space, num_gpus=space.num_gpus * times)
+        try:
+            space.cluster.check_num_gpus(more.num_gpus)
+        except InputError:
+            break
+        if _fits(more):
+            return f"{more.num_gpus} GPUs would hold it"
+    return "GPUs with more memory, a shorter sequence or a smaller model would help"
+
+
+def _fits(space: Space) -> bool:
+    for region in space.regions():
+        for piece in region.parts(CHUNK):
+            cast = forecast(space.model, space.cluster, piece.plans)
+            if np.any(piece.legal & (cast.memory.total <= space.cluster.gpu.memory_bytes)):
+                return True
+    return False
+
+
+def _constraint(space: Space) -> str:
+    """The first condition, in the order they are checked, after which no plan is left."""
+    gpus, model = space.num_gpus, space.model
+    if not space.tensor_sizes:
+        tried = space.tried("tp", [1])
+        reasons = [reason for tp in tried if (reason := _splits(space, tp))]
+        return reasons[0] if reasons else f"tp={_listed(tried)} does not divide {gpus} GPUs"
+    if not space.context_sizes:
+        return f"cp leaves a rank fewer than {MIN_TOKENS_PER_RANK} of {space.seq_len} tokens"
+    if not space.pipeline_sizes:
+        tried = space.tried("pp", [1])
+        return (
+            f"pp={_listed(tried)} does not divide {gpus} GPUs or exceeds the {model.num_layers} layers of {model.name}"
+        )
+    if not space.expert_sizes:
+        return f"ep={_listed(space.tried('ep', [1]))} does not divide the {model.num_experts} experts of {model.name}"
+    if not space.layouts:
+        return (
+            f"no tp x cp x pp of those left divides {gpus} GPUs, cp {space.seq_len} tokens and ep the rest of the GPUs"
+        )
+    regions = list(space.regions())
+    if not regions:
+        return "no pipeline size left has that schedule and virtual_pp, which divides a stage's layers"
+    left = [np.ones((1, 1, 1, 1), dtype=bool) for _ in regions]
+    for name in regions[0].conditions:
+        left = [before & region.conditions[name] for before, region in zip(left, regions, strict=True)]
+        if not any(np.any(where) for where in left):
+            return f"no plan is left where {name}"
+    raise AssertionError("the space is not empty")
+
+
+def _splits(space: Space, tp: int) -> str:
+    try:
+        for block in space.model.kinds:
+            block.check_tensor_parallel(tp)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _counts(space: Space) -> Iterator[int]:
+    """Other GPU counts of the cluster, nearest first."""
+    node, own = space.cluster.gpus_per_node, space.num_gpus
+    around = range(max(own // node - COUNTS_TRIED // 2, 1), own // node + COUNTS_TRIED)
+    counts = [*range(1, node), *(node * nodes for nodes in around)]
+    for count in sorted(counts, key=lambda count: abs(count - own))[:COUNTS_TRIED]:
+        try:
+            space.cluster.check_num_gpus(count)
+        except InputError:
+            continue
+        if count != own:
+            yield count
+
+
+def _listed(values: list[object]) -> str:
+    return " or ".join(map(str, values))

@@ -1,0 +1,249 @@
+"""The search: every legal plan forecast, the best of each placement kept, and the front of time and memory."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from flopcast.errors import InputError
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.compare import USUAL_ATTENTION, checked_seq_len, default_tokens_per_gpu
+from flopcast.simulator.fixed import checked
+from flopcast.simulator.forecast import Forecast, Row, forecast
+from flopcast.simulator.model import Model
+from flopcast.simulator.no_plan import has_plan, too_large, why_empty
+from flopcast.simulator.plan import Plans
+from flopcast.simulator.ranking import Ranking
+from flopcast.simulator.region import Region
+from flopcast.simulator.space import Space
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Objective = Literal["time", "cost", "memory", "energy"]
+OBJECTIVES: dict[str, str] = {
+    "time": "seconds per step",
+    "cost": "price of a step",
+    "memory": "bytes per GPU",
+    "energy": "joules per step",
+}
+# Plans forecast at once: enough to make the calls into NumPy cheap, few enough for the cache.
+CHUNK = 150_000
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What to search: one or several GPU counts at one global batch; ``fixed`` gives fields of a plan values to try.
+
+    ``top``: how many placements a reader wants to see. None is left to the search.
+    """
+
+    num_gpus: Sequence[int]
+    objective: Objective = "time"
+    global_batch_tokens: int | None = None
+    seq_len: int | None = None
+    fixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    top: int = 5
+    convention: str = "causal"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search found on one number of GPUs.
+
+    ``num_plans`` legal plans were forecast, of which ``num_fitting`` fit the GPU. ``best``: of every placement (tp, cp,
+    pp, ep and strategy) the best plan that fits, best first. ``front``: the plans that no other beats in both time and
+    memory, fastest first. ``fastest``: the fastest plan, whether it fits or not. ``complete``: not interrupted.
+    """
+
+    num_gpus: int
+    num_plans: int
+    num_fitting: int
+    best: Forecast
+    front: Forecast
+    fastest: Row
+    complete: bool
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The forecast of ``best``, as :func:`flopcast.simulator.compare.compare` gives it."""
+        return self.best.rows()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """One :class:`Found` for every GPU count that has a plan that fits; ``left_out`` says why the others have none."""
+
+    model: Model
+    cluster: Cluster
+    request: SearchRequest
+    seq_len: int
+    global_batch_tokens: int
+    found: tuple[Found, ...]
+    left_out: Mapping[int, str]
+    elapsed_s: float
+
+    @property
+    def num_plans(self) -> int:
+        """Plans forecast, over all GPU counts."""
+        return sum(found.num_plans for found in self.found)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole space was searched."""
+        return all(found.complete for found in self.found)
+
+    def objective(self, row: Row) -> float:
+        """What the request asked to have least of, of one step: seconds, the price's currency, bytes, or joules."""
+        num_gpus = int(row.plan["num_gpus"])
+        costs = self.cluster.costs
+        return {
+            "time": row.step_s,
+            "memory": row.memory_bytes,
+            "cost": (costs.gpu_hour_price or 0.0) * num_gpus * row.step_s / 3600,
+            "energy": (costs.node_power_w or 0.0) * math.ceil(num_gpus / self.cluster.gpus_per_node) * row.step_s,
+        }[self.request.objective]
+
+    @cached_property
+    def winner(self) -> tuple[Found, Row]:
+        """The best plan of all GPU counts."""
+        return min(((found, found.rows[0]) for found in self.found), key=lambda pair: self.objective(pair[1]))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The best plan of every placement on every GPU count, best first for each: the plan's fields, the forecast."""
+        import pandas as pd
+
+        return pd.concat([found.best.to_frame() for found in self.found], ignore_index=True)
+
+
+def search(
+    model: Model,
+    cluster: Cluster,
+    request: SearchRequest,
+    progress: Callable[[float, int], None] = lambda share, num_plans: None,
+) -> SearchResult:
+    """Forecast every legal plan and keep the best. ``progress`` hears the share done and the plans forecast so far.
+
+    A KeyboardInterrupt ends the search with the best so far. Raises InputError where no plan is legal or none fits.
+    """
+    started = time.perf_counter()
+    spaces, left_out = _spaces(model, cluster, request)
+    sizes = [sum(region.size for region in space.regions()) for space in spaces]
+    done = 0
+    found: list[Found] = []
+    for space, size in zip(spaces, sizes, strict=True):
+        ranking = Ranking(cluster.gpu.memory_bytes, request.objective == "memory")
+        complete = True
+        try:
+            for region, after in _pieces(space):
+                cast = forecast(model, cluster, region.plans, request.convention)
+                shape = region.plans.shape
+                step_s, memory_bytes = (np.broadcast_to(a, shape) for a in (cast.step_s, cast.memory.total))
+                ranking.add(region.plans, region.legal, step_s, memory_bytes)
+                progress((done + after) / sum(sizes), sum(f.num_plans for f in found) + ranking.num_plans)
+        except KeyboardInterrupt:
+            if not (ranking.num_fitting or found):
+                raise
+            complete = False
+        done += size
+        if ranking.num_fitting:
+            found.append(_found(space, request, ranking, complete))
+        else:
+            left_out[space.num_gpus] = too_large(space, _smallest(space, request, ranking), ranking.num_plans)
+        if not complete:
+            break
+    if not found:
+        raise InputError("; ".join(left_out.values()))
+    return SearchResult(
+        model=model,
+        cluster=cluster,
+        request=request,
+        seq_len=spaces[0].seq_len,
+        global_batch_tokens=spaces[0].num_sequences * spaces[0].seq_len,
+        found=tuple(found),
+        left_out=left_out,
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[list[Space], dict[int, str]]:
+    """A space for every GPU count that has a legal plan, and why the others have none."""
+    _check(cluster, request)
+    seq_len = checked_seq_len(model, request.seq_len)
+    most = max(request.num_gpus)
+    tokens = request.global_batch_tokens or default_tokens_per_gpu(most, seq_len) * most
+    sequences, rest = divmod(tokens, seq_len)
+    if rest or not sequences:
+        step = math.lcm(*request.num_gpus)
+        near = max(round(tokens / seq_len / step), 1) * step
+        raise InputError(
+            f"--global-batch-tokens is {tokens}: {tokens / seq_len:.2f} sequences of {seq_len} tokens; "
+            f"a whole number is needed, e.g. {near * seq_len} ({near} sequences)"
+        )
+    fixed = checked(request.fixed)
+    attention = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
+    spaces, left_out = [], {}
+    for num_gpus in request.num_gpus:
+        space = Space(model, cluster, num_gpus, seq_len, sequences, {"attention": [attention], **fixed}, (*fixed,))
+        if has_plan(space):
+            spaces.append(space)
+        else:
+            left_out[num_gpus] = why_empty(space)
+    if not spaces:
+        raise InputError("; ".join(left_out.values()))
+    return spaces, left_out
+
+
+def _check(cluster: Cluster, request: SearchRequest) -> None:
+    if request.objective not in OBJECTIVES:
+        raise InputError(f"--objective is '{request.objective}'; choose of {', '.join(OBJECTIVES)}")
+    costs = cluster.costs
+    needs = {"cost": ("gpu_hour_price", costs.gpu_hour_price), "energy": ("node_power", costs.node_power_w)}
+    name, value = needs.get(request.objective, ("", 0.0))
+    if value is None:
+        raise InputError(
+            f"--objective {request.objective}: the cluster file of {cluster.name} gives no {name}; add it under "
+            "[operation], or choose --objective time"
+        )
+    if not request.num_gpus:
+        raise InputError("--gpus is empty; give at least one number")
+    for num_gpus in request.num_gpus:
+        cluster.check_num_gpus(num_gpus)
+    if request.top < 1:
+        raise InputError(f"--top is {request.top}; ask for at least 1")
+    if request.global_batch_tokens is not None and request.global_batch_tokens < 1:
+        raise InputError(f"--global-batch-tokens is {request.global_batch_tokens}; it must be at least 1")
+
+
+def _pieces(space: Space) -> Iterator[tuple[Region, int]]:
+    """The space in pieces to be forecast at once, each with the size of what is then done."""
+    before = 0
+    for region in space.regions():
+        for piece in region.parts(CHUNK):
+            before += piece.size
+            yield piece, before
+
+
+def _smallest(space: Space, request: SearchRequest, ranking: Ranking) -> Row:
+    smallest = ranking.smallest.plans([int(np.argmin(ranking.smallest.memory_bytes))])
+    return forecast(space.model, space.cluster, smallest, request.convention).rows()[0]
+
+
+def _found(space: Space, request: SearchRequest, ranking: Ranking, complete: bool) -> Found:
+    def cast(plans: Plans) -> Forecast:
+        return forecast(space.model, space.cluster, plans, request.convention)
+
+    fastest = ranking.fastest.plans([int(np.argmin(ranking.fastest.step_s))])
+    return Found(
+        num_gpus=space.num_gpus,
+        num_plans=ranking.num_plans,
+        num_fitting=ranking.num_fitting,
+        best=cast(ranking.best_of_placements()),
+        front=cast(ranking.front_plans()),
+        fastest=cast(fastest).rows()[0],
+        complete=complete,
+    )

@@ -1,0 +1,122 @@
+"""What a search prints: the document, the sentences and the figure, against the numbers they are made of."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import H100, cluster, small_model
+from rich.console import Console
+
+from flopcast import InputError
+from flopcast.reports.comparison import row_as_json
+from flopcast.reports.figures.pareto import draw, save
+from flopcast.reports.runner_up import why_behind
+from flopcast.reports.search import as_json, described, memory_steps, render, settings, verdict
+from flopcast.simulator.forecast import forecast
+from flopcast.simulator.plan import Plan
+from flopcast.simulator.search import SearchRequest, SearchResult, search
+
+MODEL = small_model(hidden=4096, num_heads=32, num_kv_heads=32, intermediate=11008, num_layers=32)
+MACHINE = cluster(H100)
+
+
+def found(**fields: Any) -> SearchResult:
+    return search(MODEL, MACHINE, SearchRequest(**{"num_gpus": [16], "global_batch_tokens": 64 * 2048, **fields}))
+
+
+RESULT = found()
+
+
+def printed(result: SearchResult) -> str:
+    out = io.StringIO()
+    console = Console(width=120, file=out)
+    for part in render(result):
+        console.print(part)
+    return out.getvalue()
+
+
+def test_the_document_has_rows_as_compares_and_what_the_search_adds() -> None:
+    document = as_json(RESULT)
+    assert document["num_plans"] == RESULT.num_plans
+    assert document["elapsed_s"] > 0
+    assert len(document["rows"]) == 5
+    row = RESULT.found[0].rows[0]
+    first = document["rows"][0]
+    assert {**row_as_json(row, MACHINE.gpu.memory_bytes), "objective": row.step_s, "why_behind": ""} == first
+    assert all(row["why_behind"] for row in document["rows"][1:])
+    assert forecast(MODEL, MACHINE, Plan(**first["plan"])).step_s[0] == first["step_s"]
+    front = document["counts"][0]["front"]
+    assert front[0]["step_s"] == pytest.approx(first["step_s"])
+
+
+def test_the_verdict_names_the_winner_with_its_band() -> None:
+    row = RESULT.found[0].rows[0]
+    words = verdict(RESULT)
+    assert words.startswith(f"Best by time: {described(row)}: {row.step_s:.2f} s per step")
+    assert f"({row.low_s:.2f}-{row.high_s:.2f})" in words
+    assert f"{row.memory_bytes / 1e9:.1f} GB" in words
+
+
+@pytest.mark.parametrize("by_memory", [False, True])
+def test_why_a_plan_is_behind_adds_up(by_memory: bool) -> None:
+    """The total is the difference; the parts named are those that differ most, each with its own difference."""
+    first, second = RESULT.found[0].rows[0], RESULT.found[0].rows[-1]
+    words = why_behind(second, first, by_memory)
+    if by_memory:
+        assert float(words.split(" GB:")[0]) == pytest.approx(
+            (second.memory_bytes - first.memory_bytes) / 1e9, abs=0.06
+        )
+    else:
+        more = second.step_s - first.step_s
+        assert float(words.split(" s:")[0]) == pytest.approx(more, rel=0.05)
+        named = dict(re.findall(r"([a-z][a-z -]+?)(?: \(recompute \w+\))? ([+-][\d.]+)", words.split(": ", 1)[1]))
+        bubble = second.seconds["bubble"] - first.seconds["bubble"]
+        if "pipeline bubble" in named:
+            assert float(named["pipeline bubble"]) == pytest.approx(bubble, rel=0.05, abs=0.01)
+
+
+def test_a_plan_that_recomputes_says_so() -> None:
+    first = RESULT.found[0].rows[0]
+    again = forecast(MODEL, MACHINE, Plan(**{**first.plan, "recompute": "full"})).rows()[0]
+    assert "computation (recompute full) +" in why_behind(again, first, by_memory=False)
+
+
+def test_what_the_terminal_shows() -> None:
+    text = printed(RESULT)
+    assert f"{RESULT.num_plans:,} legal plans forecast" in text
+    assert described(RESULT.found[0].rows[1]).split()[0] in text
+    assert "why it is behind the first" in text
+    several = printed(found(num_gpus=[8, 16, 32]))
+    assert "The best placements on 32 GPUs" in several
+    assert "kept of the" in several
+
+
+def test_memory_steps_are_on_the_front_and_ever_smaller() -> None:
+    front = RESULT.found[0].front
+    places = memory_steps(RESULT, RESULT.found[0])
+    memory = front.memory.total[places]
+    assert list(memory) == sorted(memory, reverse=True)
+    assert places[0] == 0
+
+
+def test_settings_say_what_was_chosen() -> None:
+    fields = {"strategy": "zero1", "num_gpus": 16, "seq_len": 2048, "optimizer_shard": 4, "grad_accum": 4}
+    plan = Plan(**fields, tp=2, pp=2, sequence_parallel=True, schedule="gpipe", recompute="full", bucket_bytes=2**31)  # type: ignore[arg-type]
+    row = forecast(MODEL, MACHINE, plan).rows()[0]
+    assert described(row) == "zero1 with tp 2, pp 2"
+    assert settings(row) == ("1 x 4, recompute full, sequence parallel, gpipe, 32-bit gradients, buckets 2,048 MiB")
+
+
+def test_the_figure_has_the_front_and_is_written(tmp_path: Path) -> None:
+    figure = draw(RESULT)
+    (axes,) = figure.axes
+    front = RESULT.found[0].front
+    line = next(line for line in axes.lines if len(line.get_xdata()) == len(front.plans))  # type: ignore[arg-type]
+    assert max(line.get_xdata()) == pytest.approx(front.memory.total.max() / 1e9)  # type: ignore[arg-type]
+    for ending in ("svg", "png"):
+        save(figure, tmp_path / f"front.{ending}")
+        assert (tmp_path / f"front.{ending}").stat().st_size > 1000
+    with pytest.raises(InputError, match="cannot be written"):
+        save(figure, tmp_path / "front.unknown")

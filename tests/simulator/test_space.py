@@ -1,0 +1,149 @@
+"""The space of a search against plans put together one by one, and each of its forecasts against the plan's own."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from builders import H100, cluster, small_model
+
+from flopcast import InputError
+from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.forecast import forecast
+from flopcast.simulator.plan import CHOICES, Plan, Plans, placement
+from flopcast.simulator.space import BUCKETS, MICRO_BATCHES, Space, divisors
+
+SMALL = Space(small_model(), cluster(H100), 16, 2048, 16, {"recompute": ["none", "full"]})
+
+
+def listed(space: Space, limit: int = 10**9) -> list[dict[str, object]]:
+    """Every legal plan of the space, field by field."""
+    found: list[dict[str, object]] = []
+    for region in space.regions():
+        for piece in region.parts(limit):
+            plans = piece.plans.pick(np.nonzero(piece.legal))
+            found += [plans.describe(index) for index in range(len(plans))]
+    return found
+
+
+def by_hand(space: Space) -> set[Plan]:
+    """The rules of the space, plan by plan, where Plan itself says what is legal."""
+    found = set()
+    model, gpus, length = space.model, space.num_gpus, space.seq_len
+    for tp, cp, pp in product((1, 2, 4, 8), (1, 2, 4), (1, 2, 4)):
+        world = gpus // (tp * pp)
+        if tp * cp * pp > gpus:
+            continue
+        node = max(8 // tp, 1)
+        sharding = [("ddp", 1)]
+        if world > 1:
+            sharding += [("zero1", 1), ("zero2", 1), ("zero3", 1), ("zero3+q4", 1)]
+        if 1 < node < world:
+            sharding += [(name, 1) for name in ("zero3-node", "zero3-node+q4", "hsdp", "hsdp+q4")]
+        if 1 < 2 * node < world:
+            sharding += [(f"hsdp{2 * node}", 1), (f"hsdp{2 * node}+q4", 1)]
+        stage = -(-model.num_layers // pp)
+        schedules = [("1f1b", 1)]
+        if pp > 1:
+            schedules += [("gpipe", 1), ("zero-bubble", 1)]
+            schedules += [("interleaved", v) for v in range(2, stage + 1) if stage % v == 0 and pp * v <= 4]
+        for (name, _), (schedule, v), micro in product(sharding, schedules, MICRO_BATCHES):
+            dp = world // cp
+            if space.num_sequences % (dp * micro):
+                continue
+            accum = space.num_sequences // (dp * micro)
+            if accum == 1 and (schedule != "1f1b" or name == "zero2"):
+                continue
+            shards = placement(name, gpus, 8, tp, pp)
+            replicated = shards["parameter_shard"] == 1
+            tuned = product(BUCKETS, (1,)) if replicated else product(BUCKETS[:1], (0, 1))
+            for (bucket, prefetch), bits, split, recompute in product(
+                tuned, (16, 32), (False, True), space.values["recompute"]
+            ):
+                try:
+                    found.add(
+                        Plan(
+                            **shards, cp=cp, seq_len=length, micro_batch=micro, grad_accum=accum, schedule=schedule,
+                            virtual_pp=v, bucket_bytes=bucket, prefetch=prefetch, gradient_bits=bits,
+                            sequence_parallel=split, recompute=recompute,
+                        )
+                    )  # fmt: skip
+                except InputError:
+                    continue
+    return found
+
+
+def test_the_space_is_the_set_of_legal_plans() -> None:
+    space = [Plan(**fields) for fields in listed(SMALL)]  # type: ignore[arg-type]
+    assert len(space) == len(set(space))
+    assert set(space) == by_hand(SMALL)
+
+
+def test_cut_in_pieces_it_is_the_same_space() -> None:
+    whole, pieces = listed(SMALL), listed(SMALL, limit=300)
+    assert sorted(map(str, whole)) == sorted(map(str, pieces))
+    assert max(piece.size for region in SMALL.regions() for piece in region.parts(300)) <= 300
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster_name", "num_gpus", "seq_len", "num_sequences", "values"),
+    [
+        ("llama-65b", "dgx-a100-80gb", 2048, 2048, 2048, {}),
+        ("plamo-13b", "abci-a", 480, 4096, 960, {}),
+        ("llama-3.1-8b", "dgx-h100", 64, 8192, 512, {"precision": ["bf16", "fp8"], "compiled": [False, True]}),
+    ],
+)
+def test_every_forecast_is_the_plans_own(
+    model: str, cluster_name: str, num_gpus: int, seq_len: int, num_sequences: int, values: dict[str, list[object]]
+) -> None:
+    """Time and memory of plans drawn from each piece, one by one through the path that compare takes."""
+    found, machine = load_model(model), load_cluster(cluster_name)
+    rng = np.random.default_rng(0)
+    checked = 0
+    for region in Space(found, machine, num_gpus, seq_len, num_sequences, values).regions():
+        piece = next(region.parts(20_000), None)
+        if piece is None:
+            continue
+        cast = forecast(found, machine, piece.plans)
+        step_s, memory = (np.broadcast_to(a, piece.plans.shape) for a in (cast.step_s, cast.memory.total))
+        legal = np.flatnonzero(piece.legal)
+        places = legal[rng.integers(0, legal.size, 3)]
+        where = np.unravel_index(places, piece.plans.shape)
+        plans = piece.plans.pick(where)
+        for index in range(len(plans)):
+            alone = forecast(found, machine, Plan(**plans.describe(index))).rows()[0]
+            assert alone.step_s == pytest.approx(step_s[where][index], rel=1e-12)
+            assert alone.memory_bytes == pytest.approx(memory[where][index], rel=1e-12)
+            checked += 1
+    assert checked > 20
+
+
+def test_a_field_that_is_varied_has_every_value_and_a_derived_one_keeps_what_has_it() -> None:
+    varied = replace(SMALL, values={"compiled": [False, True], "tp": [2], "grad_accum": [4], "recompute": ["full"]})
+    plans = listed(varied)
+    assert {plan["compiled"] for plan in plans} == {False, True}
+    assert {(plan["tp"], plan["grad_accum"], plan["recompute"]) for plan in plans} == {(2, 4, "full")}
+
+
+def test_uneven_stages_are_in_the_space() -> None:
+    space = replace(SMALL, model=small_model(num_layers=6), values={"pp": [4]})
+    assert {plan["pp"] for plan in listed(space)} == {4}
+    # Two layers on the fullest stage would be two chunks, but the others have one.
+    assert "interleaved" not in {plan["schedule"] for plan in listed(space)}
+
+
+def test_plans_of_many_axes_pick_what_describe_says() -> None:
+    region = next(SMALL.regions())
+    plans = region.plans.pick(np.nonzero(region.legal))
+    again = Plans.of([Plan(**plans.describe(index)) for index in range(len(plans))])
+    for name in ("tp", "micro_batch", "optimizer_shard", "recompute"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plans, name))
+
+
+def test_divisors() -> None:
+    assert divisors(480) == [d for d in range(1, 481) if 480 % d == 0]
+    assert divisors(1) == [1]
+
+
+def test_the_choices_are_those_of_a_plan() -> None:
+    assert {plan["schedule"] for plan in listed(SMALL)} == set(CHOICES["schedule"])

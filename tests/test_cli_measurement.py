@@ -1,0 +1,97 @@
+"""Profiling and calibrating as a user meets them: exit codes, one line per error, what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from profiles import cpu_profile, gpu_profile
+
+from flopcast.cli import main
+from flopcast.reports.closed_loop import FILE
+from flopcast.simulator.profile import parse_profile, read_profile, to_json, write_profile
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert (stopped.value.code or 0) == code, captured.err
+    return captured.out, captured.err
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    out, err = output_of(capsys, *arguments, code=2)
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_merging_names_the_odd_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for index, scale in enumerate((1.0, 1.0, 1.2, 1.0)):
+        paths.append(str(tmp_path / f"{index}.json"))
+        write_profile(Path(paths[-1]), cpu_profile(host=f"node{index}", scale=scale))
+    merged = tmp_path / "merged.json"
+    out, err = output_of(capsys, "profile", "--merge", *paths, "-o", str(merged))
+    assert "8 devices on 4 hosts" in out
+    assert "host node2 is 20% slower than the others in gemm" in err
+    assert len(read_profile(merged).devices) == 8
+    out, _ = output_of(capsys, "profile", "--merge", *paths, "-o", str(merged), "--json")
+    assert parse_profile(out, "stdout") == read_profile(merged)
+
+
+def test_bad_profiles_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truncated, foreign, other, good = (tmp_path / f"{name}.json" for name in ("truncated", "foreign", "other", "good"))
+    text = to_json(cpu_profile())
+    truncated.write_text(text[: len(text) // 2])
+    foreign.write_text('{"hidden_size": 4096}')
+    write_profile(other, gpu_profile())
+    write_profile(good, cpu_profile())
+    compare = ["compare", "plamo-13b", "--gpus", "2", "--cluster"]
+    assert "truncated.json: is not JSON" in error_line(capsys, *compare, str(truncated))
+    assert "foreign.json: is not a profile" in error_line(capsys, *compare, str(foreign))
+    assert "no such file" in error_line(capsys, *compare, str(tmp_path / "absent.json"))
+    merge = ["profile", "-o", str(tmp_path / "out.json"), "--merge"]
+    assert "merge profiles of one device" in error_line(capsys, *merge, str(good), str(other))
+    assert "two of the profiles" in error_line(capsys, *merge, str(good), str(good))
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_the_committed_loop_through_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stored profile and logs as files: calibrate on two runs, then compare with what that wrote."""
+    document = json.loads(FILE.read_text())
+    profile, calibrated = tmp_path / "profile.json", tmp_path / "calibrated.json"
+    profile.write_text(json.dumps(document["profile"]))
+    for name, text in document["models"].items():
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.toml").write_text(text)
+        start, *steps = document["logs"][name]
+        records = [{**start, "model": {"name": f"{name}.toml", "qk_norm": None}}, *steps]
+        (tmp_path / name / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    first, second, third = (str(tmp_path / name) for name in document["models"])
+    out, err = output_of(capsys, "calibrate", first, third, "--cluster", str(profile), "-o", str(calibrated))
+    assert "compute_scale = " in out
+    assert "wrote" in err
+    arguments = ["--cluster", str(calibrated), "--gpus", "2", "--strategies", "zero3", "--json"]
+    model = str(tmp_path / f"{Path(second).name}.toml")
+    shape = ["--tokens-per-gpu", "2048", "--micro-batch", "4", "--recompute", "none"]
+    answer = json.loads(output_of(capsys, "compare", model, *arguments, *shape)[0])
+    measured = next(row["measured_step_s"] for row in document["rows"] if row["run"] == Path(second).name)
+    assert answer["rows"][0]["step_s"] == pytest.approx(measured, rel=0.2)
+    assert answer["outside_calibration"] == []
+    far = json.loads(output_of(capsys, "compare", "opt-125m", *arguments)[0])
+    assert any("parameters: outside the 2 runs calibrated on" in note for note in far["outside_calibration"])
+    row = far["rows"][0]
+    assert row["high_s"] / row["low_s"] > answer["rows"][0]["high_s"] / answer["rows"][0]["low_s"]
+    out, _ = output_of(capsys, "calibrate", first, second, third, "--cluster", str(profile), "--json")
+    section = json.loads(out)
+    assert section["band"] is not None
+    assert all(abs(r["left_out_step_s"] / r["measured_step_s"] - 1) < 0.2 for r in section["runs"])
+    named = ["--constants", "compute_scale", "straggler"]
+    line = error_line(capsys, "calibrate", first, "--cluster", str(profile), *named)
+    assert "1 run cannot set 2 constants" in line
+    assert "--cluster PROFILE" in error_line(capsys, "calibrate", first)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**document["profile"], "device": "Another CPU"}))
+    line = error_line(capsys, "calibrate", first, second, "--cluster", str(other))
+    assert "and the profile of 'Another CPU'" in line

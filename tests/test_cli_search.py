@@ -1,0 +1,70 @@
+"""``flopcast search`` as a user meets it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flopcast.cli import main
+from flopcast.simulator.ranking import Ranking
+
+LLAMA = ["search", "llama-7b", "--cluster", "dgx-a100", "--gpus", "8"]
+
+
+def test_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*LLAMA, "--fix", "pp=1", "--top", "3", "--json"])
+    assert not stopped.value.code
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert {"num_plans", "elapsed_s", "rows"} <= set(document)
+    assert len(document["rows"]) == 3
+    assert {row["plan"]["pp"] for row in document["rows"]} == {1}
+    assert "plans/s" in captured.err
+
+
+def test_a_figure_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*LLAMA, "--fix", "pp=1", "cp=1", "--figure", str(tmp_path / "front.svg")])
+    assert (tmp_path / "front.svg").read_text().startswith("<?xml")
+    assert "Best by time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--fix", "pp=0"], "at least 1"),
+        (["--fix", "tp=3"], "does not divide num_heads"),
+        (["--objective", "cost"], "no gpu_hour_price"),
+        (["--figure", "absent/folder/front.svg"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(given: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*LLAMA, *given])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("flopcast: ")
+    assert words in captured.err.splitlines()[-1]
+
+
+def test_ctrl_c_prints_the_best_so_far(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    add, seen = Ranking.add, []
+
+    def interrupted(self: Ranking, *piece: Any) -> None:
+        seen.append(piece)
+        if len(seen) > 3:
+            raise KeyboardInterrupt
+        add(self, *piece)
+
+    monkeypatch.setattr(Ranking, "add", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main([*LLAMA, "--json"])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 130
+    assert "best so far" in captured.err
+    document = json.loads(captured.out)
+    assert document["complete"] is False
+    assert document["rows"]

@@ -1,0 +1,1 @@
+"""What a profile measures, and how a machine's nodes are measured together."""
