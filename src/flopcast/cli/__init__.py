@@ -4,11 +4,11 @@ import sys
 
 from cyclopts import CycloptsError
 
-from flopcast.cli import benchmarks, measurement, planning, search, timeline, training, trust
+from flopcast.cli import benchmarks, measurement, planning, report, search, timeline, training, trust
 from flopcast.cli.app import app
 from flopcast.errors import InputError
 
-__all__ = ["app", "benchmarks", "main", "measurement", "planning", "search", "timeline", "training", "trust"]
+__all__ = ["app", "benchmarks", "main", "measurement", "planning", "report", "search", "timeline", "training", "trust"]
 
 
 def main(arguments: list[str] | None = None) -> None:

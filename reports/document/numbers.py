@@ -1,0 +1,42 @@
+"""Numbers as the report's reader sees them: enough digits to use, the same wherever one number stands."""
+
+import math
+
+
+def digits(value: float) -> str:
+    """Three significant digits, and all of the whole part: ``0.0512``, ``4.66``, ``41.8``, ``1,507``."""
+    if not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    if round(abs(value), decimals) >= 10.0 ** (3 - decimals):  # 9.996 rounds up to 10.0
+        decimals -= 1
+    return f"{value:,.{min(max(decimals, 0), 6)}f}"
+
+
+def percent(share: float) -> str:
+    """A fraction as per cent with one decimal: ``0.4627`` -> ``"46.3"``."""
+    return f"{100 * share:.1f}" if math.isfinite(share) else "-"
+
+
+def tokens(number: float) -> str:
+    """A token budget: ``262 G tokens``, ``15.0 T tokens``."""
+    return f"{digits(number / 1e12)} T tokens" if number >= 1e12 else f"{digits(number / 1e9)} G tokens"
+
+
+def gigabytes(num_bytes: float) -> str:
+    """GB (1e9 bytes), three significant digits and all of the whole part."""
+    return digits(num_bytes / 1e9)
+
+
+def rounded(value: float) -> str:
+    """Three significant digits and no decimals, for what a forecast cannot know better: ``41,800``."""
+    if not math.isfinite(value) or value == 0:
+        return digits(value)
+    return f"{round(value, 2 - math.floor(math.log10(abs(value)))):,.0f}" if abs(value) >= 100 else digits(value)
+
+
+def thousands(value: float) -> str:
+    """A whole number with separators: ``41,827``."""
+    return f"{value:,.0f}"

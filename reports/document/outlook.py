@@ -1,0 +1,170 @@
+"""Sections that look beyond the question: more and fewer GPUs, other hardware, and the whole run's bill."""
+
+from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded, thousands, tokens
+from flopcast.reports.document.recommendation import JOULES_PER_MWH
+from flopcast.reports.document.section import Picture, Section
+from flopcast.reports.document.study import Study
+from flopcast.reports.document.table import Cell, Table, number, text
+from flopcast.reports.figures.scaling import scaling_figure
+from flopcast.reports.figures.sensitivity import sensitivity_figure
+from flopcast.reports.frames import rows_of
+from flopcast.simulator.goodput import RunCost
+
+SHOWN_STRATEGIES = 5
+
+
+def scaling(study: Study) -> Section:
+    """The same training on other numbers of GPUs."""
+    fastest = study.fastest
+    refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
+    counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
+    if counts:
+        refused += (f"Nothing fits on {', '.join(thousands(count) for count in counts)} GPUs.",)
+    if fastest.empty:
+        return Section("scaling", "On fewer and on more GPUs", ("Nothing fits at any count.",), remarks=refused)
+    shown = rows_of(fastest)
+    first, last = shown[0], shown[-1]
+    rows = tuple(
+        (
+            number(row.num_gpus, thousands(row.num_gpus)),
+            text(row.strategy),
+            number(row.step_s),
+            number(100 * row.mfu, percent(row.mfu)),
+            number(row.tokens_per_step, f"{row.tokens_per_step / 1e6:,.2f}"),
+            number(row.days),
+            number(row.gpu_hours, rounded(row.gpu_hours)),
+            text("" if row.available else "more than the cluster has"),
+        )
+        for row in shown
+    )
+    asked = tuple(index for index, row in enumerate(shown) if row.num_gpus == study.num_gpus)
+    headings = ("GPUs", "fastest", "step, s", "MFU %", "M tokens per step", "days", "GPU-hours", "")
+    names = list(study.strategies[study.strategies["fits"]]["strategy"]) or list(dict.fromkeys(fastest["strategy"]))
+    return Section(
+        "scaling",
+        "On fewer and on more GPUs",
+        (
+            f"From {thousands(first.num_gpus)} to {thousands(last.num_gpus)} GPUs the run shortens from "
+            f"{digits(first.days)} to {digits(last.days)} days and costs "
+            f"{rounded(first.gpu_hours)} to {rounded(last.gpu_hours)} GPU-hours.",
+        ),
+        (
+            Picture(
+                "scaling-figure",
+                scaling_figure(study.scaling, fastest, study.num_gpus, names[:SHOWN_STRATEGIES]),
+                f"Days of training and MFU; the dotted line is at {thousands(study.num_gpus)} GPUs.",
+                f"Days fall from {digits(first.days)} on {thousands(first.num_gpus)} GPUs to "
+                f"{digits(last.days)} on {thousands(last.num_gpus)}; MFU of the fastest plan goes from "
+                f"{percent(first.mfu)} to {percent(last.mfu)} %.",
+            ),
+        ),
+        (Table("scaling-table", "The fastest plan that fits, at each count", headings, rows, asked),),
+        ("The batch is the one asked for, or one sequence per GPU where that is too few for them.", *refused),
+    )
+
+
+def sensitivity(study: Study) -> Section:
+    """Half and twice of each figure."""
+    frame = study.sensitivity
+    reach = (frame["days"] - study.cost.days).abs().fillna(0).groupby(frame["figure"]).max()
+    ordered = frame.assign(order=frame["figure"].map(reach)).sort_values("order", ascending=False, kind="stable")
+    rows = tuple(
+        (
+            text(row.figure),
+            text(f"{row.change}: {row.value}"),
+            text(row.strategy if not row.why_not else row.why_not),
+            number(row.days),
+            number(row.ratio, f"{100 * (row.ratio - 1):+.1f}" if row.ratio == row.ratio else "-"),
+        )
+        for row in rows_of(ordered)
+    )
+    headings = ("what", "at", "fastest", "days", "change %")
+    table = Table("sensitivity-table", "Days of training under each change", headings, rows)
+    title = "What would change it"
+    known = frame.dropna(subset=["days"])
+    if known.empty or not study.best.fits:
+        return Section("sensitivity", title, ("Each figure at half and at twice what it is.",), tables=(table,))
+    best = min(rows_of(known), key=lambda row: row.days)
+    return Section(
+        "sensitivity",
+        title,
+        (
+            f"The {reach.idxmax()} matters most. With {best.change} the {best.figure} ({best.value}) the run "
+            f"would take {digits(best.days)} days instead of {digits(study.cost.days)}.",
+        ),
+        (
+            Picture(
+                "sensitivity-figure",
+                sensitivity_figure(frame, study.cost.days),
+                "Days of training with half and with twice of each figure; the best plan is chosen again each time.",
+                "Days by figure, half and twice: "
+                + "; ".join(f"{row.figure} {row.change} {digits(row.days)}" for row in rows_of(known))
+                + f". As asked: {digits(study.cost.days)}.",
+            ),
+        ),
+        (table,),
+    )
+
+
+def bill(study: Study) -> Section:
+    """Days, GPU-hours, energy and money, with failures and checkpoints."""
+    runs = (study.low, study.cost, study.high)
+    best = study.best
+
+    def line(name: str, values: tuple[float, ...], shown: tuple[str, ...]) -> tuple[Cell, ...]:
+        return (text(name), *(number(value, words) for value, words in zip(values, shown, strict=True)))
+
+    def of_runs(name: str, values: list[float], show: object = digits) -> tuple[Cell, ...]:
+        return line(name, tuple(values), tuple(show(value) for value in values))  # type: ignore[operator]
+
+    rows = [
+        of_runs("seconds per step", [best.low_s, best.step_s, best.high_s]),
+        of_runs("days", [run.days for run in runs]),
+        of_runs("days of training alone", [run.compute_s / 86400 for run in runs]),
+        of_runs("GPU-hours", [run.gpu_hours for run in runs], rounded),
+        of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs]),
+    ]
+    price = study.cluster.costs.gpu_hour_price
+    if price is not None:
+        rows.append(of_runs(f"money, at {price:g} per GPU-hour", [run.money or 0.0 for run in runs], rounded))
+    rows += [
+        of_runs("failures to expect", [run.num_failures for run in runs]),
+        of_runs("time that trains, %", [run.goodput for run in runs], percent),
+    ]
+    budget = tokens(study.num_tokens)
+    headings = (budget, "low", "forecast", "high")
+    return Section(
+        "cost",
+        "Days, GPU-hours, energy and money",
+        (
+            _goodput(study.cost)
+            + ("" if best.fits else " The plan does not fit: this is what it would cost if it did."),
+        ),
+        (),
+        (
+            Table("cost-table", f"Training on {budget} with {best.strategy}", headings, tuple(rows)),
+            _checkpoints(study.cost),
+        ),
+        (
+            "Low and high are the ends of the band that holds four in five comparable runs. Energy is at the nodes' "
+            "full power." + ("" if price is not None else " The cluster file has no gpu_hour_price, so no money."),
+        ),
+    )
+
+
+def _goodput(run: RunCost) -> str:
+    return (
+        f"A failure is to be expected every {digits(run.job_mtbf_s / 3600)} hours. With a checkpoint after every "
+        f"{digits(run.interval_s / 60)} minutes {percent(run.goodput)} % of the time trains."
+    )
+
+
+def _checkpoints(run: RunCost) -> Table:
+    rows = (
+        (text("mean time between failures of the job, hours"), number(run.job_mtbf_s / 3600)),
+        (text("a checkpoint, GB"), number(run.checkpoint_bytes / 1e9, gigabytes(run.checkpoint_bytes))),
+        (text("writing it, s"), number(run.checkpoint_s)),
+        (text("between checkpoints (Daly), minutes"), number(run.interval_s / 60)),
+        (text("restarting, reading it included, s"), number(run.restart_s)),
+    )
+    return Table("checkpoint-table", "Failures and checkpoints", ("", "value"), rows)

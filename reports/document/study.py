@@ -1,0 +1,194 @@
+"""Everything a report says, as numbers: one model on one cluster, studied from every side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from flopcast.errors import InputError
+from flopcast.reports.comparison import TIGHT, TOKENS_PER_PARAMETER
+from flopcast.reports.document.effects import effects
+from flopcast.reports.document.nearest_runs import nearest_runs
+from flopcast.reports.explain import NOT_TOLD_APART, bound_by, runs_as
+from flopcast.reports.scaling import fastest_at_each_count, scaling
+from flopcast.reports.sensitivity import sensitivity
+from flopcast.reports.timeline import LABELS
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.forecast import Row, best_of
+from flopcast.simulator.goodput import RunCost, run_cost
+from flopcast.simulator.model import Model
+from flopcast.simulator.plan import Plan
+from flopcast.simulator.timeline import Timeline, exposed_collectives, play, waterfall
+from flopcast.simulator.units import format_count
+
+# What a reader is shown together: category -> the forecast's parts. Others stand under their own names.
+MEMORY_CATEGORIES = {
+    "parameters": ("parameters",),
+    "gradients": ("gradients",),
+    "optimizer": ("optimizer",),
+    "activations": ("activations", "workspace"),
+    "gathered": ("gathered", "quantised"),
+    "logits": ("logits",),
+    "slack": ("slack",),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """The numbers of a report. ``best`` is the plan it recommends, or the smallest where none fits.
+
+    ``scaling`` and ``sensitivity``: the columns of :func:`scaling` and :func:`sensitivity`; ``scaling_left_out`` says
+    why a GPU count has no row. ``effects`` and ``nearest`` likewise. ``low``, ``cost``, ``high``: the run at the
+    band's ends and at the forecast.
+    """
+
+    comparison: Comparison
+    num_tokens: float
+    tokens_given: bool
+    best: Row
+    low: RunCost
+    cost: RunCost
+    high: RunCost
+    timeline: Timeline
+    effects: pd.DataFrame
+    scaling: pd.DataFrame
+    scaling_left_out: dict[int, str]
+    sensitivity: pd.DataFrame
+    nearest: pd.DataFrame
+
+    @property
+    def model(self) -> Model:
+        """The model studied."""
+        return self.comparison.model
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster studied."""
+        return self.comparison.cluster
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs asked for."""
+        return self.comparison.num_gpus
+
+    @cached_property
+    def ranked(self) -> list[Row]:
+        """The fastest that fits first; those that do not fit last."""
+        return sorted(self.comparison.rows, key=lambda row: (not row.fits, row.step_s))
+
+    @property
+    def equals(self) -> list[str]:
+        """Strategies that the forecast cannot tell from the best."""
+        if not self.best.fits:
+            return []
+        near = [row for row in self.ranked if row.fits and row.step_s < NOT_TOLD_APART * self.best.step_s]
+        return [row.strategy for row in near if row.strategy != self.best.strategy]
+
+    @cached_property
+    def strategies(self) -> pd.DataFrame:
+        """One row per strategy, ranked; efficiencies as fractions, the rest in SI units, days with failures."""
+        return pd.DataFrame.from_records(
+            [
+                {
+                    "strategy": row.strategy,
+                    "step_s": row.step_s,
+                    "low_s": row.low_s,
+                    "high_s": row.high_s,
+                    "tokens_per_s_per_gpu": row.tokens_per_s_per_gpu,
+                    "mfu": row.mfu,
+                    "hfu": row.hfu,
+                    "memory_bytes": row.memory_bytes,
+                    "fits": row.fits,
+                    "days": run_cost(self.model, self.cluster, row, self.num_tokens).days,
+                    "runs_as": runs_as(row),
+                    "inter_node_bytes": row.inter_node_bytes,
+                    "intra_node_bytes": row.intra_node_bytes,
+                    "exposed_communication_s": row.exposed_communication_s,
+                    "bound_by": bound_by(row, self.cluster.gpu.memory_bytes),
+                }
+                for row in self.ranked
+            ]
+        )
+
+    @cached_property
+    def memory(self) -> pd.DataFrame:
+        """Bytes per GPU: strategies by category."""
+        known = {part for parts in MEMORY_CATEGORIES.values() for part in parts}
+        records = {}
+        for row in self.ranked:
+            held = {name: sum(row.memory.get(p, 0.0) for p in parts) for name, parts in MEMORY_CATEGORIES.items()}
+            records[row.strategy] = held | {name: size for name, size in row.memory.items() if name not in known}
+        return pd.DataFrame.from_dict(records, orient="index")
+
+    @cached_property
+    def waterfall(self) -> pd.DataFrame:
+        """From peak to achieved, the average GPU under the best plan. Columns: part (in words), seconds."""
+        parts = [(LABELS.get(p.name, p.name.replace("_", " ")), p.seconds) for p in waterfall(self.timeline)]
+        return pd.DataFrame(parts, columns=["part", "seconds"])
+
+    @cached_property
+    def collectives(self) -> pd.DataFrame:
+        """The best plan's collectives, the most exposed first. Columns: collective, group, phase, busy_s, exposed_s."""
+        return pd.DataFrame([vars(row) for row in exposed_collectives(self.timeline)])
+
+    @cached_property
+    def fastest(self) -> pd.DataFrame:
+        """Of ``scaling``, the fastest plan that fits at each GPU count."""
+        return fastest_at_each_count(self.scaling)
+
+
+def room(study: Study, memory_bytes: float) -> str:
+    """Of a plan's memory: " too big", " tight" where the forecast's own error may decide, else nothing."""
+    card = study.cluster.gpu.memory_bytes
+    return " too big" if memory_bytes > card else " tight" if memory_bytes > TIGHT * card else ""
+
+
+def parameters(model: Model) -> str:
+    """How many, and of a mixture of experts how many of them one token uses."""
+    words = f"{format_count(model.num_parameters)} parameters"
+    active = model.num_active_parameters
+    return words if active == model.num_parameters else f"{words}, {format_count(active)} active"
+
+
+def study(
+    model: Model,
+    cluster: Cluster,
+    request: Request,
+    num_tokens: float | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """Forecast everything that a report says, in a second or two.
+
+    ``num_tokens``: what the training sees, by default 20 per parameter. Raises InputError as :func:`compare` does,
+    for a token budget that is not positive, and for a cluster on which the run would make no progress.
+    """
+    if num_tokens is not None and not 0 < num_tokens < float("inf"):
+        raise InputError(f"--tokens is {num_tokens}; it must be positive, e.g. 1.4e12")
+    tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
+    progress("comparing strategies")
+    comparison = compare(model, cluster, request)
+    best = best_of(comparison.rows)
+    low, cost, high = (
+        run_cost(model, cluster, best, tokens, step_s) for step_s in (best.low_s, best.step_s, best.high_s)
+    )
+    progress(f"playing a step of {best.strategy}")
+    timeline = play(model, cluster, Plan(**best.plan))
+    progress("scaling, sensitivity and the nearest published runs")
+    grown, left_out = scaling(model, cluster, request, comparison, tokens)
+    return Study(
+        comparison=comparison,
+        num_tokens=tokens,
+        tokens_given=num_tokens is not None,
+        best=best,
+        low=low,
+        cost=cost,
+        high=high,
+        timeline=timeline,
+        effects=effects(model, cluster, request, comparison, tokens),
+        scaling=grown,
+        scaling_left_out=left_out,
+        sensitivity=sensitivity(model, cluster, request, comparison, tokens),
+        nearest=nearest_runs(model, cluster, best),
+    )

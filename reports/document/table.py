@@ -1,0 +1,52 @@
+"""A table of the report: cells as text, and as what they sort by."""
+
+import re
+from dataclasses import dataclass
+
+from flopcast.reports.document.numbers import digits
+
+LONGEST_NAME = 28  # characters
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``order`` is what the cell sorts by; a cell with one is a number and stands at the right."""
+
+    text: str
+    order: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """``name`` is unique in the document. Rows named in ``strong`` (by index) are the recommended ones."""
+
+    name: str
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    strong: tuple[int, ...] = ()
+
+    def kind(self, column: int) -> str:
+        """How a column is laid out: "number", "words" where its text may have to break, else "name"."""
+        if any(row[column].order is not None for row in self.rows):
+            return "number"
+        return "words" if any(len(row[column].text) > LONGEST_NAME for row in self.rows) else "name"
+
+    def numbers(self) -> set[str]:
+        """Every number that a reader finds in the cells, as written."""
+        return {match for row in self.rows for cell in row for match in numbers_in(cell.text)}
+
+
+def numbers_in(text: str) -> list[str]:
+    """Numbers of a text as written, those inside names such as zero3 and a100-40gb left out."""
+    return re.findall(r"(?<![\w.+-])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)", text)
+
+
+def number(value: float, text: str | None = None) -> Cell:
+    """A numeric cell, at three significant digits unless its text is given."""
+    return Cell(digits(value) if text is None else text, float(value))
+
+
+def text(words: str) -> Cell:
+    """A cell of words."""
+    return Cell(words)

@@ -1,0 +1,121 @@
+"""A report from a question to its files."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flopcast.errors import InputError
+from flopcast.reports.document.html import as_html
+from flopcast.reports.document.markdown import as_markdown
+from flopcast.reports.document.numbers import digits, tokens
+from flopcast.reports.document.recommendation import Recommendation, recommend
+from flopcast.reports.document.section import Heading, Section
+from flopcast.reports.document.sections import sections
+from flopcast.reports.document.study import Study, parameters
+
+FORMATS = ("html", "markdown")
+ENDINGS = ("svg", "png")
+
+
+class Report:
+    """A study put into words, tables and figures, to be written as a page, as Markdown, or as figure files."""
+
+    def __init__(self, study: Study, command: str = "", day: date | None = None) -> None:
+        day = day or date.today()
+        self.study = study
+        self.heading = Heading(
+            f"{study.model.name} on {study.num_gpus:,} x {study.cluster.gpu.name}, {study.cluster.name}",
+            in_a_line(study),
+            f"{day.day} {day:%B %Y}",
+            command,
+        )
+        self.recommendation: Recommendation = recommend(study)
+        self.sections: tuple[Section, ...] = sections(study)
+
+    def as_html(self) -> str:
+        """One self-contained page."""
+        return as_html(self.heading, self.recommendation, self.sections)
+
+    def as_markdown(self, links: dict[str, str] | None = None) -> str:
+        """GitHub's Markdown; ``links`` maps names of figures to their files."""
+        return as_markdown(self.heading, self.recommendation, self.sections, links)
+
+    def as_json(self) -> dict[str, Any]:
+        """The recommendation and every table: headings and rows, numbers unrounded where the cell is one."""
+        return {
+            "title": self.heading.title,
+            "recommendation": self.recommendation.sentence,
+            "answers": [vars(answer) for answer in self.recommendation.answers],
+            "tables": {
+                table.name: {
+                    "caption": table.caption,
+                    "headings": list(table.headings),
+                    "rows": [[_value(cell.order, cell.text) for cell in row] for row in table.rows],
+                }
+                for section in self.sections
+                for table in section.tables
+            },
+        }
+
+    def write_figures(self, folder: Path) -> list[Path]:
+        """Every figure as SVG and PNG into the folder, which is made where it is missing."""
+        written = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for section in self.sections:
+                for picture in section.pictures:
+                    for ending in ENDINGS:
+                        path = folder / f"{picture.name.removesuffix('-figure')}.{ending}"
+                        temporary = path.with_name(f".{path.name}.tmp")
+                        metadata = {"Date": None} if ending == "svg" else None
+                        picture.figure.savefig(temporary, format=ending, metadata=metadata)
+                        os.replace(temporary, path)
+                        written.append(path)
+        except OSError as error:
+            raise InputError(f"--figures {folder}: cannot be written ({error.strerror or error})") from error
+        return written
+
+
+def in_a_line(study: Study) -> str:
+    """How large the question is: parameters, nodes, tokens per step and in all."""
+    comparison, node = study.comparison, study.cluster.gpus_per_node
+    nodes = math.ceil(comparison.num_gpus / node)
+    batch = comparison.tokens_per_gpu * comparison.num_gpus
+    return (
+        f"{parameters(study.model)}; {nodes} node{'s' if nodes > 1 else ''} of {min(node, comparison.num_gpus)}; "
+        f"{digits(batch / 1e6)} M tokens per step, {tokens(study.num_tokens)} in all"
+    )
+
+
+def _value(order: float | None, text: str) -> float | str | None:
+    if order is None:
+        return text
+    return order if order == order and abs(order) != float("inf") else None
+
+
+def links_from(document: Path | None, figures: Sequence[Path]) -> dict[str, str]:
+    """Links from a Markdown document to its figures' SVG files, relative where both are files."""
+    start = document.parent if document else Path()
+    return {
+        f"{path.stem}-figure": quote(Path(os.path.relpath(path, start)).as_posix())
+        for path in figures
+        if path.suffix == ".svg"
+    }
+
+
+def write_text(text: str, path: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    """Write a document whole or not at all. Raises InputError where the place cannot be written to."""
+    try:
+        if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
+            path.write_text(text, encoding="utf-8")
+        else:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from error
+    say(f"wrote {path}")

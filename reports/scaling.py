@@ -1,0 +1,72 @@
+"""The same training on fewer and on more GPUs: every strategy at its best at each count, at the same global batch."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+
+from flopcast.errors import InputError
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.goodput import run_cost
+from flopcast.simulator.model import Model
+
+COLUMNS = (
+    *("num_gpus", "strategy", "fits", "step_s", "low_s", "high_s", "tokens_per_step", "tokens_per_s_per_gpu", "mfu"),
+    *("days", "gpu_hours", "available"),
+)
+MOST_TIMES_ASKED = 10
+
+
+def gpu_counts(num_gpus: int, cluster: Cluster) -> list[int]:
+    """From one node, or what was asked where it is less, in powers of two to ten times what was asked."""
+    node = cluster.gpus_per_node
+    if cluster.nics_per_node == 0:
+        return sorted({num_gpus, *(2**k for k in range(node.bit_length()) if 2**k <= node)})
+    nodes = [2**k for k in range(math.ceil(MOST_TIMES_ASKED * num_gpus / node).bit_length())]
+    least = min(num_gpus, node)
+    counts = {num_gpus, *(times * num_gpus for times in (2, 5, MOST_TIMES_ASKED))}
+    whole = {count if count <= node else math.ceil(count / node) * node for count in counts}
+    # A power of two beside one of the asked multiples says nothing new.
+    powers = {node * n for n in nodes if not any(abs(math.log(node * n / count)) < math.log(1.4) for count in whole)}
+    return sorted(count for count in whole | powers if least <= count <= max(whole))
+
+
+def scaling(
+    model: Model, cluster: Cluster, request: Request, comparison: Comparison, num_tokens: float
+) -> tuple[pd.DataFrame, dict[int, str]]:
+    """One row per GPU count and strategy, in the order of the counts; and why a count has none.
+
+    The global batch is that of ``comparison``, or one sequence per GPU where it is too small for them. Columns:
+    num_gpus, strategy, fits, step_s, low_s, high_s, tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and
+    gpu_hours (failures and checkpoints included), available (whether the cluster has so many).
+    """
+    unlimited = replace(cluster, num_nodes=None) if cluster.nics_per_node else cluster
+    global_batch = comparison.tokens_per_gpu * comparison.num_gpus
+    seq_len = comparison.seq_len
+    records, left_out = [], {}
+    for count in gpu_counts(comparison.num_gpus, cluster):
+        tokens = max(round(global_batch / (count * seq_len)), 1) * seq_len
+        if count == comparison.num_gpus:
+            tokens = comparison.tokens_per_gpu
+        try:
+            rows = compare(model, unlimited, replace(request, num_gpus=count, tokens_per_gpu=tokens)).rows
+            costs = [run_cost(model, cluster, row, num_tokens) for row in rows]
+        except InputError as error:
+            left_out[count] = str(error)
+            continue
+        available = cluster.num_nodes is None or count <= cluster.num_nodes * cluster.gpus_per_node
+        records += [
+            (
+                *(count, row.strategy, row.fits, row.step_s, row.low_s, row.high_s, tokens * count),
+                *(row.tokens_per_s_per_gpu, row.mfu, cost.days, cost.gpu_hours, available),
+            )
+            for row, cost in zip(rows, costs, strict=True)
+        ]
+    return pd.DataFrame.from_records(records, columns=list(COLUMNS)), left_out
+
+
+def fastest_at_each_count(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`scaling`'s rows the one that trains soonest of those that fit, per GPU count."""
+    fitting = frame[frame["fits"]]
+    return fitting.loc[fitting.groupby("num_gpus")["days"].idxmin()].reset_index(drop=True)

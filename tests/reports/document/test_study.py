@@ -1,0 +1,79 @@
+"""The numbers of a report against the forecasts they come from, and the questions that are hard to answer."""
+
+from dataclasses import replace
+
+import pytest
+from builders import cluster, small_model
+
+from flopcast import Request, compare, load_cluster, load_model
+from flopcast.reports.accuracy import PUBLISHED_RUNS
+from flopcast.reports.document.nearest_runs import nearest_runs
+from flopcast.reports.document.study import Study, study
+from flopcast.reports.document.write import Report
+from flopcast.reports.runs import read_runs
+from flopcast.simulator.forecast import forecast
+
+
+def test_memory_and_waterfall_add_up(report: Report) -> None:
+    found: Study = report.study
+    for row in found.ranked:
+        assert found.memory.loc[row.strategy].sum() == pytest.approx(row.memory_bytes)
+    assert found.waterfall["seconds"].sum() == pytest.approx(found.timeline.step_s)
+    assert found.timeline.step_s == pytest.approx(found.best.step_s, rel=0.03)
+
+
+def test_effects_with_the_kernels_are_the_comparison(report: Report) -> None:
+    found = report.study
+    steps = {row.strategy: row.step_s for row in found.comparison.rows}
+    fused = found.effects[found.effects["fused_kernels"]]
+    for row in fused.itertuples():
+        assert row.step_s == steps[f"{row.strategy}+q4" if row.gather_bits == 4 else row.strategy]
+    eager = compare(found.model, found.cluster, Request(480, fused_kernels=False, strategies=["zero3-node"])).rows[0]
+    without = found.effects[~found.effects["fused_kernels"] & (found.effects["gather_bits"] == 16)]
+    assert without.set_index("strategy").loc["zero3-node", "step_s"] == eager.step_s
+
+
+def test_a_published_run_is_nearest_to_itself() -> None:
+    run = next(run for run in read_runs(PUBLISHED_RUNS) if run.id == "torchtitan-0001")
+    assert run.model is not None
+    assert run.cluster is not None
+    assert run.plan is not None
+    row = forecast(run.model, run.cluster, run.plan).rows()[0]
+    found = nearest_runs(run.model, run.cluster, row, number=5)
+    assert len(found) == 5
+    first = found.iloc[0]
+    assert (first["model"], first["num_gpus"], first["gpu"]) == ("llama2-13b", 64, "a100-80gb")
+    same = found[found["id"] == run.id].iloc[0]
+    assert same["predicted_s"] == pytest.approx(row.step_s)
+    assert same["ratio"] == pytest.approx(row.step_s / run.measured_step_s)
+    assert found["source"].value_counts().max() <= 3
+
+
+def test_where_nothing_fits_the_report_says_what_would() -> None:
+    model, machine = load_model("llama-2-70b"), load_cluster("abci-a")
+    found = Report(study(model, machine, Request(8)))
+    assert not found.study.best.fits
+    assert found.recommendation.sentence.startswith("Nothing fits: ")
+    assert "fits on" in found.recommendation.sentence
+    assert "The plan does not fit" in found.as_html()
+    found.as_markdown()
+    found.as_json()
+
+
+def test_one_gpu_and_one_strategy_make_a_report() -> None:
+    alone = replace(cluster(), nics_per_node=0, nic_bytes_per_s=0.0, num_nodes=1)
+    found = Report(study(small_model(), alone, Request(1, strategies=["ddp"]), 1e9))
+    assert "the only strategy asked for" in found.recommendation.answers[0].note
+    assert set(found.study.scaling["num_gpus"]) == {1, 2, 4, 8}
+    assert "network of a node" not in set(found.study.sensitivity["figure"])
+    found.as_html()
+
+
+def test_strategies_asked_for_are_the_only_ones() -> None:
+    found = study(small_model(), cluster(), Request(16, strategies=["zero1", "tp2"], tokens_per_gpu=2048))
+    assert set(found.strategies["strategy"]) == {"zero1", "tp2"}
+    assert set(found.scaling["strategy"]) == {"zero1", "tp2"}
+    assert set(found.effects["strategy"]) == {"zero1", "tp2"}
+    half = found.sensitivity[(found.sensitivity["figure"] == "global batch")]
+    assert list(half["change"]) == ["half", "twice"]
+    Report(found).as_html()
