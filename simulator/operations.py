@@ -29,6 +29,7 @@ from flopcast.simulator.operation import (
     Pointwise,
     Purpose,
     Section,
+    SmallCopies,
     When,
     Work,
 )
@@ -235,6 +236,7 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
             nothing,
         )
 
+    yield _slices(unit, plans)
     everywhere = plans.zeros == 0
     yield state("optimizer", "step", "step", local * OPTIMIZER_BYTES_PER_PARAMETER, everywhere, 4.0)
     yield state("clip", "step", "step", local * CLIP_BYTES_PER_PARAMETER, everywhere, 2.0)
@@ -242,6 +244,16 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
     added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
     replicated = (unit.ways(plans, plans.gradient_shard) == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
     yield state("accumulate", "backward", "every", added, replicated, 4.0)
+
+
+def _slices(unit: Unit, plans: Plans) -> Operation:
+    """Where an update is sliced: of every tensor one copy per rank, of its gradients and of its parameters."""
+    shard = unit.ways(plans, plans.optimizer_shard)
+    present = plans.sliced_update & (shard > 1)
+    copies = SmallCopies(2.0 * len(unit.tensors) * shard.astype(np.float64))
+    nothing = plans.zeros
+    count = unit.count * present
+    return Operation(f"{unit.name}.slices", "state", "step", "step", count, nothing, copies, nothing, nothing)
 
 
 def _shared_gradients(

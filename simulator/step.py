@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
-from flopcast.simulator.cost import Costs
+from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
 from flopcast.simulator.overlap import Compute, Links
@@ -77,13 +77,13 @@ class _Pass:
 class _Stage:
     """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
 
-    def __init__(self, sections: Sequence[tuple[_Pass, Array]], dispatch: Array) -> None:
+    def __init__(self, sections: Sequence[tuple[_Pass, Array]]) -> None:
         self.causes = {
             name: Sum(section.sums[name].total * share for section, share in sections).total
             for name in (*CAUSES, "launch", "recompute")
         }
         self.device = Sum(self.causes[cause] for cause in CAUSES).total
-        self.busy = busy_seconds(self.device, dispatch * self.causes["launch"])
+        self.busy = busy_seconds(self.device, self.causes["launch"])
 
 
 def step_time(
@@ -134,7 +134,17 @@ def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> 
         return np.where(plans.has(schedule="interleaved"), constants.overlap_leak, 1.0)
     if work.purpose == "expert":
         return 1.0
-    return np.where(plans.overlap_tensor, constants.tensor_overlap_share, 1.0)
+    return chunk_share(work, plans)
+
+
+def chunk_share(work: Collective, plans: Plans) -> Array:
+    """What is exposed of communication among tensor- or context-parallel ranks: all, or one chunk of as many as ranks.
+
+    Where it overlaps, each of n ranks' parts is sent while the part before it is multiplied, and one has nothing to
+    hide behind (Wang et al., ASPLOS 2023, "Overlap communication with dependent computation via decomposition").
+    """
+    ranks = plans.cp if work.purpose == "context" else plans.tp
+    return np.where(plans.overlap_tensor, 1.0 / ranks, 1.0)
 
 
 def _charge(target: _Pass, operation: Operation, time: Array, constants: Constants) -> None:
@@ -142,8 +152,7 @@ def _charge(target: _Pass, operation: Operation, time: Array, constants: Constan
     if operation.when not in ("every", "later"):
         return
     is_collective = isinstance(work, Collective)
-    host = constants.collective_launch_s if is_collective else operation.num_kernels * constants.launch_s
-    target.sums["launch"].add(operation.count * host)
+    target.sums["launch"].add(operation.count * host_seconds(operation, constants))
     cause: str
     if isinstance(work, Collective):
         if work.purpose not in SERIAL:
@@ -168,14 +177,13 @@ def _combine(
     constants: Constants,
 ) -> StepTime:
     single = (plans.pp == 1) * 1.0
-    dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
     last_share = placement.layers_of_last_stage(num_layers, plans.pp) / -(-num_layers // plans.pp)
     one = plans.zeros + 1
 
     def stage(layers: Array, embedding: Array, head: Array) -> tuple[_Stage, _Stage]:
         shares = {"layer": layers, "embedding": embedding, "head": head}
         forward, backward = (
-            _Stage([(passes[section, direction], share) for section, share in shares.items()], dispatch)
+            _Stage([(passes[section, direction], share) for section, share in shares.items()])
             for direction in ("forward", "backward")
         )
         return forward, backward
@@ -202,7 +210,8 @@ def _combine(
     # Backward gathers and reductions run side by side with the same computation.
     both = gathers["backward"] + reduces["every"]
     backward_every, backward_final = exposed(both, backward), exposed(both + reduces["last"], backward)
-    gather_first, gather_every = exposed(gathers["first"], forward), exposed(gathers["every"], forward)
+    gather_every = exposed(gathers["every"], forward)
+    gather_first = np.where(plans.overlap_update, exposed(gathers["first"], forward), gathers["first"].alone)
     gather_alone = exposed(gathers["backward"], backward)
     gather = Sum([gather_first, m * (gather_every + gather_alone), (m - 1) * exposed(gathers["later"], forward)]).total
     reduce = (m - 1) * (backward_every - gather_alone) + (backward_final - gather_alone)

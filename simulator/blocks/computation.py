@@ -12,6 +12,8 @@ from flopcast.simulator.operation import Array, Collective, Gemm, Pointwise, Wor
 from flopcast.simulator.plan import Plans
 
 ACTIVATION_BYTES = 2  # activations are 16-bit
+# Launches for a sequence that is split: allocate the result, the collective, restore the layout.
+SPLIT_KERNELS = 3.0
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,21 @@ def tensor_parallel(
     split = plans.sequence_parallel
 
     def both_ways(
-        suffix: str, collective: str, back: str, here: NDArray[np.bool_], recomputed: bool = True
+        suffix: str, collective: str, back: str, here: NDArray[np.bool_], kernels: float, recomputed: bool = True
     ) -> Computation:
         def work(kind: str) -> Collective:
             return Collective(kind, tensor_bytes, group, "tp", "tensor")
 
+        operation, gradient = work(collective), (work(back),)
+        here = here & present
         return Computation(
-            f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=here & present, recomputed=recomputed
+            f"{name}.{suffix}", operation, gradient, kernels, kernels, present=here, recomputed=recomputed
         )
 
     return [
-        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split, not last_of_layer),
-        both_ways("gather", "all_gather", "reduce_scatter", split),
-        both_ways("scatter", "reduce_scatter", "all_gather", split, not last_of_layer),
+        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split, 1.0, not last_of_layer),
+        both_ways("gather", "all_gather", "reduce_scatter", split, SPLIT_KERNELS),
+        both_ways("scatter", "reduce_scatter", "all_gather", split, SPLIT_KERNELS, not last_of_layer),
     ]
 
 
