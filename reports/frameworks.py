@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from flopcast.simulator.engines import Engine
 from flopcast.simulator.plan import AttentionKernel, Recompute
 
 
@@ -14,7 +15,8 @@ class Framework:
     compiler fuses activation, bias and loss. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as in
     :class:`Plan`. ``gathered_in_pipeline``: where there are pipeline stages, sharded parameters are gathered once per
     step and gradients reduced once. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the
-    software's defaults (None: the GPU's usual kernel).
+    software's defaults (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where that
+    differs in bf16.
     """
 
     overlap: bool = True
@@ -29,6 +31,8 @@ class Framework:
     sharding: str = "ddp"
     recompute: Recompute = "none"
     attention: AttentionKernel | None = None
+    engine: Engine = "fsdp2"
+    bf16_engine: Engine | None = None
 
 
 # Megatron-Core as NeMo's and Megatron-Bridge's performance recipes run it: distributed optimizer with bf16 gradient
@@ -42,6 +46,7 @@ _MEGATRON_CORE = Framework(
     overlap_tensor=True,
     sharding="zero1",
     attention="cudnn",
+    engine="megatron",
 )
 
 # Looked up by the first key that occurs in the framework's name, lower case; each says where the fact is from.
@@ -57,30 +62,37 @@ FRAMEWORKS: dict[str, Framework] = {
         jit_fused=True,
         recompute="full",
         attention="unfused",
+        engine="deepspeed",
+        bf16_engine="deepspeed-bf16",
     ),
     # Megatron-LM before flash attention (arXiv:2104.04473): fp32 main gradients all-reduced after the last backward.
     # Its section 4.2: bias + GELU, bias + dropout + add, and scale + mask + softmax are fused.
     "megatron-lm (2021)": Framework(
-        overlap=False, bucket_bytes=2**31, jit_fused=True, recompute="full", attention="unfused"
+        overlap=False, bucket_bytes=2**31, jit_fused=True, recompute="full", attention="unfused", engine="megatron"
     ),
     "nemo": _MEGATRON_CORE,
     "megatron-bridge": _MEGATRON_CORE,
     "megatron-core": _MEGATRON_CORE,
     # Megatron-LM's distributed optimizer; overlap is an option that examples of the time leave off.
-    "megatron": Framework(overlap=False, overlap_update=False, bucket_bytes=2**31, jit_fused=True),
+    "megatron": Framework(overlap=False, overlap_update=False, bucket_bytes=2**31, jit_fused=True, engine="megatron"),
+    # The same models with Liger-Kernel's fused norms, SwiGLU and loss: less memory, a step as long within 1.5 % (Stas
+    # Bekman, ml-engineering, insights/when-to-upgrade-gpus).
+    "liger": Framework(overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False, engine="liger"),
     # DeepSpeed reduces in the training precision, in buckets of 5e8 elements (reduce_bucket_size), and gathers what
     # its optimizer has updated before the next forward.
-    "deepspeed": Framework(overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False),
+    "deepspeed": Framework(
+        overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False, engine="huggingface"
+    ),
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
     "llm-foundry": Framework(fused_kernels=False),
     "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16),
     # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one
     # (ProcessGroupNCCL's collectives on lists of tensors).
-    "nanotron": Framework(overlap_update=False, sliced_update=True, attention="flash2"),
+    "nanotron": Framework(overlap_update=False, sliced_update=True, attention="flash2", engine="nanotron"),
     "lightning": Framework(gradient_bits=16, attention="flash1"),
     # torchtitan leaves parameters gathered where there is a pipeline (reshard_after_forward_policy "default"), and
     # torch.distributed.pipelining reduces after the last micro-batch.
-    "torchtitan": Framework(fused_kernels=False, gathered_in_pipeline=True, attention="flash2"),
+    "torchtitan": Framework(fused_kernels=False, gathered_in_pipeline=True, attention="flash2", engine="torchtitan"),
 }
 
 

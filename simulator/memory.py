@@ -11,6 +11,7 @@ from flopcast.kernels.nf4.cost import payload_bytes
 from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum, largest
 from flopcast.simulator.constants import Constants
+from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.plan import Plans
@@ -34,9 +35,19 @@ class Memory:
     allocator_slack: float
 
     @cached_property
+    def allocated(self) -> Array:
+        """Peak bytes of tensors: ``torch.cuda.max_memory_allocated``."""
+        return self.optimizer + largest(self._moment_totals)
+
+    @cached_property
+    def reserved(self) -> Array:
+        """Peak bytes that the caching allocator holds for them: ``torch.cuda.max_memory_reserved``."""
+        return (1 + self.allocator_slack) * self.allocated
+
+    @cached_property
     def total(self) -> Array:
-        """Peak bytes per GPU."""
-        return self.reserved_bytes + (1 + self.allocator_slack) * (self.optimizer + largest(self._moment_totals))
+        """Peak bytes per GPU, as nvidia-smi counts them: CUDA's context and NCCL's buffers included."""
+        return self.reserved_bytes + self.reserved
 
     @cached_property
     def parts(self) -> dict[str, Array]:
@@ -77,13 +88,14 @@ def _moments(
     on its way into the reduction. The backward of the first layer: no activations but its own, every gradient. The
     reduction of the root's gradients. Written down from FSDP2 (torch 2.13), which drops each replicated copy in the
     last backward of a step as soon as it has been used, and adds up gradients that are not reduced yet in the
-    reduction's width.
+    reduction's width. Other engines keep buffers of both (:class:`flopcast.simulator.engines.Habits`).
     """
     p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
-    accumulates = plans.grad_accum > 1
+    static = has_habit("static_buffers", plans.engine)
+    accumulates = (plans.grad_accum > 1) | static
     # A lone micro-batch is reduced straight to the optimizer's shards, whatever the strategy's name.
     g = np.where(accumulates, g, o)
-    width = plans.gradient_bits / 8
+    width = np.where(has_habit("separate_gradients", plans.engine), 6.0, plans.gradient_bits / 8)
     layers = [unit for unit in parts if unit.section == "layer"]
     roots = [unit for unit in parts if unit.section != "layer"]
     layer = largest(_layer_elements(layers, plans))
@@ -102,23 +114,27 @@ def _moments(
     # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
     kept = accumulates & (plans.gradient_shard > 1)
 
+    shards = 2.0 * static * _sum(unit.count * unit.sharded_elements(plans, p) for unit in parts)
+    live = np.minimum(whole, habit("live_elements", plans.engine))
+
     def copies(released: Array) -> Array:
         """Working copies that outlive a layer's use, ``released`` elements having been given up."""
-        left = np.maximum(whole - released, 0.0)
-        return np.select([replicated, in_node], [2.0 * left, kept_bytes * left / whole], 0.0)
+        left = np.where(static, whole, np.maximum(whole - released, 0.0))
+        return np.select([replicated, in_node], [2.0 * left, kept_bytes * left / whole], shards)
 
     def moment(**held: Array) -> dict[str, Array]:
         names = ("parameters", "gradients", "activations", "workspace", "gathered", "quantised", "logits")
         return {name: held.get(name, nothing) for name in names}
 
-    reduction = reduced * width * layer
+    in_flight_gradients = reduced & ~static
+    reduction = in_flight_gradients * width * layer
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
     return [
         moment(
             parameters=copies(np.where(sharded, root, 0.0)),
             gradients=np.where(accumulates, gradients, 0.0),
             activations=activations,
-            gathered=sharded * 2.0 * root,
+            gathered=sharded * 2.0 * np.maximum(root, live),
             logits=logits,
         ),
         moment(
@@ -126,7 +142,7 @@ def _moments(
             gradients=np.where(accumulates, gradients, gradients * share_of_layer),
             activations=activations - one_layer,
             workspace=workspace,
-            gathered=sharded * 2.0 * (root + layer * (1 + plans.prefetch)) + reduction + head,
+            gathered=sharded * 2.0 * np.maximum(root + layer * (1 + plans.prefetch), live) + reduction + head,
             quantised=payloads,
         ),
         moment(
@@ -134,12 +150,12 @@ def _moments(
             gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
             activations=one_layer * in_flight,
             workspace=workspace,
-            gathered=sharded * 2.0 * (root + layer) + reduction + head,
+            gathered=sharded * 2.0 * np.maximum(root + layer, live) + reduction + head,
         ),
         moment(
             parameters=copies(np.where(sharded, whole, whole - root)),
             gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
-            gathered=reduced * (width + np.maximum(2.0, width / g)) * root,
+            gathered=in_flight_gradients * (width + np.maximum(2.0, width / g)) * root,
         ),
     ]
 

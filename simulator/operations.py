@@ -12,7 +12,6 @@ from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.simulator import placement
 from flopcast.simulator.blocks.computation import (
-    ACTIVATION_BYTES,
     Computation,
     Workload,
     linear,
@@ -20,10 +19,12 @@ from flopcast.simulator.blocks.computation import (
     shared_loss,
     tensor_parallel,
 )
+from flopcast.simulator.engines import habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import (
     Array,
     Collective,
+    Gemm,
     Operation,
     Phase,
     Pointwise,
@@ -34,6 +35,7 @@ from flopcast.simulator.operation import (
     Work,
 )
 from flopcast.simulator.plan import Plans
+from flopcast.simulator.recompute import checkpoint, expand, selectively
 from flopcast.simulator.sharding import Unit, units
 
 # Cross-entropy, bytes per logit: eager upcasts to fp32 and passes over it several times; compiled fuses the passes.
@@ -58,11 +60,14 @@ def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]
     names = model.kind_names
     for block, number in model.kinds.items():
         count = number * stage_layers / model.num_layers
-        operations.append(_checkpoint(f"{names[block]}.checkpoint", load, count))
+        operations.append(checkpoint(f"{names[block]}.checkpoint", load, count))
+        num_products = 0
         for piece in block.computations(load):
-            operations += _expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans)
+            num_products += isinstance(piece.forward, Gemm)
+            kept = selectively(piece, plans, num_products % 2 == 1)
+            operations += expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans, kept)
     for section, piece in _vocabulary(model, load):
-        operations += _expand(f"{section}.{piece.name}", section, piece, plans.zeros + 1, plans)
+        operations += expand(f"{section}.{piece.name}", section, piece, plans.zeros + 1, plans)
     for unit in units(model, plans, stage_layers):
         operations += _gathers(unit, plans, gpus_per_node)
         operations += _reductions(unit, plans, gpus_per_node)
@@ -73,34 +78,6 @@ def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]
     return [operation for operation in operations if np.any(operation.count)]
 
 
-def _expand(name: str, section: Section, piece: Computation, count: Array, plans: Plans) -> Iterator[Operation]:
-    """Forward, backward and, where the plan recomputes it, the forward once more."""
-    count = count * piece.present
-    nothing = plans.zeros
-    whole, kept = nothing + piece.saved_bytes, nothing + piece.kept_if_selective
-    layer = section == "layer"
-    full, selective = plans.has(recompute="full"), plans.has(recompute="selective")
-    saved = np.select([full, selective], [nothing, np.where(piece.selective, kept, whole)], whole) if layer else whole
-    forward_kernels = nothing + piece.forward_kernels
-    yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, saved, whole - saved)
-    if layer:
-        again = count * ((full & piece.recomputed) | (selective & piece.selective))
-        yield Operation(name, section, "recompute", "every", again, forward_kernels, piece.forward, nothing, nothing)
-    for index, work in enumerate(piece.backward):
-        kernels = nothing + piece.backward_kernels / len(piece.backward)
-        suffix = f".{index + 1}" if len(piece.backward) > 1 else ""
-        held = nothing + piece.backward_bytes / len(piece.backward)
-        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, held)
-
-
-def _checkpoint(name: str, load: Workload, count: Array) -> Operation:
-    """What full recompute keeps of a layer: its input."""
-    nothing = load.plans.zeros
-    saved = load.residual_bytes * load.plans.has(recompute="full")
-    # The input of the layer that is computed again is among what that computes.
-    return Operation(name, "layer", "forward", "every", count, nothing, Pointwise(nothing), saved, -saved)
-
-
 def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation]]:
     plans = load.plans
     elements = load.residual_tokens * model.hidden
@@ -109,13 +86,14 @@ def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation
     fused = plans.fused_kernels | plans.compiled
     vocabulary = model.vocab_size / plans.tp
     logits = load.tokens * vocabulary
+    whole_bytes, parallel_bytes = habit("logit_bytes", plans.engine), habit("parallel_logit_bytes", plans.engine)
+    logit_bytes = np.where((plans.tp > 1) & (parallel_bytes > 0), parallel_bytes, whole_bytes)
     norm_forward, norm_backward = (norm_cost.FORWARD,) * 2, (norm_cost.BACKWARD,) * 2
     loss_forward, loss_backward = zip(LOSS_FUSED, LOSS_EAGER, strict=True)
     head = [
         pointwise("norm", elements, fused, norm_forward, norm_backward, load.residual_bytes),
         linear(load, "logits", model.hidden, vocabulary, load.residual_bytes, model.head_bias),
-        # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed, are alive together.
-        pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * (ACTIVATION_BYTES + 4)),
+        pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * logit_bytes),
         *tensor_parallel(load, "tensor_parallel"),
         *shared_loss(load),
     ]

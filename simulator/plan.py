@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.errors import InputError, nearest
+from flopcast.simulator.engines import ENGINES, Engine
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp8"]
@@ -24,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("bf16", "fp8"),
     "schedule": ("1f1b", "gpipe", "interleaved", "zero-bubble"),
     "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
+    "engine": tuple(ENGINES),
 }
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp8")
@@ -50,8 +52,8 @@ class Plan:
     ``compiled``: torch.compile fuses all pointwise work.
     ``prefetch``: units whose gather may run ahead of use; 0 leaves all data-parallel communication exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
-    ``parameter_bits``: width of a replicated parameter; ``state_bytes``: optimizer bytes per parameter (fp32
-    master, momentum and variance: 12).
+    ``state_bytes``: optimizer bytes per parameter on the GPU (fp32 master, momentum and variance: 12; on the host: 0).
+    ``engine``: the software whose habits of holding memory are forecast (:mod:`flopcast.simulator.engines`).
     """
 
     strategy: str
@@ -82,6 +84,7 @@ class Plan:
     prefetch: int = 1
     bucket_bytes: int = 25 * 2**20
     state_bytes: int = 12
+    engine: Engine = "fsdp2"
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -155,7 +158,7 @@ def _check_fields(plan: Plan) -> None:
             if value not in CHOICES[field.name]:
                 raise InputError(f"plan {field.name} is '{value}'; choose one of {', '.join(CHOICES[field.name])}")
         elif field.name != "strategy" and field.name not in FLAGS:
-            minimum = 0 if field.name == "prefetch" else 1
+            minimum = 0 if field.name in ("prefetch", "state_bytes") else 1
             if not isinstance(value, int | np.integer) or value < minimum:
                 raise InputError(f"plan {field.name} is {value}; it must be a whole number of at least {minimum}")
 
@@ -253,6 +256,7 @@ class Plans:
     prefetch: NDArray[np.int64]
     bucket_bytes: NDArray[np.int64]
     state_bytes: NDArray[np.int64]
+    engine: NDArray[np.int64]
 
     def __init__(self, **columns: Column) -> None:
         for name, column in columns.items():

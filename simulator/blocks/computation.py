@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from flopcast.kernels.pointwise import Pass, traffic
 from flopcast.simulator import placement
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.operation import Array, Collective, Gemm, Pointwise, Work
 from flopcast.simulator.plan import Plans
 
@@ -43,6 +44,12 @@ class Workload:
         """The residual stream of one micro-batch on this rank."""
         return self.residual_tokens * self.hidden * ACTIVATION_BYTES
 
+    @property
+    def normed_bytes(self) -> Array:
+        """What products keep of a norm's result: all of it where it is gathered once, else this rank's part."""
+        gathered = self.tokens * self.hidden * ACTIVATION_BYTES
+        return np.where(has_habit("regathers_inputs", self.plans.engine), self.residual_bytes, gathered)
+
     def per_tensor_rank(self, function: Callable[[int], int]) -> Array:
         """A quantity that depends on tp only, evaluated once for each tp that occurs."""
         values, where = np.unique(self.plans.tp, return_inverse=True)
@@ -51,9 +58,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Computation:
-    """``saved_bytes`` are kept for backward without recomputation; ``kept_if_selective`` under selective recompute.
+    """``saved_bytes`` are kept for backward without recomputation; ``result_bytes`` where selective recompute keeps results.
 
     ``selective`` says whether selective recompute runs the forward work again: cheap to redo, large to keep.
+    ``in_attention``: scores, which are computed again where selective recompute means attention alone.
     ``recomputed``: full recompute runs the forward work again; what nothing in the backward reads is not.
     ``backward_bytes``: what its backward holds beyond what it frees. ``present`` 0 makes the piece absent from a plan.
     """
@@ -64,8 +72,9 @@ class Computation:
     forward_kernels: Array | float
     backward_kernels: Array | float
     saved_bytes: Array | float = 0.0
-    kept_if_selective: Array | float = 0.0
+    result_bytes: Array | float = 0.0
     selective: NDArray[np.bool_] | bool = False
+    in_attention: bool = False
     recomputed: bool = True
     backward_bytes: Array | float = 0.0
     present: NDArray[np.bool_] | bool = True
@@ -92,6 +101,7 @@ def linear(
         forward_kernels=1.0,
         backward_kernels=3.0 if bias else 2.0,
         saved_bytes=input_bytes,
+        result_bytes=rows * outer * ACTIVATION_BYTES,
     )
 
 
@@ -102,7 +112,7 @@ def pointwise(
     forward: tuple[Pass, Pass],
     backward: tuple[Pass, Pass],
     saved_bytes: Array | float,
-    kept_if_selective: Array | float = 0.0,
+    result_bytes: Array | float = 0.0,
     held_by_backward: Array | float = 0.0,
 ) -> Computation:
     """Memory-bound work on ``num_elements``; each pass is given as (where fused, where not)."""
@@ -115,7 +125,7 @@ def pointwise(
         forward_kernels,
         backward_kernels,
         saved_bytes,
-        kept_if_selective,
+        result_bytes,
         selective=True,
         backward_bytes=held_by_backward,
     )

@@ -41,7 +41,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
     never = plans.zeros > 0
     fused = plans.compiled
 
-    normed = load.tokens * hidden * ACTIVATION_BYTES if own_input else 0.0
+    normed = load.normed_bytes if own_input else 0.0
     no_fp8 = never
     parts = [
         Computation(
@@ -54,6 +54,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
             1.0,
             2.0,
             saved_bytes=normed,
+            result_bytes=routed * experts.num_experts * ACTIVATION_BYTES,
         ),
         # The probabilities, in fp32, are kept; they weigh what the activation gives, so that no result needs keeping.
         pointwise(
@@ -77,7 +78,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
             (GATED_FUSED[0], GATED_EAGER[0]),
             (GATED_FUSED[1], GATED_EAGER[1]),
             copies * inner * 2 * ACTIVATION_BYTES,
-            copies * inner * 2 * ACTIVATION_BYTES,
+            0.0,
             # As an MLP's, the matrix gradient being that of every expert's projection down.
             3 * copies * inner * ACTIVATION_BYTES
             + load.residual_bytes
@@ -113,6 +114,7 @@ def grouped(
         forward_kernels=1.0,
         backward_kernels=2.0,
         saved_bytes=input_bytes,
+        result_bytes=copies * outer * ACTIVATION_BYTES,
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.simulator.blocks.computation import Computation, Workload, pointwise, tensor_parallel
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Norm, ParameterTensor, Split, norm_tensors
 
 
@@ -141,11 +142,13 @@ class ResidualBlock(ABC):
         rms = self.norm == "rmsnorm"
         forward = (norm_cost.FORWARD, norm_cost.EAGER_FORWARD if rms else norm_cost.LAYER_NORM_FORWARD)
         backward = (norm_cost.BACKWARD, norm_cost.EAGER_BACKWARD if rms else norm_cost.LAYER_NORM_BACKWARD)
-        stream = load.residual_bytes
+        # Op by op, the fp32 input and the 16-bit normalised rows stay instead of the 16-bit input.
+        by_hand = rms & has_habit("keeps_intermediates", load.plans.engine) & ~fused
+        stream = load.residual_bytes * np.where(by_hand, 3, 1)
         # A parallel block whose norms share one input keeps that input once; a sequential one keeps one per norm.
         inputs = 1 if self.parallel else self.num_norms
         kept = [stream if index < inputs else 0.0 for index in range(self.num_norms)]
-        norms = [pointwise(f"norm{i + 1}", elements, fused, forward, backward, k, k) for i, k in enumerate(kept)]
+        norms = [pointwise(f"norm{i + 1}", elements, fused, forward, backward, k, 0.0) for i, k in enumerate(kept)]
         folded = (norm_cost.ADD_FORWARD, norm_cost.ADD_BACKWARD)
         # A parallel block adds both branches at one boundary; a sequential one has a boundary for each.
         second = (norm_cost.SECOND_ADD_FORWARD, norm_cost.SECOND_ADD_BACKWARD) if self.parallel else folded

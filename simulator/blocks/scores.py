@@ -57,7 +57,7 @@ def scores(
             np.where(unfused, UNFUSED_KERNELS[0], FLASH_KERNELS[0]),
             np.where(unfused, UNFUSED_KERNELS[1], FLASH_KERNELS[1]),
             kept,
-            kept,
+            np.where(unfused, 0.0, attended + log_sum),
             selective=unfused,
         ),
         Computation(
@@ -68,6 +68,7 @@ def scores(
             0.0,
             num_scores * SCORES_SAVED,
             selective=True,
+            in_attention=True,
             present=unfused,
         ),
     ]

@@ -99,15 +99,15 @@ class StateSpace:
         half = features * ACTIVATION_BYTES
         small = tokens * narrow
         return [
-            linear(load, "in", load.hidden, 2 * inner, tokens * load.hidden * ACTIVATION_BYTES, bias=False),
-            pointwise("convolution", features, fused, *convolved, half, half),
+            linear(load, "in", load.hidden, 2 * inner, load.normed_bytes, bias=False),
+            pointwise("convolution", features, fused, *convolved, half),
             linear(load, "bcdt", inner, narrow, half, bias=False),
             self._sum(load, small * ACTIVATION_BYTES),
             pointwise("bcdt_norm", small, fused, norm_forward, norm_backward, small * ACTIVATION_BYTES),
             linear(load, "dt", self.rank, self.num_heads / plans.tp, small * ACTIVATION_BYTES, bias=False),
             self._hand_on(load),
             *self._scan(load),
-            pointwise("gating", features, fused, *gated, 2 * half, 2 * half),
+            pointwise("gating", features, fused, *gated, 2 * half, half),
             linear(load, "out", inner, load.hidden, half, bias=False),
         ]
 

@@ -7,6 +7,7 @@ from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.kernels.rope import cost as rope_cost
 from flopcast.simulator.blocks.computation import ACTIVATION_BYTES, Computation, Workload, linear, pointwise
 from flopcast.simulator.blocks.scores import context_parallel, scores
+from flopcast.simulator.engines import has_habit
 
 if TYPE_CHECKING:
     from flopcast.simulator.blocks.transformer import Attention, Mlp
@@ -21,7 +22,7 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
     plans, tokens = load.plans, load.tokens
     kv = load.per_tensor_rank(a.kv_heads_per_rank) * a.head_dim
     query = a.num_heads * a.head_dim / plans.tp
-    normed = load.tokens * load.hidden * ACTIVATION_BYTES  # gathered first where the sequence is split
+    normed = load.normed_bytes
     if a.fused_qkv:
         parts = [linear(load, "qkv", load.hidden, query + 2 * kv, normed, a.qkv_bias)]
     else:
@@ -53,16 +54,17 @@ def mlp(m: "Mlp", load: Workload, own_input: bool, prefix: str = "") -> list[Com
     inner = m.intermediate / load.plans.tp
     elements = load.tokens * inner
     fused = load.plans.compiled
-    normed = load.tokens * load.hidden * ACTIVATION_BYTES if own_input else 0.0
+    normed = load.normed_bytes if own_input else 0.0
     names = ("gate", "up") if m.gated else ("up",)
     parts = [
         linear(load, prefix + name, load.hidden, inner, normed if name == names[0] else 0.0, m.bias) for name in names
     ]
     forward, backward = zip(*((GATED_FUSED, GATED_EAGER) if m.gated else (PLAIN_FUSED, PLAIN_EAGER)), strict=True)
-    projected = elements * len(names) * ACTIVATION_BYTES
+    eager = m.gated & has_habit("keeps_intermediates", load.plans.engine) & ~load.plans.compiled
+    projected = elements * (len(names) + eager) * ACTIVATION_BYTES
     # Backward, with attention's tensors still alive: the gradients of its result, its inputs and the residual stream,
     # and the matrix gradient of the projection down; the projection's input has just been freed.
-    temporaries = (3 if m.gated else 1) * elements * ACTIVATION_BYTES
+    temporaries = ((3 if m.gated else 1) - eager) * elements * ACTIVATION_BYTES
     held = temporaries + load.residual_bytes + inner * load.hidden * ACTIVATION_BYTES
-    parts.append(pointwise(f"{prefix}activation", elements, fused, forward, backward, projected, projected, held))
+    parts.append(pointwise(f"{prefix}activation", elements, fused, forward, backward, projected, 0.0, held))
     return [*parts, linear(load, f"{prefix}down", inner, load.hidden, elements * ACTIVATION_BYTES, m.bias)]

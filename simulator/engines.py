@@ -1,0 +1,71 @@
+"""What training software keeps in memory beyond what the plan's arithmetic needs: facts of the code, one row each."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Engine = Literal["fsdp2", "torchtitan", "huggingface", "liger", "megatron", "deepspeed", "deepspeed-bf16", "nanotron"]
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How an engine holds its tensors. The defaults are this package's trainer on PyTorch's FSDP2.
+
+    ``logit_bytes``: per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel ranks share the
+    vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager
+    operation needs (SiLU's result, a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that
+    are split over the sequence are kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and
+    gradients stay allocated through the step; else they are dropped in the last backward as they are used.
+    ``separate_gradients``: 16-bit gradients stand beside fp32 accumulators. ``live_elements``: gathered parameters are
+    released only when there are more of them. What selective recompute keeps: the layer's input and the results of
+    every matrix product and of attention; with ``alternate_products`` of every other product, the first included; with
+    ``recomputes_attention`` everything but what lies inside of attention.
+    """
+
+    logit_bytes: int = 6
+    parallel_logit_bytes: int = 0
+    keeps_intermediates: bool = False
+    regathers_inputs: bool = False
+    static_buffers: bool = False
+    separate_gradients: bool = False
+    live_elements: int = 0
+    alternate_products: bool = False
+    recomputes_attention: bool = False
+
+
+ENGINES: dict[Engine, Habits] = {
+    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed.
+    "fsdp2": Habits(),
+    # fp32 log-softmax, its gradient and the logits', and the hole that the deleted 16-bit logits leave (train.py); a
+    # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
+    # every second mm (parallelisms/parallelize_llama.py, December 2024).
+    "torchtitan": Habits(logit_bytes=14, parallel_logit_bytes=18, keeps_intermediates=True, alternate_products=True),
+    # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs; ZeRO-3 under it
+    # keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master.
+    "huggingface": Habits(logit_bytes=16, keeps_intermediates=True, static_buffers=True, live_elements=10**9),
+    # Liger-Kernel's fused linear cross-entropy works in chunks and never holds the logits; norms and SwiGLU are fused.
+    "liger": Habits(logit_bytes=0, static_buffers=True, live_elements=10**9),
+    # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32 copy
+    # (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198, sections
+    # 4.2.2 and 5).
+    "megatron": Habits(regathers_inputs=True, static_buffers=True, recomputes_attention=True),
+    "deepspeed": Habits(static_buffers=True, recomputes_attention=True),
+    # BF16_Optimizer (deepspeed/runtime/bf16_optimizer.py): 4 bytes per parameter more, on every data-parallel rank.
+    "deepspeed-bf16": Habits(static_buffers=True, separate_gradients=True, recomputes_attention=True),
+    # An fp32 cast of the logits and a copy of it (parallel/tensor_parallel/functional.py); DDP's 16-bit buckets beside
+    # one fp32 gradient buffer (optim/gradient_accumulator.py); act(gate) * up as two operations (models/llama.py).
+    "nanotron": Habits(logit_bytes=10, keeps_intermediates=True, static_buffers=True, separate_gradients=True),
+}
+assert tuple(ENGINES) == get_args(Engine)
+
+
+def has_habit(name: str, engine: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which plans' engines have a habit."""
+    return habit(name, engine) > 0
+
+
+def habit(name: str, engine: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One habit of each plan's engine, given as codes into the keys of :data:`ENGINES`; flags as 0 and 1."""
+    return np.array([getattr(habits, name) for habits in ENGINES.values()], dtype=np.float64)[engine]
