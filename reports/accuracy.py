@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from flopcast.reports.global_fit import RunSet
+from flopcast.reports.memory_accuracy import MemoryAccuracy, memory_accuracy
+from flopcast.reports.memory_rows import MemoryRows
 from flopcast.reports.runs import Run, read_runs
 from flopcast.simulator.band import band
 from flopcast.simulator.conventions import model_flop_per_token
@@ -22,12 +24,13 @@ class Accuracy:
 
     Columns of ``rows``: id, source, gpu, framework, measured_step_s, predicted_step_s, low_s, high_s, null_step_s,
     error (predicted / measured - 1), assumed. Of ``sources``: rows, skipped, median, mean and p90 of the error's size,
-    bias (its median), null_median, coverage (share of rows inside the band).
+    bias (its median), null_median, coverage (share of rows inside the band). ``memory``: of the runs that state it.
     """
 
     rows: pd.DataFrame
     skipped: pd.DataFrame
     sources: pd.DataFrame
+    memory: MemoryAccuracy
 
     @property
     def overall(self) -> dict[str, float]:
@@ -45,6 +48,7 @@ class Accuracy:
             "rows": [*rows.to_dict("records"), *self.skipped[["id", "source", "skipped"]].to_dict("records")],
             "sources": self.sources.reset_index(names="source").to_dict("records"),
             "overall": self.overall,
+            "memory": self.memory.as_json(),
         }
 
 
@@ -57,7 +61,7 @@ def accuracy(path: Path = PUBLISHED_RUNS) -> Accuracy:
         [{"id": run.id, "source": run.source, "skipped": run.skipped} for run in runs if run.skipped],
         columns=["id", "source", "skipped"],
     )
-    return Accuracy(rows, skipped, _by_source(rows, skipped))
+    return Accuracy(rows, skipped, _by_source(rows, skipped), memory_accuracy(MemoryRows.of(runs)))
 
 
 def _rows(kept: RunSet) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.accuracy import Accuracy
+from flopcast.reports.memory_accuracy import memory_table
 from flopcast.simulator.constants import Constants, entries
 
 
@@ -48,6 +49,12 @@ def render(accuracy: Accuracy) -> Iterator[RenderableType]:
         "Step time, predicted over measured. The null model is one constant efficiency per GPU type. The constants "
         "were fitted to the published runs together; the band is from runs whose framework they had not seen."
     )
+    if not accuracy.memory.rows.empty:
+        yield memory_table(accuracy.memory)
+        yield Text(
+            "Memory per GPU, predicted over measured. Counters: allocated, bytes of tensors; reserved, what PyTorch's "
+            "allocator took for them; card, what nvidia-smi shows; unsaid, compared as card."
+        )
     reasons = accuracy.skipped.groupby(["source", "skipped"]).size().rename("number").reset_index()
     for skip in reasons.to_dict("records"):
         yield Text(f"skipped {skip['number']} of {skip['source']}: {skip['skipped']}")

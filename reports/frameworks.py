@@ -15,8 +15,8 @@ class Framework:
     compiler fuses activation, bias and loss. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as in
     :class:`Plan`. ``gathered_in_pipeline``: where there are pipeline stages, sharded parameters are gathered once per
     step and gradients reduced once. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the
-    software's defaults (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where that
-    differs in bf16.
+    software's defaults (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where
+    that differs in bf16.
     """
 
     overlap: bool = True

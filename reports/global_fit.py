@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
+from flopcast.reports.memory_rows import MemoryRows
 from flopcast.reports.runs import Run, read_runs
 from flopcast.simulator import band
 from flopcast.simulator.batch import Batch, Case
@@ -19,6 +20,8 @@ from flopcast.simulator.operation import Array
 ROBUST_SCALE = 0.06
 # One standard deviation of the prior on a constant, as a share of its range: what no run constrains stays put.
 PRIOR_WIDTH = 0.15
+# No step time depends on them: they are fitted to the runs that state memory, by themselves.
+MEMORY_CONSTANTS = ("reserved_bytes", "allocator_slack")
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,14 @@ def source_weights(sources: np.ndarray, used: np.ndarray) -> Array:
 
 def fit(runs: RunSet, used: np.ndarray | None = None, start: Constants | None = None) -> Constants:
     """The fitted constants, from the rows where ``used`` (all where None)."""
+    free = [entry for entry in entries() if entry.fitted and entry.name not in MEMORY_CONSTANTS]
+    return _solve(runs, free, start or default_constants(), used)
+
+
+def _solve(
+    runs: "RunSet | MemoryRows", free: Sequence[Entry], start: Constants, used: np.ndarray | None = None
+) -> Constants:
     used = np.ones(len(runs.runs), dtype=bool) if used is None else used
-    free = [entry for entry in entries() if entry.fitted and not entry.name.startswith(("reserved", "allocator"))]
-    start = start or default_constants()
     weights = source_weights(runs.sources, used)
     low, high = np.array([e.low for e in free]), np.array([e.high for e in free])
     initial = (np.array([getattr(start, e.name) for e in free]) - low) / (high - low)
@@ -98,8 +106,14 @@ def fit(runs: RunSet, used: np.ndarray | None = None, start: Constants | None = 
     return start.with_values(**_named(free, low + solution.x * (high - low)))
 
 
+def fit_memory(runs: Sequence[Run], start: Constants | None = None) -> Constants:
+    """The constants with those of memory fitted to the runs that state theirs, each by its source's counter."""
+    rows, start = MemoryRows.of(runs), start or default_constants()
+    return _solve(rows, [entry for entry in entries() if entry.name in MEMORY_CONSTANTS], start)
+
+
 def _residuals(
-    runs: RunSet,
+    runs: RunSet | MemoryRows,
     free: Sequence[Entry],
     start: Constants,
     weights: Array,
@@ -155,8 +169,10 @@ class GlobalFit:
 
 def calibrate(path: Path) -> GlobalFit:
     """Fit the constants to a table of runs, and again with each framework left out."""
-    runs = RunSet.of(read_runs(path))
-    return GlobalFit(runs, default_constants(), fit(runs), leave_one_out(runs, runs.frameworks))
+    table = read_runs(path)
+    runs = RunSet.of(table)
+    after = fit_memory(table, fit(runs))
+    return GlobalFit(runs, default_constants(), after, leave_one_out(runs, runs.frameworks))
 
 
 def mean_of_medians(sources: np.ndarray, log_errors: Array) -> float:

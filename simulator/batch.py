@@ -11,7 +11,7 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.constants import Constants, default_constants
 from flopcast.simulator.forecast import check
 from flopcast.simulator.hardware import Hardware
-from flopcast.simulator.memory import memory
+from flopcast.simulator.memory import Memory, memory
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.operations import step_operations
@@ -26,6 +26,12 @@ class Case:
     model: Model
     cluster: Cluster
     plan: Plan
+
+    def memory(self, constants: Constants | None = None) -> Memory:
+        """Memory per GPU, arrays of one plan."""
+        plans = Plans.of([self.plan])
+        operations = step_operations(self.model, plans, np.array([self.cluster.gpus_per_node]))
+        return memory(self.model, operations, plans, constants or default_constants())
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,7 @@ class Batch:
 
     def memory_bytes(self, constants: Constants | None = None) -> Array:
         """Peak memory per GPU of every case."""
-        constants = constants or default_constants()
-        totals = []
-        for case in self.cases:
-            plans = Plans.of([case.plan])
-            operations = step_operations(case.model, plans, np.array([case.cluster.gpus_per_node]))
-            totals.append(memory(case.model, operations, plans, constants).total[0])
-        return np.array(totals)
+        return np.array([case.memory(constants).total[0] for case in self.cases])
 
 
 def _laid_end_to_end(lists: Sequence[Sequence[Operation]]) -> list[Operation]:

@@ -14,14 +14,17 @@ class Habits:
     """How an engine holds its tensors. The defaults are this package's trainer on PyTorch's FSDP2.
 
     ``logit_bytes``: per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel ranks share the
-    vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager
-    operation needs (SiLU's result, a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that
-    are split over the sequence are kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and
-    gradients stay allocated through the step; else they are dropped in the last backward as they are used.
-    ``separate_gradients``: 16-bit gradients stand beside fp32 accumulators. ``live_elements``: gathered parameters are
-    released only when there are more of them. What selective recompute keeps: the layer's input and the results of
-    every matrix product and of attention; with ``alternate_products`` of every other product, the first included; with
-    ``recomputes_attention`` everything but what lies inside of attention.
+    vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs (SiLU's result,
+    a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that are split over the sequence are
+    kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay allocated through
+    the step; else they are dropped in the last backward as they are used. ``separate_gradients``: 16-bit gradients
+    stand beside fp32 accumulators. ``live_elements``: gathered parameters are released only when there are more of
+    them. ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes`` besides: buffers that reduction
+    and update allocate in one piece each.
+
+    What selective recompute keeps: the layer's input and the results of every matrix product and of attention; with
+    ``alternate_products`` of every other product, the first included; with ``recomputes_attention`` everything but what
+    lies inside of attention.
     """
 
     logit_bytes: int = 6
@@ -31,6 +34,8 @@ class Habits:
     static_buffers: bool = False
     separate_gradients: bool = False
     live_elements: int = 0
+    update_bytes: int = 0
+    bucket_bytes: int = 0
     alternate_products: bool = False
     recomputes_attention: bool = False
 
@@ -38,20 +43,25 @@ class Habits:
 ENGINES: dict[Engine, Habits] = {
     # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed.
     "fsdp2": Habits(),
-    # fp32 log-softmax, its gradient and the logits', and the hole that the deleted 16-bit logits leave (train.py); a
+    # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024).
     "torchtitan": Habits(logit_bytes=14, parallel_logit_bytes=18, keeps_intermediates=True, alternate_products=True),
-    # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs; ZeRO-3 under it
-    # keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master.
-    "huggingface": Habits(logit_bytes=16, keeps_intermediates=True, static_buffers=True, live_elements=10**9),
+    # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
+    # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose
+    # gradients it casts to fp32 for the update (runtime/zero/stage3.py).
+    "huggingface": Habits(
+        logit_bytes=16, keeps_intermediates=True, static_buffers=True, live_elements=10**9, update_bytes=4
+    ),
     # Liger-Kernel's fused linear cross-entropy works in chunks and never holds the logits; norms and SwiGLU are fused.
     "liger": Habits(logit_bytes=0, static_buffers=True, live_elements=10**9),
-    # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32 copy
-    # (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198, sections
-    # 4.2.2 and 5).
+    # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32
+    # copy (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198,
+    # sections 4.2.2 and 5).
     "megatron": Habits(regathers_inputs=True, static_buffers=True, recomputes_attention=True),
-    "deepspeed": Habits(static_buffers=True, recomputes_attention=True),
+    # DeepSpeed's ZeRO-1 in fp16 flattens its part of the gradients, casts it to fp32, and reduces through a bucket of
+    # 5e8 elements (runtime/zero/stage_1_and_2.py).
+    "deepspeed": Habits(static_buffers=True, recomputes_attention=True, update_bytes=6, bucket_bytes=10**9),
     # BF16_Optimizer (deepspeed/runtime/bf16_optimizer.py): 4 bytes per parameter more, on every data-parallel rank.
     "deepspeed-bf16": Habits(static_buffers=True, separate_gradients=True, recomputes_attention=True),
     # An fp32 cast of the logits and a copy of it (parallel/tensor_parallel/functional.py); DDP's 16-bit buckets beside

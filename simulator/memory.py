@@ -26,11 +26,13 @@ class Memory:
     ``parameters``: working copies that outlive a layer. ``optimizer``: fp32 master, moments. ``gathered``: layers
     gathered ahead of use and their whole gradients before reduction. ``quantised``: NF4 payloads in flight.
     ``workspace``: one layer's activations while it is computed again. ``slack``: CUDA context, NCCL buffers and what
-    the caching allocator cannot use.
+    the caching allocator cannot use. ``in_one_piece``: tensors of the update so large that they find no room in what
+    the pass before it has freed; the allocator holds them besides.
     """
 
     optimizer: Array
     moments: tuple[dict[str, Array], ...]
+    in_one_piece: Array
     reserved_bytes: float
     allocator_slack: float
 
@@ -42,7 +44,7 @@ class Memory:
     @cached_property
     def reserved(self) -> Array:
         """Peak bytes that the caching allocator holds for them: ``torch.cuda.max_memory_reserved``."""
-        return (1 + self.allocator_slack) * self.allocated
+        return (1 + self.allocator_slack) * self.allocated + self.in_one_piece
 
     @cached_property
     def total(self) -> Array:
@@ -58,7 +60,7 @@ class Memory:
             name: np.select([total == peak for total in totals], [moment[name] for moment in self.moments])
             for name in self.moments[0]
         }
-        slack = self.reserved_bytes + self.allocator_slack * (self.optimizer + peak)
+        slack = self.reserved_bytes + self.in_one_piece + self.allocator_slack * (self.optimizer + peak)
         return {**held, "optimizer": self.optimizer, "slack": slack}
 
     @cached_property
@@ -73,9 +75,13 @@ def memory(model: Model, operations: Sequence[Operation], plans: Plans, constant
     """
     stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
     parts = units(model, plans, stage_layers)
-    optimizer = plans.state_bytes * _sum(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
+    sharded = _sum(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
+    update = habit("update_bytes", plans.engine) * (plans.state_bytes > 0) * sharded
     moments = _moments(model, operations, plans, parts, np.asarray(stage_layers, dtype=np.float64))
-    return Memory(optimizer, tuple(moments), constants.reserved_bytes, constants.allocator_slack)
+    in_one_piece = update + habit("bucket_bytes", plans.engine)
+    return Memory(
+        plans.state_bytes * sharded, tuple(moments), in_one_piece, constants.reserved_bytes, constants.allocator_slack
+    )
 
 
 def _moments(

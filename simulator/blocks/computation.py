@@ -58,7 +58,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Computation:
-    """``saved_bytes`` are kept for backward without recomputation; ``result_bytes`` where selective recompute keeps results.
+    """``saved_bytes`` are kept for backward without recomputation; ``result_bytes`` by selective recompute.
 
     ``selective`` says whether selective recompute runs the forward work again: cheap to redo, large to keep.
     ``in_attention``: scores, which are computed again where selective recompute means attention alone.
