@@ -34,6 +34,10 @@ class Framework:
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
 
+    def engine_in(self, precision: str) -> Engine:
+        """The engine of a run whose table states this precision; where it states none nothing tells fp16 from bf16."""
+        return self.bf16_engine if self.bf16_engine and "bf16" in precision.lower() else self.engine
+
 
 # Megatron-Core as NeMo's and Megatron-Bridge's performance recipes run it: distributed optimizer with bf16 gradient
 # reduction, both of its exchanges overlapped; sequence parallelism in chunks (ub_tp_comm_overlap); Transformer Engine's

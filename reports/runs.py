@@ -160,7 +160,7 @@ def _model(row: Row) -> Model:
         vocab_size=vocabulary,
         context=seq_len,
         layers=(block,) * _num_layers(row, block, hidden, vocabulary),
-        tied_embeddings=bool(row.number("tied_embeddings", float(not gated))),
+        tied_embeddings=bool(row.whole("tied_embeddings", int(not gated))),
         positions="rotary" if gated else "learned",
         num_positions=seq_len,
         norm=block.norm,
@@ -233,7 +233,7 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         prefetch=int(framework.overlap or _level(sharding) == 3),
         bucket_bytes=framework.bucket_bytes,
         state_bytes=0 if "cpu-offload" in row.text("framework") else 12,
-        engine=framework.bf16_engine if framework.bf16_engine and _in_bf16(row) else framework.engine,
+        engine=framework.engine_in(str(row.cells.get("precision", ""))),
     )
     return plan, batch / (dp * micro * accumulation)
 
@@ -284,11 +284,6 @@ def _precision(row: Row) -> Any:
     if "fp4" in name:
         raise InputError(f"precision is '{name}'; 4-bit products are not forecast")
     return "fp8" if "fp8" in name else "bf16"
-
-
-def _in_bf16(row: Row) -> bool:
-    """Whether the table says so; where it does not, nothing tells fp16 from bf16."""
-    return row.has("precision") and "bf16" in str(row.cells["precision"]).lower()
 
 
 def _choice(row: Row, column: str, default: str, otherwise: str) -> Any:

@@ -123,6 +123,9 @@ def _moments(
     shards = 2.0 * static * _sum(unit.count * unit.sharded_elements(plans, p) for unit in parts)
     live = np.minimum(whole, habit("live_elements", plans.engine))
 
+    def gathered(elements: Array) -> Array:
+        return np.asarray(sharded * 2.0 * np.maximum(elements, live))
+
     def copies(released: Array) -> Array:
         """Working copies that outlive a layer's use, ``released`` elements having been given up."""
         left = np.where(static, whole, np.maximum(whole - released, 0.0))
@@ -140,7 +143,7 @@ def _moments(
             parameters=copies(np.where(sharded, root, 0.0)),
             gradients=np.where(accumulates, gradients, 0.0),
             activations=activations,
-            gathered=sharded * 2.0 * np.maximum(root, live),
+            gathered=gathered(root),
             logits=logits,
         ),
         moment(
@@ -148,7 +151,7 @@ def _moments(
             gradients=np.where(accumulates, gradients, gradients * share_of_layer),
             activations=activations - one_layer,
             workspace=workspace,
-            gathered=sharded * 2.0 * np.maximum(root + layer * (1 + plans.prefetch), live) + reduction + head,
+            gathered=gathered(root + layer * (1 + plans.prefetch)) + reduction + head,
             quantised=payloads,
         ),
         moment(
@@ -156,7 +159,7 @@ def _moments(
             gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
             activations=one_layer * in_flight,
             workspace=workspace,
-            gathered=sharded * 2.0 * np.maximum(root + layer, live) + reduction + head,
+            gathered=gathered(root + layer) + reduction + head,
         ),
         moment(
             parameters=copies(np.where(sharded, whole, whole - root)),

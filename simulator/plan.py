@@ -27,7 +27,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
     "engine": tuple(ENGINES),
 }
-
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp8")
 QUANTISABLE = ("zero3", "zero3-node", "hsdp")
 
@@ -48,9 +47,8 @@ class Plan:
     ``overlap_tensor``: tensor-parallel communication runs in chunks beside its products (asynchronous TP, userbuffers);
     ``overlap_update``: parameters updated in shards (zero1, zero2) are gathered beside the next forward (Megatron's
     overlap_param_gather), not all before it; ``sliced_update``: they and their gradients are exchanged tensor by tensor
-    in lists of one slice per rank, each copied apart (nanotron's ZeRO-1);
-    ``compiled``: torch.compile fuses all pointwise work.
-    ``prefetch``: units whose gather may run ahead of use; 0 leaves all data-parallel communication exposed.
+    in lists of one slice per rank, each copied apart (nanotron's ZeRO-1); ``compiled``: torch.compile fuses all
+    pointwise work. ``prefetch``: units whose gather may run ahead of use; 0 leaves all of them exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
     ``state_bytes``: optimizer bytes per parameter on the GPU (fp32 master, momentum and variance: 12; on the host: 0).
     ``engine``: the software whose habits of holding memory are forecast (:mod:`flopcast.simulator.engines`).

@@ -1,0 +1,101 @@
+"""What engines keep, by hand: logits, buffers, eager intermediates, and what selective recompute leaves."""
+
+from typing import Any
+
+import pytest
+from builders import cluster, plan, small_model
+
+from flopcast.simulator.engines import ENGINES
+from flopcast.simulator.forecast import forecast
+
+MODEL = small_model()  # 4 layers, hidden 1024, 8 heads of 128, intermediate 2816, vocabulary 32000
+TOKENS, D, F, V = 2048, 1024, 2816, 32000
+NORM_OF_HEAD = 2 * 2 * TOKENS * D  # its input and its result
+
+
+def held(engine: str, strategy: str = "zero1", **fields: Any) -> dict[str, float]:
+    memory = forecast(MODEL, cluster(), plan(strategy, 16, engine=engine, **fields)).memory
+    return {name: float(value[0]) for name, value in memory.parts.items()}
+
+
+def layer(norms: float = 2, normed: float = 2, silu: int = 0) -> float:
+    """Bytes of a SwiGLU layer without recompute: norm inputs, norm results, q k v and attention's result, the MLP's."""
+    return 2 * TOKENS * (norms * D + normed * D + 3 * D + D + (3 + silu) * F) + 4 * TOKENS * 8
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_logits_by_engine(engine: str) -> None:
+    per_logit = ENGINES[engine].logit_bytes  # type: ignore[index]
+    # Without logits the loss is not the peak.
+    expected = per_logit * TOKENS * V + NORM_OF_HEAD if per_logit else 0.0
+    assert held(engine, strategy="ddp")["logits"] == pytest.approx(expected)
+
+
+def test_buffers_that_stay() -> None:
+    """Megatron: 2 bytes of parameters and 4 of gradients whatever the moment; nanotron and BF16_Optimizer 2 + 6."""
+    whole = MODEL.num_parameters
+    for engine, gradients in (("megatron", 4), ("nanotron", 6), ("deepspeed-bf16", 6)):
+        parts = held(engine)
+        assert parts["parameters"] == pytest.approx(2 * whole), engine
+        assert parts["gradients"] == pytest.approx(gradients * whole), engine
+    # FSDP2 reduces a lone micro-batch to the optimizer's shards at once.
+    assert held("fsdp2")["gradients"] < whole
+
+
+def test_zero3_of_deepspeed_has_a_shard_in_16_bits_and_keeps_parameters_gathered() -> None:
+    parts = held("huggingface", strategy="zero3")
+    assert parts["parameters"] == pytest.approx(2 * MODEL.num_parameters / 16, rel=1e-3)
+    assert parts["gathered"] == pytest.approx(2 * MODEL.num_parameters, rel=1e-3)  # fewer than 1e9 of them
+
+
+def test_eager_code_keeps_what_fused_backwards_compute_again() -> None:
+    """SiLU's result; and of an RMSNorm op by op the fp32 input and the 16-bit normalised rows, not the 16-bit input."""
+    assert held("fsdp2")["activations"] == pytest.approx(4 * layer())
+    assert held("nanotron")["activations"] == pytest.approx(4 * layer(silu=1))
+    assert held("huggingface", fused_kernels=False)["activations"] == pytest.approx(4 * layer(norms=6, silu=1))
+    assert held("huggingface", compiled=True)["activations"] == pytest.approx(4 * layer())
+
+
+def test_sequence_parallel_inputs_are_kept_in_parts_where_they_are_gathered_again() -> None:
+    fields = {"tp": 2, "sequence_parallel": True, "strategy": "tp2"}
+    model, machine = small_model(), cluster()
+
+    def activations(engine: str) -> float:
+        shards = {"parameter_shard": 1, "gradient_shard": 1, "optimizer_shard": 8}
+        memory = forecast(model, machine, plan(num_gpus=16, engine=engine, **{**shards, **fields})).memory
+        return float(memory.parts["activations"][0])
+
+    assert activations("nanotron") - activations("megatron") == pytest.approx(
+        4 * 2 * TOKENS * (2 * D / 2 + F / 2)  # half of two norm results, and SiLU's result over two ranks
+    )
+
+
+def test_selective_recompute_keeps_results_or_every_other_or_all_but_attention() -> None:
+    logs = 4 * TOKENS * 8
+    every = 2 * TOKENS * (D + 3 * D + D + D + 2 * F + D) + logs  # input; q k v; attention; o; gate, up; down
+    alternate = 2 * TOKENS * (D + 2 * D + D + F + D) + logs  # input; q, v; attention; gate; down
+    fields: dict[str, Any] = {"recompute": "selective"}
+    assert held("fsdp2", **fields)["activations"] == pytest.approx(4 * every)
+    assert held("torchtitan", **fields)["activations"] == pytest.approx(4 * alternate)
+    assert held("megatron", **fields)["activations"] == pytest.approx(4 * layer())
+
+
+def test_every_other_product_is_computed_again() -> None:
+    """k, o and up of seven: their FLOPs make the step longer than where every result is kept."""
+    both = [plan("zero1", 16, engine=e, recompute="selective") for e in ("torchtitan", "fsdp2")]
+    seconds = forecast(MODEL, cluster(), both).step_s
+    assert seconds[0] > seconds[1]
+
+
+def test_update_buffers_are_held_beside_what_the_pass_has_freed() -> None:
+    """DeepSpeed's ZeRO-1 in fp16: 6 bytes per parameter of the shard and a bucket of 1e9 bytes, in no tensor's peak."""
+    memory = forecast(MODEL, cluster(), plan("zero1", 16, engine="deepspeed")).memory
+    assert memory.in_one_piece[0] == pytest.approx(6 * MODEL.num_parameters / 16 + 1e9, rel=1e-3)
+    other = forecast(MODEL, cluster(), plan("zero1", 16, engine="megatron")).memory
+    assert memory.allocated[0] == other.allocated[0]
+    assert memory.reserved[0] - other.reserved[0] == pytest.approx(memory.in_one_piece[0])
+    assert memory.total[0] == pytest.approx(sum(part[0] for part in memory.parts.values()))
+
+
+def test_an_optimizer_on_the_host_takes_no_memory_here() -> None:
+    assert held("liger", strategy="zero3", state_bytes=0)["optimizer"] == 0
