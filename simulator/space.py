@@ -158,7 +158,7 @@ class Space:
             "overlap_tensor": (False,),
             "recompute": CHOICES["recompute"],
         }
-        free = ("precision", "attention", "fused_kernels", "compiled", "state_bytes")
+        free = ("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine")
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
         if not several:
