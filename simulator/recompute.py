@@ -14,8 +14,8 @@ from flopcast.simulator.plan import Plans
 def selectively(piece: Computation, plans: Plans, odd: bool) -> tuple[Array, NDArray[np.bool_]]:
     """What selective recompute keeps of a piece of a layer, and whether it runs it again; ``odd`` products stay.
 
-    It keeps results, or everything outside of attention: :class:`flopcast.simulator.engines.Habits`. Its time is that of
-    the memory-bound work under either meaning, and of the products that do not stay.
+    It keeps results, or everything outside of attention: :class:`flopcast.simulator.engines.Habits`. Its time is that
+    of the memory-bound work under either meaning, and of the products that do not stay.
     """
     nothing = plans.zeros
     dropped = isinstance(piece.forward, Gemm) & ~np.asarray(odd) & has_habit("alternate_products", plans.engine)
