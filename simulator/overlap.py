@@ -1,10 +1,14 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array
+from flopcast.simulator.plan import Plans
 
 
 class Compute:
@@ -48,12 +52,15 @@ class Links:
         """Seconds where nothing else runs and one follows the other."""
         return self.inside + self.between
 
-    def exposed(self, compute: Compute, prefetch: NDArray[np.int64], constants: Constants) -> Array:
+    def exposed(
+        self, compute: Compute, prefetch: NDArray[np.int64], constants: Constants, num_ends: NDArray[np.int64] | int = 1
+    ) -> Array:
         """What of them the computation beside them does not hide.
 
         E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what
         goes on beside the computation T has the share s of NVLink or the network that the step leaves it, what is
         left over has all of it. Without prefetch nothing is hidden, and with it no more is exposed than without.
+        ``num_ends``: passes that it all happens in, each with ends of its own; 0 where they fall into a wait.
         """
         alone = self.alone
         if not self.any or not np.any(prefetch > 0):
@@ -61,7 +68,11 @@ class Links:
         inside, between = self._hidden
         left = np.maximum(inside - compute.nvlink, between - compute.network)
         ends = self.end_inside + self.end_between
-        overlapped = np.maximum(left, 0.0) + self.contention(compute, constants) + ends
+        if isinstance(num_ends, int):
+            left, ends = np.maximum(left, 0.0), ends * num_ends
+        else:
+            left, ends = np.maximum(left - (num_ends - 1) * ends, 0.0), ends * num_ends
+        overlapped = left + self.contention(compute, constants) + ends
         return np.where(prefetch > 0, np.minimum(overlapped, alone), alone)
 
     def contention(self, compute: Compute, constants: Constants) -> Array:
@@ -73,3 +84,47 @@ class Links:
     @property
     def _hidden(self) -> tuple[Array, Array]:
         return np.maximum(self.inside - self.end_inside, 0.0), np.maximum(self.between - self.end_between, 0.0)
+
+
+class Exposed:
+    """Seconds of a step's gathers and reductions that a stage waits for, given what runs beside them.
+
+    ``inputs`` runs beside the backward gathers and ``weight`` beside the reductions; but for zero bubble they are the
+    same backward pass, whose gathers and reductions then run side by side. ``others``, where there is a pipeline: what
+    of them holds up a micro-batch on its way through another stage and back.
+    """
+
+    def __init__(
+        self,
+        gathers: Mapping[str, Links],
+        reduces: Mapping[str, Links],
+        beside: tuple[Compute, Compute, Compute],
+        plans: Plans,
+        constants: Constants,
+    ) -> None:
+        forward, inputs, weight = beside
+        chunks = plans.virtual_pp if np.any(plans.virtual_pp > 1) else 1
+
+        def exposed(links: Links, compute: Compute, num_ends: NDArray[np.int64] | int = chunks) -> Array:
+            return links.exposed(compute, plans.prefetch, constants, num_ends)
+
+        m, split = plans.grad_accum, weight is not inputs
+        last = reduces["every"] + reduces["last"]
+        backward = exposed(gathers["backward"], inputs)
+        if split:
+            reduce_every, reduce_last = exposed(reduces["every"], weight), exposed(last, weight)
+        else:
+            reduce_every = exposed(gathers["backward"] + reduces["every"], inputs) - backward
+            reduce_last = exposed(gathers["backward"] + last, inputs) - backward
+        first, every, later = (exposed(gathers[when], forward) for when in ("first", "every", "later"))
+        self.gather = Sum([first, m * (every + backward), (m - 1) * later]).total
+        self.reduce = (m - 1) * reduce_every + reduce_last
+        if not np.any(plans.pp > 1):
+            return
+        # Parameters that stay gathered are there before the micro-batch is.
+        sharded = plans.parameter_shard > 1
+        passed = [(gathers["first"], forward), (gathers["every"], forward), (gathers["backward"], inputs)]
+        self.others = np.where(sharded, Sum([exposed(links, compute, 0) for links, compute in passed]).total, 0.0)
+        if not split:
+            slowed = np.where(plans.prefetch > 0, last.contention(inputs, constants), np.where(sharded, last.alone, 0.0))
+            self.others = self.others + slowed

@@ -13,14 +13,15 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Compute, Links
+from flopcast.simulator.overlap import Compute, Exposed, Links
+from flopcast.simulator.pipeline import Pipeline, Stage, step_seconds
 from flopcast.simulator.plan import Plans
 
 SERIAL = ("tensor", "context", "expert", "pipeline")
-# What remains of 1F1B's bubble: ZB-H1 leaves (p-1)(F + B - W) of (p-1)(F + B + W) (arXiv:2401.10241, table 1).
-ZERO_BUBBLE_SHARE = 1 / 3
-
-CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert", "pipeline")
+CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert")
+SECTIONS = ("layer", "embedding", "head")
+# "inputs" and "weight" make up a backward pass: zero bubble puts off what gives the gradients of the weights.
+DIRECTIONS = ("forward", "inputs", "weight")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class _Pass:
         self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
 
 
-class _Stage:
+class _Part:
     """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
 
     def __init__(self, sections: Sequence[tuple[_Pass, Array]], dispatch: Array) -> None:
@@ -100,9 +101,10 @@ def step_time(
     step = m t_slowest + (sum of stages - t_slowest) / v + once per step. ``num_layers`` is L of each plan's model.
     """
     zeros = plans.zeros
-    passes = {(s, p): _Pass(zeros) for s in ("layer", "embedding", "head") for p in ("forward", "backward")}
+    passes = {(section, direction): _Pass(zeros) for section in SECTIONS for direction in DIRECTIONS}
     gathers = {key: Links(zeros) for key in ("first", "every", "later", "backward")}
     reduces = {key: Links(zeros) for key in ("every", "last")}
+    sends = {"forward": zeros, "backward": zeros}
     optimizer = zeros
     cost = Costs(hardware, constants)
     for operation in operations:
@@ -110,6 +112,9 @@ def step_time(
         work = operation.work
         if operation.phase == "step":
             optimizer = optimizer + time * operation.count
+            continue
+        if isinstance(work, Collective) and work.purpose == "pipeline":
+            sends[operation.phase] = time
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             crosses = work.group.num_nodes > 1
@@ -119,20 +124,17 @@ def step_time(
                 key = "backward" if operation.phase == "backward" else operation.when
                 gathers[key].add(time, operation.count, crosses)
         section = "layer" if operation.section == "state" else operation.section
-        target = passes[section, "forward" if operation.phase == "forward" else "backward"]
-        _charge(target, operation, time * _exposed_share(operation, plans, constants), constants)
+        direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
+        _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
-    return _combine(passes, gathers, reduces, optimizer, plans, num_layers, constants)
+    stages = _Stages(passes, plans, num_layers, constants)
+    return _combine(stages, gathers, reduces, sends, optimizer, plans, constants)
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
-    """Of communication within a layer, what its own chunks (tensor) or another model chunk (interleaved sends) hide."""
+    """Of tensor-parallel communication, what its own chunks hide."""
     work = operation.work
-    if not isinstance(work, Collective) or work.purpose not in SERIAL:
-        return 1.0
-    if work.purpose == "pipeline":
-        return np.where(plans.has(schedule="interleaved"), constants.overlap_leak, 1.0)
-    if work.purpose == "expert":
+    if not isinstance(work, Collective) or work.purpose not in ("tensor", "context"):
         return 1.0
     return np.where(plans.overlap_tensor, constants.tensor_overlap_share, 1.0)
 
@@ -148,7 +150,7 @@ def _charge(target: _Pass, operation: Operation, time: Array, constants: Constan
     if isinstance(work, Collective):
         if work.purpose not in SERIAL:
             return
-        cause = work.purpose if work.purpose in ("expert", "pipeline") else "tensor"
+        cause = "expert" if work.purpose == "expert" else "tensor"
     elif isinstance(work, Gemm):
         cause = "gemm"
     else:
@@ -158,69 +160,111 @@ def _charge(target: _Pass, operation: Operation, time: Array, constants: Constan
         target.sums["recompute"].add(time * operation.count)
 
 
+class _Stages:
+    """The kinds of stage of each plan's pipeline; without one, the first is all there is."""
+
+    def __init__(
+        self,
+        passes: dict[tuple[str, str], _Pass],
+        plans: Plans,
+        num_layers: NDArray[np.int64],
+        constants: Constants,
+    ) -> None:
+        self._passes, self._plans, self._num_layers = passes, plans, num_layers
+        self.dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
+        one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
+        fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
+        last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
+        self._shares = {
+            "first": {"layer": one, "embedding": one, "head": single},
+            "middle": {"layer": one},
+            "last": {"layer": last_share, "embedding": single, "head": one},
+            "head": {"head": one},
+        }
+        self.ends = [(self.part(end, "forward"), self.part(end, "inputs", "weight")) for end in ("last", "first")]
+        last, first = (forward.busy + backward.busy for forward, backward in self.ends)
+        self.head_paces = last > first
+
+    def part(self, stage: str, *directions: str) -> _Part:
+        """One direction of a pass, "inputs" and "weight" together being a whole backward."""
+        shares = self._shares[stage].items()
+        return _Part([(self._passes[name, d], share) for name, share in shares for d in directions], self.dispatch)
+
+    def pace(self, last: Array, first: Array) -> Array:
+        """That of the two which sets the pace."""
+        return np.where(self.head_paces, last, first)
+
+    def pipeline(self, forth: Array, back: Array, latency: Array, split: bool) -> Pipeline:
+        """The stages of a pipeline, which wait ``forth`` and ``back`` for a send to the next and the previous one."""
+        plans, v = self._plans, self._plans.virtual_pp
+        sends = {"first": (v * forth, (v - 1) * back), "middle": (v * forth, v * back), "last": ((v - 1) * forth, v * back)}
+
+        def stage(name: str) -> Stage:
+            there, again = sends[name]
+            backward = self.part(name, "inputs", "weight").busy + again
+            inputs, weight = backward, 0.0 * backward
+            if split:
+                inputs, weight = self.part(name, "inputs").busy + again, self.part(name, "weight").busy
+            return Stage(self.part(name, "forward").busy + there, backward, inputs, weight)
+
+        full = np.where(self._num_layers % plans.pp == 0, plans.pp, self._num_layers % plans.pp)
+        num_full = np.clip(full - 1, 0, np.maximum(plans.pp - 2, 0))
+        fullest = placement.layers_of_fullest_stage(self._num_layers, plans.pp)
+        return Pipeline(
+            *(stage(name) for name in ("first", "middle", "last")),
+            num_full=num_full,
+            num_short=np.maximum(plans.pp - 2, 0) - num_full,
+            short=(fullest - 1) / fullest,
+            head=self.part("head", "forward", "inputs", "weight").busy,
+            latency=latency,
+        )
+
+
 def _combine(
-    passes: dict[tuple[str, str], _Pass],
+    stages: _Stages,
     gathers: dict[str, Links],
     reduces: dict[str, Links],
+    sends: dict[str, Array],
     optimizer: Array,
     plans: Plans,
-    num_layers: NDArray[np.int64],
     constants: Constants,
 ) -> StepTime:
-    single = (plans.pp == 1) * 1.0
-    dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
-    last_share = placement.layers_of_last_stage(num_layers, plans.pp) / -(-num_layers // plans.pp)
-    one = plans.zeros + 1
-
-    def stage(layers: Array, embedding: Array, head: Array) -> tuple[_Stage, _Stage]:
-        shares = {"layer": layers, "embedding": embedding, "head": head}
-        forward, backward = (
-            _Stage([(passes[section, direction], share) for section, share in shares.items()], dispatch)
-            for direction in ("forward", "backward")
-        )
-        return forward, backward
-
-    first, last, middle = stage(one, one, single), stage(last_share, single, one), stage(one, 0 * one, 0 * one)
-    time_first, time_last, time_middle = (forward.busy + backward.busy for forward, backward in (first, last, middle))
-    head_paces = time_last > time_first
-    others = np.where(single > 0, 0.0, np.minimum(time_first, time_last) + np.maximum(plans.pp - 2, 0) * time_middle)
-    m = plans.grad_accum
+    m, v = plans.grad_accum, plans.virtual_pp
+    busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
+    device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
+    forward, backward = (Compute(seconds, constants) for seconds in busy)
+    exposed = Exposed(gathers, reduces, (forward, backward, backward), plans, constants)
+    gather, reduce, bubble, sent = exposed.gather, exposed.reduce, plans.zeros, plans.zeros
+    if np.any(plans.pp > 1):
+        split, others = plans.has(schedule="zero-bubble"), exposed.others
+        if np.any(split):
+            apart = [stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in ("inputs", "weight")]
+            inputs, weight = (Compute(seconds, constants) for seconds in apart)
+            put_off = Exposed(gathers, reduces, (forward, inputs, weight), plans, constants)
+            gather, reduce = np.where(split, put_off.gather, gather), np.where(split, put_off.reduce, reduce)
+            others = np.where(split, put_off.others, others)
+        # What of a send another chunk's passes hide is still to be waited for by the next stage.
+        share = np.where(plans.has(schedule="interleaved"), constants.overlap_leak, 1.0)
+        host = stages.dispatch * constants.collective_launch_s
+        forth, back = (busy_seconds(sends[d] * share, host) for d in ("forward", "backward"))
+        sent = np.where(plans.pp > 1, stages.pace((v - 1) * forth + v * back, v * forth + (v - 1) * back), 0.0)
+        pipeline = stages.pipeline(forth, back, sends["forward"] * (1 - share), bool(np.any(split)))
+        longest = step_seconds(pipeline, plans) - m * (busy[0] + busy[1] + sent)
+        bubble = np.where(plans.pp > 1, longest + (plans.pp - 1) * others / v, 0.0)
 
     def of_passes(cause: str) -> Array:
+        if cause == "pipeline":
+            return np.asarray(m * sent)
         if cause == "launch":
-            device = np.where(head_paces, last[0].device + last[1].device, first[0].device + first[1].device)
-            return np.asarray(m * (busy[0] + busy[1] - device))
-        ends = [stages[0].causes[cause] + stages[1].causes[cause] for stages in (last, first)]
-        return np.asarray(m * np.where(head_paces, *ends))
+            return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
+        last, first = (end[0].causes[cause] + end[1].causes[cause] for end in stages.ends)
+        return np.asarray(m * stages.pace(last, first))
 
-    busy = [np.where(head_paces, last[d].busy, first[d].busy) for d in (0, 1)]
-    forward, backward = (Compute(seconds, constants) for seconds in busy)
-
-    def exposed(links: Links, beside: Compute) -> Array:
-        return links.exposed(beside, plans.prefetch, constants)
-
-    # Backward gathers and reductions run side by side with the same computation.
-    both = gathers["backward"] + reduces["every"]
-    backward_every, backward_final = exposed(both, backward), exposed(both + reduces["last"], backward)
-    gather_first, gather_every = exposed(gathers["first"], forward), exposed(gathers["every"], forward)
-    gather_alone = exposed(gathers["backward"], backward)
-    gather = Sum([gather_first, m * (gather_every + gather_alone), (m - 1) * exposed(gathers["later"], forward)]).total
-    reduce = (m - 1) * (backward_every - gather_alone) + (backward_final - gather_alone)
-    # On its way through the other stages a micro-batch waits for their gathers, unless the parameters stay gathered,
-    # and the last one is slowed by their reductions, or waits for them where nothing overlaps.
-    sharded = plans.parameter_shard > 1
-    waits = np.where(sharded, gather_first + gather_every + gather_alone, 0.0)
-    reduced = reduces["every"] + reduces["last"]
-    slowed = np.where(
-        plans.prefetch > 0, reduced.contention(backward, constants), np.where(sharded, reduced.alone, 0.0)
-    )
-    others = others + np.maximum(plans.pp - 1, 0) * (waits + slowed)
-    share = np.where(plans.has(schedule="zero-bubble"), ZERO_BUBBLE_SHARE, 1.0) / plans.virtual_pp
     return StepTime(
-        passes=m * (busy[0] + busy[1]),
+        passes=m * (busy[0] + busy[1] + sent),
         gather_communication=gather,
         reduce_communication=reduce,
-        bubble=others * share,
+        bubble=bubble,
         optimizer=optimizer,
         overhead=plans.zeros + constants.step_overhead_s,
         of_passes=of_passes,

@@ -86,7 +86,7 @@ def linear(
     return Computation(
         name,
         Gemm(rows, outer, inner, fp8),
-        (Gemm(rows, inner, outer, fp8), Gemm(inner, outer, rows, fp8)),
+        (Gemm(rows, inner, outer, fp8), Gemm(inner, outer, rows, fp8, of_weights=True)),
         forward_kernels=1.0,
         backward_kernels=3.0 if bias else 2.0,
         saved_bytes=input_bytes,
