@@ -1,11 +1,11 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array
 from flopcast.simulator.plan import Plans
@@ -31,18 +31,21 @@ class Links:
         self.any = False
         self.inside = self.between = self.end_inside = self.end_between = zeros
 
-    def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_]) -> None:
-        """``count`` collectives of ``time`` seconds each, over the network or within a node."""
+    def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_], at_end: NDArray[np.bool_] | bool) -> None:
+        """``count`` collectives of ``time`` seconds each, over the network or within a node; one ``at_end``."""
         self.any = True
-        end = np.where(count > 0, np.minimum(time, time * count), 0.0)
-        self.between = self.between + np.where(crosses_nodes, time * count, 0.0)
-        self.inside = self.inside + np.where(crosses_nodes, 0.0, time * count)
+        whole = time * count
+        end = np.where((count > 0) & at_end, np.minimum(time, whole), 0.0)
+        self.between = self.between + np.where(crosses_nodes, whole, 0.0)
+        self.inside = self.inside + np.where(crosses_nodes, 0.0, whole)
         self.end_between = self.end_between + np.where(crosses_nodes, end, 0.0)
         self.end_inside = self.end_inside + np.where(crosses_nodes, 0.0, end)
 
     def __add__(self, other: "Links") -> "Links":
+        if not (self.any and other.any):
+            return self if self.any else other
         links = Links(self.inside)
-        links.any = self.any or other.any
+        links.any = True
         for name in ("inside", "between", "end_inside", "end_between"):
             setattr(links, name, getattr(self, name) + getattr(other, name))
         return links
@@ -52,46 +55,64 @@ class Links:
         """Seconds where nothing else runs and one follows the other."""
         return self.inside + self.between
 
-    def exposed(
-        self, compute: Compute, prefetch: NDArray[np.int64], constants: Constants, num_ends: NDArray[np.int64] | int = 1
-    ) -> Array:
-        """What of them the computation beside them does not hide.
 
-        E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what
-        goes on beside the computation T has the share s of NVLink or the network that the step leaves it, what is
-        left over has all of it. Without prefetch nothing is hidden, and with it no more is exposed than without.
-        ``num_ends``: passes that it all happens in, each with ends of its own; 0 where they fall into a wait.
-        """
-        alone = self.alone
-        if not self.any or not np.any(prefetch > 0):
-            return alone
-        inside, between = self._hidden
-        left = np.maximum(inside - compute.nvlink, between - compute.network)
-        ends = self.end_inside + self.end_between
-        if isinstance(num_ends, int):
-            left, ends = np.maximum(left, 0.0), ends * num_ends
-        else:
-            left, ends = np.maximum(left - (num_ends - 1) * ends, 0.0), ends * num_ends
-        overlapped = left + self.contention(compute, constants) + ends
-        return np.where(prefetch > 0, np.minimum(overlapped, alone), alone)
+class Overlap:
+    """Collectives beside the computation of one pass.
 
-    def contention(self, compute: Compute, constants: Constants) -> Array:
-        """What running beside them costs the computation: leak min(C / s, T)."""
-        inside, between = self._hidden
+    E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what goes on beside
+    the computation T has the share s of NVLink or the network that the step leaves it, what is left over has all of
+    it. Without prefetch nothing is hidden, and with it no more is exposed than without.
+    """
+
+    def __init__(self, links: Links, compute: Compute, prefetch: NDArray[np.int64], constants: Constants) -> None:
+        self.alone = self.contention = links.alone
+        self._any = links.any
+        if not links.any:
+            return
+        inside = np.maximum(links.inside - links.end_inside, 0.0)
+        between = np.maximum(links.between - links.end_between, 0.0)
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
-        return np.minimum(constants.overlap_leak * beside, compute.leak)
+        self.contention = np.minimum(constants.overlap_leak * beside, compute.leak)
+        self._left = np.maximum(inside - compute.nvlink, between - compute.network)
+        self._ends = links.end_inside + links.end_between
+        # Without prefetch the smaller of this and what they take alone is the latter.
+        self._leak = np.where(prefetch > 0, self.contention, np.inf)
+
+    def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+        """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
+        if not self._any:
+            return self.alone
+        ends = self._ends * num_passes
+        return np.minimum(np.maximum(self._left + self._ends, ends) + self._leak, self.alone)
 
     @property
-    def _hidden(self) -> tuple[Array, Array]:
-        return np.maximum(self.inside - self.end_inside, 0.0), np.maximum(self.between - self.end_between, 0.0)
+    def within(self) -> Array:
+        """The same where what opens the pass falls into a wait before it."""
+        return np.minimum(np.maximum(self._left, 0.0) + self._leak, self.alone) if self._any else self.alone
 
 
-class Exposed:
-    """Seconds of a step's gathers and reductions that a stage waits for, given what runs beside them.
+@dataclass(frozen=True)
+class Waits:
+    """Seconds that a stage waits for gathers and reductions in one pass: in the first forward, in any other, and so on.
+
+    ``passing``: what holds up the first micro-batch on its way forward through a stage that waits for it, any other,
+    and one on its way back. ``apart``: reductions follow a pass of their own, zero bubble's weight gradients.
+    """
+
+    first: Array
+    later: Array
+    backward: Array
+    reduce: Array
+    reduce_last: Array
+    passing: tuple[Array, Array, Array]
+    apart: bool
+
+
+class Communication:
+    """The gathers and reductions of a step beside its computation.
 
     ``inputs`` runs beside the backward gathers and ``weight`` beside the reductions; but for zero bubble they are the
-    same backward pass, whose gathers and reductions then run side by side. ``others``, where there is a pipeline: what
-    of them holds up a micro-batch on its way through another stage and back.
+    same backward pass, whose gathers and reductions then run side by side.
     """
 
     def __init__(
@@ -103,28 +124,41 @@ class Exposed:
         constants: Constants,
     ) -> None:
         forward, inputs, weight = beside
-        chunks = plans.virtual_pp if np.any(plans.virtual_pp > 1) else 1
+        self._split = weight is not inputs
 
-        def exposed(links: Links, compute: Compute, num_ends: NDArray[np.int64] | int = chunks) -> Array:
-            return links.exposed(compute, plans.prefetch, constants, num_ends)
+        def overlap(links: Links, compute: Compute) -> Overlap:
+            return Overlap(links, compute, plans.prefetch, constants)
 
-        m, split = plans.grad_accum, weight is not inputs
         last = reduces["every"] + reduces["last"]
-        backward = exposed(gathers["backward"], inputs)
-        if split:
-            reduce_every, reduce_last = exposed(reduces["every"], weight), exposed(last, weight)
-        else:
-            reduce_every = exposed(gathers["backward"] + reduces["every"], inputs) - backward
-            reduce_last = exposed(gathers["backward"] + last, inputs) - backward
-        first, every, later = (exposed(gathers[when], forward) for when in ("first", "every", "later"))
-        self.gather = Sum([first, m * (every + backward), (m - 1) * later]).total
-        self.reduce = (m - 1) * reduce_every + reduce_last
-        if not np.any(plans.pp > 1):
-            return
+        besides = [reduces["every"], last] if self._split else [gathers["backward"] + r for r in (reduces["every"], last)]
+        self._first = overlap(gathers["first"] + gathers["every"], forward)
+        self._later = overlap(gathers["later"] + gathers["every"], forward)
+        self._backward = overlap(gathers["backward"], inputs)
+        self._reduce, self._reduce_last = (overlap(links, weight) for links in besides)
+        # The last micro-batch is slowed by the reductions beside it, or waits for them where nothing overlaps.
+        self._sharded = plans.parameter_shard > 1
+        self._slowed = plans.zeros
+        if not self._split:
+            alone = np.where(self._sharded, last.alone, 0.0)
+            self._slowed = np.where(plans.prefetch > 0, overlap(last, weight).contention, alone)
+
+    def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
+        """In a pass of so many model chunks."""
+        backward, reduce, last = (
+            overlap.exposed(num_chunks) for overlap in (self._backward, self._reduce, self._reduce_last)
+        )
+        if not self._split:
+            reduce, last = reduce - backward, last - backward
         # Parameters that stay gathered are there before the micro-batch is.
-        sharded = plans.parameter_shard > 1
-        passed = [(gathers["first"], forward), (gathers["every"], forward), (gathers["backward"], inputs)]
-        self.others = np.where(sharded, Sum([exposed(links, compute, 0) for links, compute in passed]).total, 0.0)
-        if not split:
-            slowed = np.where(plans.prefetch > 0, last.contention(inputs, constants), np.where(sharded, last.alone, 0.0))
-            self.others = self.others + slowed
+        first, later, again = (
+            np.where(self._sharded, overlap.within, 0.0) for overlap in (self._first, self._later, self._backward)
+        )
+        return Waits(
+            first=self._first.exposed(num_chunks),
+            later=self._later.exposed(num_chunks),
+            backward=backward,
+            reduce=reduce,
+            reduce_last=last,
+            passing=(first, later, again + self._slowed),
+            apart=self._split,
+        )

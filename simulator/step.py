@@ -1,7 +1,7 @@
 """The closed form: seconds of one optimizer step, from its operations, for all plans at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -13,8 +13,8 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Compute, Exposed, Links
-from flopcast.simulator.pipeline import Pipeline, Stage, step_seconds
+from flopcast.simulator.overlap import Communication, Compute, Links, Waits
+from flopcast.simulator.pipeline import SCHEDULES, Pipeline, Stage
 from flopcast.simulator.plan import Plans
 
 SERIAL = ("tensor", "context", "expert", "pipeline")
@@ -102,8 +102,7 @@ def step_time(
     """
     zeros = plans.zeros
     passes = {(section, direction): _Pass(zeros) for section in SECTIONS for direction in DIRECTIONS}
-    gathers = {key: Links(zeros) for key in ("first", "every", "later", "backward")}
-    reduces = {key: Links(zeros) for key in ("every", "last")}
+    moved: list[tuple[Operation, Array]] = []
     sends = {"forward": zeros, "backward": zeros}
     optimizer = zeros
     cost = Costs(hardware, constants)
@@ -117,18 +116,40 @@ def step_time(
             sends[operation.phase] = time
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
-            crosses = work.group.num_nodes > 1
-            if work.purpose == "reduce":
-                reduces[operation.when].add(time, operation.count, crosses)
-            else:
-                key = "backward" if operation.phase == "backward" else operation.when
-                gathers[key].add(time, operation.count, crosses)
+            moved.append((operation, time))
         section = "layer" if operation.section == "state" else operation.section
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
     stages = _Stages(passes, plans, num_layers, constants)
-    return _combine(stages, gathers, reduces, sends, optimizer, plans, constants)
+    return _combine(stages, *_links(moved, stages, plans), sends, optimizer, plans, constants)
+
+
+def _links(
+    moved: Sequence[tuple[Operation, Array]], stages: "_Stages", plans: Plans
+) -> tuple[dict[str, Links], dict[str, Links]]:
+    """Gathers and reductions by the passes they occur in, and which of them stand at the ends of a pass.
+
+    In a pipeline the root is the last stage's head or the first one's embedding: the one opens a backward and the
+    other a forward and closes a backward.
+    """
+    gathers = {key: Links(plans.zeros) for key in ("first", "every", "later", "backward")}
+    reduces = {key: Links(plans.zeros) for key in ("every", "last")}
+    several = plans.pp > 1
+    for operation, time in moved:
+        work, is_root = operation.work, operation.section == "head"
+        assert isinstance(work, Collective)
+        crosses = work.group.num_nodes > 1
+        if work.purpose == "reduce":
+            at_end = ~(several & stages.head_paces) if is_root else True
+            reduces[operation.when].add(time, operation.count, crosses, at_end)
+        elif operation.phase == "backward":
+            at_end = ~several | (stages.head_paces if is_root else ~stages.head_paces)
+            gathers["backward"].add(time, operation.count, crosses, at_end)
+        else:
+            at_end = ~(several & stages.head_paces) if is_root else True
+            gathers[operation.when].add(time, operation.count, crosses, at_end)
+    return gathers, reduces
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
@@ -170,7 +191,7 @@ class _Stages:
         num_layers: NDArray[np.int64],
         constants: Constants,
     ) -> None:
-        self._passes, self._plans, self._num_layers = passes, plans, num_layers
+        self._passes = passes
         self.dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
         fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
@@ -180,6 +201,13 @@ class _Stages:
             "middle": {"layer": one},
             "last": {"layer": last_share, "embedding": single, "head": one},
             "head": {"head": one},
+        }
+        full = np.where(num_layers % plans.pp == 0, plans.pp, num_layers % plans.pp)
+        num_full = np.clip(full - 1, 0, np.maximum(plans.pp - 2, 0))
+        self.between = {
+            "num_full": num_full,
+            "num_short": np.maximum(plans.pp - 2, 0) - num_full,
+            "short": (fullest - 1) / fullest,
         }
         self.ends = [(self.part(end, "forward"), self.part(end, "inputs", "weight")) for end in ("last", "first")]
         last, first = (forward.busy + backward.busy for forward, backward in self.ends)
@@ -194,30 +222,36 @@ class _Stages:
         """That of the two which sets the pace."""
         return np.where(self.head_paces, last, first)
 
-    def pipeline(self, forth: Array, back: Array, latency: Array, split: bool) -> Pipeline:
+    def pipeline(self, forth: Array, back: Array, num_chunks: Array | int, split: bool) -> dict[str, Stage]:
         """The stages of a pipeline, which wait ``forth`` and ``back`` for a send to the next and the previous one."""
-        plans, v = self._plans, self._plans.virtual_pp
-        sends = {"first": (v * forth, (v - 1) * back), "middle": (v * forth, v * back), "last": ((v - 1) * forth, v * back)}
-
-        def stage(name: str) -> Stage:
-            there, again = sends[name]
-            backward = self.part(name, "inputs", "weight").busy + again
-            inputs, weight = backward, 0.0 * backward
+        more, once = num_chunks, num_chunks - 1
+        sends = {
+            "first": (more * forth, once * back), "middle": (more * forth, more * back), "last": (once * forth, more * back)
+        }  # fmt: skip
+        stages = {}
+        for name, (there, again) in sends.items():
+            forward = self.part(name, "forward").busy + there
             if split:
-                inputs, weight = self.part(name, "inputs").busy + again, self.part(name, "weight").busy
-            return Stage(self.part(name, "forward").busy + there, backward, inputs, weight)
+                inputs, weight = self.part(name, "inputs").busy, self.part(name, "weight").busy
+            else:
+                inputs, weight = self.part(name, "inputs", "weight").busy, 0.0 * forward
+            stages[name] = Stage(forward, inputs + again, weight)
+        return stages
 
-        full = np.where(self._num_layers % plans.pp == 0, plans.pp, self._num_layers % plans.pp)
-        num_full = np.clip(full - 1, 0, np.maximum(plans.pp - 2, 0))
-        fullest = placement.layers_of_fullest_stage(self._num_layers, plans.pp)
-        return Pipeline(
-            *(stage(name) for name in ("first", "middle", "last")),
-            num_full=num_full,
-            num_short=np.maximum(plans.pp - 2, 0) - num_full,
-            short=(fullest - 1) / fullest,
-            head=self.part("head", "forward", "inputs", "weight").busy,
-            latency=latency,
-        )
+
+@dataclass(frozen=True)
+class _Exposed:
+    """What depends on the schedule: the stage's sends, and the step's exposed gathers and reductions and its bubble."""
+
+    sent: Array
+    gather: Array
+    reduce: Array
+    bubble: Array
+
+    @classmethod
+    def of(cls, sent: Array, waits: Waits, bubble: Array, m: NDArray[np.int64]) -> "_Exposed":
+        gather = waits.first + (m - 1) * waits.later + m * waits.backward
+        return cls(sent, gather, (m - 1) * waits.reduce + waits.reduce_last, bubble)
 
 
 def _combine(
@@ -229,42 +263,50 @@ def _combine(
     plans: Plans,
     constants: Constants,
 ) -> StepTime:
-    m, v = plans.grad_accum, plans.virtual_pp
+    m = plans.grad_accum
     busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
     device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
     forward, backward = (Compute(seconds, constants) for seconds in busy)
-    exposed = Exposed(gathers, reduces, (forward, backward, backward), plans, constants)
-    gather, reduce, bubble, sent = exposed.gather, exposed.reduce, plans.zeros, plans.zeros
-    if np.any(plans.pp > 1):
-        split, others = plans.has(schedule="zero-bubble"), exposed.others
-        if np.any(split):
+    whole = Communication(gathers, reduces, (forward, backward, backward), plans, constants)
+    exposed = _Exposed.of(plans.zeros, whole.waits(1), plans.zeros, m)
+    for schedule in SCHEDULES if np.any(plans.pp > 1) else ():
+        here = (plans.pp > 1) & plans.has(schedule=schedule)
+        if not np.any(here):
+            continue
+        communication, split = whole, schedule == "zero-bubble"
+        if split:
             apart = [stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in ("inputs", "weight")]
-            inputs, weight = (Compute(seconds, constants) for seconds in apart)
-            put_off = Exposed(gathers, reduces, (forward, inputs, weight), plans, constants)
-            gather, reduce = np.where(split, put_off.gather, gather), np.where(split, put_off.reduce, reduce)
-            others = np.where(split, put_off.others, others)
+            beside = (forward, *(Compute(seconds, constants) for seconds in apart))
+            communication = Communication(gathers, reduces, beside, plans, constants)
+        chunks = plans.virtual_pp if schedule == "interleaved" else 1
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
-        share = np.where(plans.has(schedule="interleaved"), constants.overlap_leak, 1.0)
+        share = constants.overlap_leak if schedule == "interleaved" else 1.0
         host = stages.dispatch * constants.collective_launch_s
         forth, back = (busy_seconds(sends[d] * share, host) for d in ("forward", "backward"))
-        sent = np.where(plans.pp > 1, stages.pace((v - 1) * forth + v * back, v * forth + (v - 1) * back), 0.0)
-        pipeline = stages.pipeline(forth, back, sends["forward"] * (1 - share), bool(np.any(split)))
-        longest = step_seconds(pipeline, plans) - m * (busy[0] + busy[1] + sent)
-        bubble = np.where(plans.pp > 1, longest + (plans.pp - 1) * others / v, 0.0)
+        sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
+        waits = communication.waits(chunks)
+        pipeline = Pipeline(
+            **stages.pipeline(forth, back, chunks, split), **stages.between,
+            head=stages.part("head", "forward", "inputs", "weight").busy, latency=sends["forward"] * (1 - share), waits=waits,
+        )  # fmt: skip
+        spent = SCHEDULES[schedule](pipeline, plans)
+        bubble = spent - m * (busy[0] + busy[1] + sent + waits.later + waits.backward + waits.reduce)
+        found = _Exposed.of(sent, waits, bubble, m)
+        exposed = _Exposed(*(np.where(here, getattr(found, f.name), getattr(exposed, f.name)) for f in fields(_Exposed)))
 
     def of_passes(cause: str) -> Array:
         if cause == "pipeline":
-            return np.asarray(m * sent)
+            return np.asarray(m * exposed.sent)
         if cause == "launch":
             return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
         last, first = (end[0].causes[cause] + end[1].causes[cause] for end in stages.ends)
         return np.asarray(m * stages.pace(last, first))
 
     return StepTime(
-        passes=m * (busy[0] + busy[1] + sent),
-        gather_communication=gather,
-        reduce_communication=reduce,
-        bubble=bubble,
+        passes=m * (busy[0] + busy[1] + exposed.sent),
+        gather_communication=exposed.gather,
+        reduce_communication=exposed.reduce,
+        bubble=exposed.bubble,
         optimizer=optimizer,
         overhead=plans.zeros + constants.step_overhead_s,
         of_passes=of_passes,
