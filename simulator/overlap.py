@@ -31,11 +31,11 @@ class Links:
         self.any = False
         self.inside = self.between = self.end_inside = self.end_between = zeros
 
-    def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_], at_end: NDArray[np.bool_] | bool) -> None:
-        """``count`` collectives of ``time`` seconds each, over the network or within a node; one ``at_end``."""
+    def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_]) -> None:
+        """``count`` collectives of ``time`` seconds each, over the network or within a node; one stands at an end."""
         self.any = True
         whole = time * count
-        end = np.where((count > 0) & at_end, np.minimum(time, whole), 0.0)
+        end = np.where(count > 0, np.minimum(time, whole), 0.0)
         self.between = self.between + np.where(crosses_nodes, whole, 0.0)
         self.inside = self.inside + np.where(crosses_nodes, 0.0, whole)
         self.end_between = self.end_between + np.where(crosses_nodes, end, 0.0)
@@ -48,6 +48,15 @@ class Links:
         links.any = True
         for name in ("inside", "between", "end_inside", "end_between"):
             setattr(links, name, getattr(self, name) + getattr(other, name))
+        return links
+
+    def part(self, share: Array | float, at_end: NDArray[np.bool_] | bool = True) -> "Links":
+        """A share of them, whose ends are the pass's where ``at_end``."""
+        if not self.any:
+            return self
+        links = Links(self.inside * share)
+        links.any, links.between = True, self.between * share
+        links.end_inside, links.end_between = self.end_inside * at_end, self.end_between * at_end
         return links
 
     @property
@@ -95,8 +104,7 @@ class Overlap:
 class Waits:
     """Seconds that a stage waits for gathers and reductions in one pass: in the first forward, in any other, and so on.
 
-    ``passing``: what holds up the first micro-batch on its way forward through a stage that waits for it, any other,
-    and one on its way back. ``apart``: reductions follow a pass of their own, zero bubble's weight gradients.
+    ``apart``: the reductions are those of zero bubble's pass of weight gradients.
     """
 
     first: Array
@@ -104,61 +112,79 @@ class Waits:
     backward: Array
     reduce: Array
     reduce_last: Array
-    passing: tuple[Array, Array, Array]
     apart: bool
 
 
-class Communication:
-    """The gathers and reductions of a step beside its computation.
+@dataclass(frozen=True)
+class Traffic:
+    """A stage's gathers in the first forward, in a later one and in a backward, and its reductions, also in the last."""
+
+    first: Links
+    later: Links
+    backward: Links
+    reduce: Links
+    reduce_last: Links
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The computation beside a stage's gathers and reductions.
 
     ``inputs`` runs beside the backward gathers and ``weight`` beside the reductions; but for zero bubble they are the
     same backward pass, whose gathers and reductions then run side by side.
     """
 
-    def __init__(
-        self,
-        gathers: Mapping[str, Links],
-        reduces: Mapping[str, Links],
-        beside: tuple[Compute, Compute, Compute],
-        plans: Plans,
-        constants: Constants,
-    ) -> None:
-        forward, inputs, weight = beside
-        self._split = weight is not inputs
+    forward: Compute
+    inputs: Compute
+    weight: Compute
+
+    @property
+    def apart(self) -> bool:
+        """Whether the gradients of the weights have a pass of their own."""
+        return self.weight is not self.inputs
+
+
+class Communication:
+    """A stage's gathers and reductions beside its computation."""
+
+    def __init__(self, traffic: Traffic, passes: Passes, plans: Plans, constants: Constants) -> None:
+        self._apart = passes.apart
+        # Parameters that stay gathered are there before the micro-batch is.
+        self._sharded = plans.parameter_shard > 1
+        self._prefetch = plans.prefetch > 0
 
         def overlap(links: Links, compute: Compute) -> Overlap:
             return Overlap(links, compute, plans.prefetch, constants)
 
-        last = reduces["every"] + reduces["last"]
-        besides = [reduces["every"], last] if self._split else [gathers["backward"] + r for r in (reduces["every"], last)]
-        self._first = overlap(gathers["first"] + gathers["every"], forward)
-        self._later = overlap(gathers["later"] + gathers["every"], forward)
-        self._backward = overlap(gathers["backward"], inputs)
-        self._reduce, self._reduce_last = (overlap(links, weight) for links in besides)
-        # The last micro-batch is slowed by the reductions beside it, or waits for them where nothing overlaps.
-        self._sharded = plans.parameter_shard > 1
-        self._slowed = plans.zeros
-        if not self._split:
-            alone = np.where(self._sharded, last.alone, 0.0)
-            self._slowed = np.where(plans.prefetch > 0, overlap(last, weight).contention, alone)
+        backward = traffic.backward
+        self._first = overlap(traffic.first, passes.forward)
+        self._later = overlap(traffic.later, passes.forward)
+        self._backward = overlap(backward, passes.inputs)
+        self._reductions = overlap(traffic.reduce_last, passes.weight)
+        if passes.apart:
+            self._all, self._all_last = overlap(traffic.reduce, passes.weight), self._reductions
+        else:
+            self._all, self._all_last = (
+                overlap(backward + links, passes.inputs) for links in (traffic.reduce, traffic.reduce_last)
+            )
 
     def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
-        """In a pass of so many model chunks."""
-        backward, reduce, last = (
-            overlap.exposed(num_chunks) for overlap in (self._backward, self._reduce, self._reduce_last)
-        )
-        if not self._split:
+        """What the stage itself waits for in a pass of so many model chunks."""
+        backward, reduce, last = (o.exposed(num_chunks) for o in (self._backward, self._all, self._all_last))
+        if not self._apart:
             reduce, last = reduce - backward, last - backward
-        # Parameters that stay gathered are there before the micro-batch is.
-        first, later, again = (
+        first, later = self._first.exposed(num_chunks), self._later.exposed(num_chunks)
+        return Waits(first, later, backward, reduce, last, self._apart)
+
+    def passing(self) -> tuple[Array, Array, Array]:
+        """What holds up a micro-batch on its way through a stage that waits for it: the first forward, another, back.
+
+        The way back is slowed by the reductions beside it, or waits for them where nothing overlaps.
+        """
+        first, later, back = (
             np.where(self._sharded, overlap.within, 0.0) for overlap in (self._first, self._later, self._backward)
         )
-        return Waits(
-            first=self._first.exposed(num_chunks),
-            later=self._later.exposed(num_chunks),
-            backward=backward,
-            reduce=reduce,
-            reduce_last=last,
-            passing=(first, later, again + self._slowed),
-            apart=self._split,
-        )
+        if not self._apart:
+            alone = np.where(self._sharded, self._reductions.alone, 0.0)
+            back = back + np.where(self._prefetch, self._reductions.contention, alone)
+        return first, later, back

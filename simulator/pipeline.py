@@ -38,8 +38,10 @@ class Stage:
 class Pipeline:
     """The p stages of each plan: ``first``, ``num_full`` like ``middle``, ``num_short`` with ``short`` of it, ``last``.
 
-    ``waits``: for gathers and reductions, on every stage. ``head``: seconds of ``last`` beyond its layers.
-    ``latency``: seconds from the end of a pass to the start of the next stage's, beside what the sender waits.
+    ``waits``: for gathers and reductions, on the stage that sets the pace. ``passing``: for gathers, by a micro-batch
+    that a stage waits for: the first on its way forward, another, and one on its way back. ``head``: seconds of
+    ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the start of the next stage's, beside
+    what the sender waits.
     """
 
     first: Stage
@@ -51,6 +53,7 @@ class Pipeline:
     head: Array
     latency: Array
     waits: Waits
+    passing: tuple[Array, Array, Array]
 
     @property
     def between(self) -> Array:
@@ -69,7 +72,7 @@ def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     once = first.way + pipeline.between * middle.way + last.way
     busy = once + (plans.grad_accum - 1) * (slowest[0] + slowest[1])
     exposed = plans.grad_accum * (waits.later + waits.backward + waits.reduce)
-    return np.asarray(busy + exposed + (plans.pp - 1) * (waits.passing[0] + waits.passing[2]))
+    return np.asarray(busy + exposed + (plans.pp - 1) * (pipeline.passing[0] + pipeline.passing[2]))
 
 
 def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
@@ -82,7 +85,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     m (F+B+W) + (p-1) (F+B-W).
     """
     first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
-    p, m, passing = plans.pp, plans.grad_accum, waits.passing
+    p, m, passing = plans.pp, plans.grad_accum, pipeline.passing
     reduce, none = waits.reduce, 0.0 * waits.reduce
     own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, none)
     going, coming = passing[0] + passing[2], passing[1] + passing[2]
@@ -126,15 +129,18 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     of_middle = middle.way / v
     of_last = (last.way - pipeline.head) / v + pipeline.head
     embedding = first.way - middle.way
-    hop = 2 * pipeline.latency + (waits.passing[0] + waits.passing[2]) / v
+    latency, passing = pipeline.latency, pipeline.passing
+    hop = 2 * latency + (passing[0] + passing[2]) / v
     forward, backward = first.forward + waits.later, first.backward + waits.backward + waits.reduce
     away = pipeline.between * of_middle + of_last + (p - 1) * hop
+    own = p * waits.later + np.maximum(waits.first - waits.later, 0.0)
+    round_forward = np.maximum(p * (latency + passing[0] / v) - own / v, 0.0)
+    round_backward = p * np.maximum(latency + (passing[2] - waits.backward - waits.reduce) / v, 0.0)
     n = np.minimum(2 * (p - 1), (m - p) * v + p - 1)
     going, coming = np.maximum(away - n * forward / v, 0.0), np.maximum(away - n * backward / v, 0.0)
     by_first = m * first.way + np.where(m > p, going + coming, np.maximum(going, coming))
     before = (1 + pipeline.between) * of_middle + embedding + (p - 1) * hop
-    rounds = 2 * (v - 1) * p * pipeline.latency
-    by_last = before + rounds + m * last.way
+    by_last = before + (v - 1) * (round_forward + round_backward) + m * last.way
     return np.maximum(by_first, by_last) + m * (waits.later + waits.backward + waits.reduce)
 
 

@@ -1,5 +1,6 @@
 """The closed form: seconds of one optimizer step, from its operations, for all plans at once."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -13,7 +14,7 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Links, Waits
+from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline, Stage
 from flopcast.simulator.plan import Plans
 
@@ -122,34 +123,53 @@ def step_time(
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
     stages = _Stages(passes, plans, num_layers, constants)
-    return _combine(stages, *_links(moved, stages, plans), sends, optimizer, plans, constants)
+    return _combine(stages, _Moves(moved, zeros), sends, optimizer, plans, constants)
 
 
-def _links(
-    moved: Sequence[tuple[Operation, Array]], stages: "_Stages", plans: Plans
-) -> tuple[dict[str, Links], dict[str, Links]]:
-    """Gathers and reductions by the passes they occur in, and which of them stand at the ends of a pass.
+class _Moves:
+    """Gathers and reductions by the passes they occur in: of all layers of the fullest stage, and of the root."""
 
-    In a pipeline the root is the last stage's head or the first one's embedding: the one opens a backward and the
-    other a forward and closes a backward.
-    """
-    gathers = {key: Links(plans.zeros) for key in ("first", "every", "later", "backward")}
-    reduces = {key: Links(plans.zeros) for key in ("every", "last")}
-    several = plans.pp > 1
-    for operation, time in moved:
-        work, is_root = operation.work, operation.section == "head"
-        assert isinstance(work, Collective)
-        crosses = work.group.num_nodes > 1
-        if work.purpose == "reduce":
-            at_end = ~(several & stages.head_paces) if is_root else True
-            reduces[operation.when].add(time, operation.count, crosses, at_end)
-        elif operation.phase == "backward":
-            at_end = ~several | (stages.head_paces if is_root else ~stages.head_paces)
-            gathers["backward"].add(time, operation.count, crosses, at_end)
-        else:
-            at_end = ~(several & stages.head_paces) if is_root else True
-            gathers[operation.when].add(time, operation.count, crosses, at_end)
-    return gathers, reduces
+    def __init__(self, moved: Sequence[tuple[Operation, Array]], zeros: Array) -> None:
+        self._of: defaultdict[tuple[str, bool], Links] = defaultdict(lambda: Links(zeros))
+        for operation, time in moved:
+            work = operation.work
+            assert isinstance(work, Collective)
+            backward = work.purpose == "gather" and operation.phase == "backward"
+            key = "backward" if backward else f"{work.purpose} {operation.when}"
+            self._of[key, operation.section == "head"].add(time, operation.count, work.group.num_nodes > 1)
+
+    def of_pace(self, plans: Plans, stages: "_Stages") -> Traffic:
+        """Those of the stage that sets the pace.
+
+        In a pipeline the root is the last stage's head or the first one's embedding: the one opens a backward pass and
+        stands at the end of a forward, the other opens a forward and closes a backward.
+        """
+        if not np.any(plans.pp > 1):
+            return self._traffic(lambda key: self._of[key, False] + self._of[key, True])
+        several = plans.pp > 1
+        is_last, is_first = several & stages.head_paces, several & ~stages.head_paces
+        layers = stages.pace(stages.last_share, stages.last_share * 0 + 1)
+
+        def both(key: str) -> Links:
+            layer_at_end, root_at_end = (~is_last, ~is_first) if key == "backward" else (True, ~is_last)
+            return self._of[key, False].part(layers, layer_at_end) + self._of[key, True].part(1.0, root_at_end)
+
+        return self._traffic(both)
+
+    def of_middle(self, layers: Array) -> Traffic:
+        """Those of a stage with a share of the fullest one's layers and nothing else."""
+        return self._traffic(lambda key: self._of[key, False].part(layers))
+
+    @staticmethod
+    def _traffic(links: Callable[[str], Links]) -> Traffic:
+        every, reduce = links("gather every"), links("reduce every")
+        return Traffic(
+            first=links("gather first") + every,
+            later=links("gather later") + every,
+            backward=links("backward"),
+            reduce=reduce,
+            reduce_last=reduce + links("reduce last"),
+        )
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
@@ -196,6 +216,7 @@ class _Stages:
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
         fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
         last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
+        self.last_share = last_share
         self._shares = {
             "first": {"layer": one, "embedding": one, "head": single},
             "middle": {"layer": one},
@@ -203,12 +224,10 @@ class _Stages:
             "head": {"head": one},
         }
         full = np.where(num_layers % plans.pp == 0, plans.pp, num_layers % plans.pp)
-        num_full = np.clip(full - 1, 0, np.maximum(plans.pp - 2, 0))
-        self.between = {
-            "num_full": num_full,
-            "num_short": np.maximum(plans.pp - 2, 0) - num_full,
-            "short": (fullest - 1) / fullest,
-        }
+        middles = np.maximum(plans.pp - 2, 0)
+        num_full = np.clip(full - 1, 0, middles)
+        self.between = {"num_full": num_full, "num_short": middles - num_full, "short": (fullest - 1) / fullest}
+        self.mean_share = 1 - (middles - num_full) / np.maximum(middles, 1) / fullest
         self.ends = [(self.part(end, "forward"), self.part(end, "inputs", "weight")) for end in ("last", "first")]
         last, first = (forward.busy + backward.busy for forward, backward in self.ends)
         self.head_paces = last > first
@@ -222,7 +241,7 @@ class _Stages:
         """That of the two which sets the pace."""
         return np.where(self.head_paces, last, first)
 
-    def pipeline(self, forth: Array, back: Array, num_chunks: Array | int, split: bool) -> dict[str, Stage]:
+    def kinds(self, forth: Array, back: Array, num_chunks: Array | int, split: bool) -> dict[str, Stage]:
         """The stages of a pipeline, which wait ``forth`` and ``back`` for a send to the next and the previous one."""
         more, once = num_chunks, num_chunks - 1
         sends = {
@@ -256,8 +275,7 @@ class _Exposed:
 
 def _combine(
     stages: _Stages,
-    gathers: dict[str, Links],
-    reduces: dict[str, Links],
+    moves: _Moves,
     sends: dict[str, Array],
     optimizer: Array,
     plans: Plans,
@@ -266,29 +284,43 @@ def _combine(
     m = plans.grad_accum
     busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
     device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
-    forward, backward = (Compute(seconds, constants) for seconds in busy)
-    whole = Communication(gathers, reduces, (forward, backward, backward), plans, constants)
-    exposed = _Exposed.of(plans.zeros, whole.waits(1), plans.zeros, m)
+    traffic = moves.of_pace(plans, stages)
+
+    def communication(moved: Traffic, forward: Array, inputs: Array, weight: Array | None) -> Communication:
+        beside = Compute(inputs, constants)
+        apart = beside if weight is None else Compute(weight, constants)
+        return Communication(moved, Passes(Compute(forward, constants), beside, apart), plans, constants)
+
+    own = communication(traffic, busy[0], busy[1], None)
+    exposed = _Exposed.of(plans.zeros, own.waits(1), plans.zeros, m)
     for schedule in SCHEDULES if np.any(plans.pp > 1) else ():
         here = (plans.pp > 1) & plans.has(schedule=schedule)
         if not np.any(here):
             continue
-        communication, split = whole, schedule == "zero-bubble"
+        split = schedule == "zero-bubble"
         if split:
             apart = [stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in ("inputs", "weight")]
-            beside = (forward, *(Compute(seconds, constants) for seconds in apart))
-            communication = Communication(gathers, reduces, beside, plans, constants)
+            own = communication(traffic, busy[0], apart[0], apart[1])
         chunks = plans.virtual_pp if schedule == "interleaved" else 1
+        waits = own.waits(chunks)
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
         share = constants.overlap_leak if schedule == "interleaved" else 1.0
         host = stages.dispatch * constants.collective_launch_s
         forth, back = (busy_seconds(sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
-        waits = communication.waits(chunks)
+        kinds = stages.kinds(forth, back, chunks, split)
+        middle = kinds["middle"]
+        others = communication(
+            moves.of_middle(stages.mean_share), middle.forward, middle.backward, middle.weight if split else None
+        )
         pipeline = Pipeline(
-            **stages.pipeline(forth, back, chunks, split), **stages.between,
-            head=stages.part("head", "forward", "inputs", "weight").busy, latency=sends["forward"] * (1 - share), waits=waits,
-        )  # fmt: skip
+            **kinds,
+            **stages.between,
+            head=stages.part("head", "forward", "inputs", "weight").busy,
+            latency=sends["forward"] * (1 - share),
+            waits=waits,
+            passing=others.passing(),
+        )
         spent = SCHEDULES[schedule](pipeline, plans)
         bubble = spent - m * (busy[0] + busy[1] + sent + waits.later + waits.backward + waits.reduce)
         found = _Exposed.of(sent, waits, bubble, m)
