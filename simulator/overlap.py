@@ -116,6 +116,20 @@ class Waits:
 
 
 @dataclass(frozen=True)
+class Passing:
+    """Seconds that gathers and reductions hold up a micro-batch on its way through a stage that waits for it.
+
+    ``first``: the step's first on its way forward; ``later``: any other; ``back``: backward; ``last``: the step's last,
+    backward. The way back is slowed by the reductions beside it, or waits for them where nothing overlaps.
+    """
+
+    first: Array
+    later: Array
+    back: Array
+    last: Array
+
+
+@dataclass(frozen=True)
 class Traffic:
     """A stage's gathers in the first forward, in a later one and in a backward, and its reductions, also in the last."""
 
@@ -160,10 +174,9 @@ class Communication:
         self._first = overlap(traffic.first, passes.forward)
         self._later = overlap(traffic.later, passes.forward)
         self._backward = overlap(backward, passes.inputs)
-        self._reductions = overlap(traffic.reduce_last, passes.weight)
-        if passes.apart:
-            self._all, self._all_last = overlap(traffic.reduce, passes.weight), self._reductions
-        else:
+        self._reductions = self._all = overlap(traffic.reduce, passes.weight)
+        self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)
+        if not passes.apart:
             self._all, self._all_last = (
                 overlap(backward + links, passes.inputs) for links in (traffic.reduce, traffic.reduce_last)
             )
@@ -176,15 +189,15 @@ class Communication:
         first, later = self._first.exposed(num_chunks), self._later.exposed(num_chunks)
         return Waits(first, later, backward, reduce, last, self._apart)
 
-    def passing(self) -> tuple[Array, Array, Array]:
-        """What holds up a micro-batch on its way through a stage that waits for it: the first forward, another, back.
-
-        The way back is slowed by the reductions beside it, or waits for them where nothing overlaps.
-        """
+    def passing(self) -> "Passing":
+        """What holds up a micro-batch on its way through the stage, when that waits for it."""
         first, later, back = (
             np.where(self._sharded, overlap.within, 0.0) for overlap in (self._first, self._later, self._backward)
         )
-        if not self._apart:
-            alone = np.where(self._sharded, self._reductions.alone, 0.0)
-            back = back + np.where(self._prefetch, self._reductions.contention, alone)
-        return first, later, back
+        if self._apart:
+            return Passing(first, later, back, back)
+        reduce, last = (
+            np.where(self._prefetch, overlap.contention, np.where(self._sharded, overlap.alone, 0.0))
+            for overlap in (self._reductions, self._reductions_last)
+        )
+        return Passing(first, later, back + reduce, back + last)

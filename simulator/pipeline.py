@@ -13,7 +13,7 @@ import numpy as np
 
 from flopcast.simulator.broadcast import largest
 from flopcast.simulator.operation import Array
-from flopcast.simulator.overlap import Waits
+from flopcast.simulator.overlap import Passing, Waits
 from flopcast.simulator.plan import Plans
 
 
@@ -38,10 +38,9 @@ class Stage:
 class Pipeline:
     """The p stages of each plan: ``first``, ``num_full`` like ``middle``, ``num_short`` with ``short`` of it, ``last``.
 
-    ``waits``: for gathers and reductions, on the stage that sets the pace. ``passing``: for gathers, by a micro-batch
-    that a stage waits for: the first on its way forward, another, and one on its way back. ``head``: seconds of
-    ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the start of the next stage's, beside
-    what the sender waits.
+    ``waits``: for gathers and reductions, on the stage that sets the pace; ``passing``: on another, that waits for the
+    micro-batch. ``head``: seconds of ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the
+    start of the next stage's, beside what the sender waits.
     """
 
     first: Stage
@@ -53,7 +52,7 @@ class Pipeline:
     head: Array
     latency: Array
     waits: Waits
-    passing: tuple[Array, Array, Array]
+    passing: Passing
 
     @property
     def between(self) -> Array:
@@ -72,7 +71,7 @@ def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     once = first.way + pipeline.between * middle.way + last.way
     busy = once + (plans.grad_accum - 1) * (slowest[0] + slowest[1])
     exposed = plans.grad_accum * (waits.later + waits.backward + waits.reduce)
-    return np.asarray(busy + exposed + (plans.pp - 1) * (pipeline.passing[0] + pipeline.passing[2]))
+    return np.asarray(busy + exposed + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
 
 
 def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
@@ -88,7 +87,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     p, m, passing = plans.pp, plans.grad_accum, pipeline.passing
     reduce, none = waits.reduce, 0.0 * waits.reduce
     own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, none)
-    going, coming = passing[0] + passing[2], passing[1] + passing[2]
+    going, coming = passing.first + passing.back, passing.later + passing.last
 
     def along(stage: Stage, index: Array, behind: Array) -> Array:
         """All micro-batches on stage ``index``, and the way of the first and the last through those behind it."""
@@ -105,8 +104,8 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     def ways(stage: Stage, index: Array, down: Array, up: Array) -> Array:
         """To that stage and from it back to the first, or as long as its own weights' gradients take."""
         left = np.minimum(m, index + 1) * (stage.weight + own_weight)
-        up = up + index * passing[2] + first.weight + own_weight
-        return down + index * passing[0] + np.maximum(up - left, 0.0)
+        up = up + index * passing.last + first.weight + own_weight
+        return down + index * passing.first + np.maximum(up - left, 0.0)
 
     after_middle = pipeline.short * pipeline.num_short * middle.way + last.way
     after_first = pipeline.between * middle.way + last.way
@@ -130,12 +129,12 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     of_last = (last.way - pipeline.head) / v + pipeline.head
     embedding = first.way - middle.way
     latency, passing = pipeline.latency, pipeline.passing
-    hop = 2 * latency + (passing[0] + passing[2]) / v
+    hop = 2 * latency + (passing.first + passing.last) / v
     forward, backward = first.forward + waits.later, first.backward + waits.backward + waits.reduce
     away = pipeline.between * of_middle + of_last + (p - 1) * hop
     own = p * waits.later + np.maximum(waits.first - waits.later, 0.0)
-    round_forward = np.maximum(p * (latency + passing[0] / v) - own / v, 0.0)
-    round_backward = p * np.maximum(latency + (passing[2] - waits.backward - waits.reduce) / v, 0.0)
+    round_forward = np.maximum(p * (latency + passing.first / v) - own / v, 0.0)
+    round_backward = p * np.maximum(latency + (passing.back - waits.backward - waits.reduce) / v, 0.0)
     n = np.minimum(2 * (p - 1), (m - p) * v + p - 1)
     going, coming = np.maximum(away - n * forward / v, 0.0), np.maximum(away - n * backward / v, 0.0)
     by_first = m * first.way + np.where(m > p, going + coming, np.maximum(going, coming))
