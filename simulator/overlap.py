@@ -1,7 +1,7 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,13 @@ class Compute:
 class Links:
     """Seconds of collectives that may be hidden, apart by the links they keep busy, which work side by side.
 
-    ``end_inside``, ``end_between``: those of one layer and of the root, which open a forward or close a backward.
+    ``end_inside``, ``end_between``: those of one layer and of the root, which open a forward or close a backward;
+    ``root``: those of the root among them, which a pass through several model chunks has once.
     """
 
     def __init__(self, zeros: Array) -> None:
         self.any = False
-        self.inside = self.between = self.end_inside = self.end_between = zeros
+        self.inside = self.between = self.end_inside = self.end_between = self.root = zeros
 
     def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_]) -> None:
         """``count`` collectives of ``time`` seconds each, over the network or within a node; one stands at an end."""
@@ -46,17 +47,23 @@ class Links:
             return self if self.any else other
         links = Links(self.inside)
         links.any = True
-        for name in ("inside", "between", "end_inside", "end_between"):
+        for name in ("inside", "between", "end_inside", "end_between", "root"):
             setattr(links, name, getattr(self, name) + getattr(other, name))
         return links
 
-    def part(self, share: Array | float, at_end: NDArray[np.bool_] | bool = True) -> "Links":
+    def of_layers(self, share: Array | float, at_end: NDArray[np.bool_] | bool = True) -> "Links":
         """A share of them, whose ends are the pass's where ``at_end``."""
         if not self.any:
             return self
         links = Links(self.inside * share)
-        links.any, links.between = True, self.between * share
+        links.any, links.between, links.root = True, self.between * share, 0.0 * links.inside
         links.end_inside, links.end_between = self.end_inside * at_end, self.end_between * at_end
+        return links
+
+    def of_root(self, at_end: NDArray[np.bool_]) -> "Links":
+        """The same as the root's."""
+        links = self.of_layers(1.0, at_end)
+        links.root = links.end_inside + links.end_between
         return links
 
     @property
@@ -83,16 +90,17 @@ class Overlap:
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
         self.contention = np.minimum(constants.overlap_leak * beside, compute.leak)
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
-        self._ends = links.end_inside + links.end_between
+        self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
         self._leak = np.where(prefetch > 0, self.contention, np.inf)
 
-    def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+    def exposed(self, num_passes: NDArray[np.int64] | Literal[1] = 1) -> Array:
         """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
         if not self._any:
             return self.alone
-        ends = self._ends * num_passes
-        return np.minimum(np.maximum(self._left + self._ends, ends) + self._leak, self.alone)
+        most = self._left + self._ends
+        ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
+        return np.minimum(np.maximum(most, ends) + self._leak, self.alone)
 
     @property
     def within(self) -> Array:
@@ -181,7 +189,7 @@ class Communication:
                 overlap(backward + links, passes.inputs) for links in (traffic.reduce, traffic.reduce_last)
             )
 
-    def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
+    def waits(self, num_chunks: NDArray[np.int64] | Literal[1]) -> Waits:
         """What the stage itself waits for in a pass of so many model chunks."""
         backward, reduce, last = (o.exposed(num_chunks) for o in (self._backward, self._all, self._all_last))
         if not self._apart:
@@ -197,7 +205,7 @@ class Communication:
         if self._apart:
             return Passing(first, later, back, back)
         reduce, last = (
-            np.where(self._prefetch, overlap.contention, np.where(self._sharded, overlap.alone, 0.0))
-            for overlap in (self._reductions, self._reductions_last)
+            np.where(self._sharded, both.within, np.where(self._prefetch, alone.contention, 0.0))
+            for both, alone in ((self._all, self._reductions), (self._all_last, self._reductions_last))
         )
-        return Passing(first, later, back + reduce, back + last)
+        return Passing(first, later, reduce, last)

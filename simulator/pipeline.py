@@ -134,7 +134,8 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     away = pipeline.between * of_middle + of_last + (p - 1) * hop
     own = p * waits.later + np.maximum(waits.first - waits.later, 0.0)
     round_forward = np.maximum(p * (latency + passing.first / v) - own / v, 0.0)
-    round_backward = p * np.maximum(latency + (passing.back - waits.backward - waits.reduce) / v, 0.0)
+    own_backward = p * (waits.backward + waits.reduce) + np.maximum(waits.reduce_last - waits.reduce, 0.0)
+    round_backward = np.maximum(p * (latency + passing.back / v) - own_backward / v, 0.0)
     n = np.minimum(2 * (p - 1), (m - p) * v + p - 1)
     going, coming = np.maximum(away - n * forward / v, 0.0), np.maximum(away - n * backward / v, 0.0)
     by_first = m * first.way + np.where(m > p, going + coming, np.maximum(going, coming))

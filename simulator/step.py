@@ -151,14 +151,14 @@ class _Moves:
         layers = stages.pace(stages.last_share, stages.last_share * 0 + 1)
 
         def both(key: str) -> Links:
-            layer_at_end, root_at_end = (~is_last, ~is_first) if key == "backward" else (True, ~is_last)
-            return self._of[key, False].part(layers, layer_at_end) + self._of[key, True].part(1.0, root_at_end)
+            layer_at_end, root_at_end = (~is_last, ~is_first) if key == "backward" else (several | True, ~is_last)
+            return self._of[key, False].of_layers(layers, layer_at_end) + self._of[key, True].of_root(root_at_end)
 
         return self._traffic(both)
 
     def of_middle(self, layers: Array) -> Traffic:
         """Those of a stage with a share of the fullest one's layers and nothing else."""
-        return self._traffic(lambda key: self._of[key, False].part(layers))
+        return self._traffic(lambda key: self._of[key, False].of_layers(layers))
 
     @staticmethod
     def _traffic(links: Callable[[str], Links]) -> Traffic:
