@@ -204,8 +204,9 @@ class Communication:
         )
         if self._apart:
             return Passing(first, later, back, back)
-        reduce, last = (
-            np.where(self._sharded, both.within, np.where(self._prefetch, alone.contention, 0.0))
-            for both, alone in ((self._all, self._reductions), (self._all_last, self._reductions_last))
-        )
-        return Passing(first, later, reduce, last)
+        # The next layer waits for the first reduction of the one before it, not for what follows in the last backward.
+        slowed = np.where(self._prefetch, self._reductions.contention, 0.0)
+        reduce = np.where(self._sharded, self._all.within, slowed)
+        more = self._reductions_last.contention - self._reductions.contention
+        alone = np.where(self._sharded, self._reductions_last.alone - self._reductions.alone, 0.0)
+        return Passing(first, later, reduce, reduce + np.where(self._prefetch, more, alone))

@@ -182,6 +182,7 @@ class _Game:
             if done.triggered:
                 raise
             raise DeadlockError(self._who_waits()) from error
+        assert all(sent.transfer.done.triggered for rank in self.ranks for sent in rank.sent)
         for rank in self.ranks:
             late = self.env.now - sum(rank.seconds.values())
             rank.seconds[self._late_cause] += late
