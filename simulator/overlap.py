@@ -1,6 +1,7 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -102,7 +103,7 @@ class Overlap:
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
         return np.minimum(np.maximum(most, ends) + self._leak, self.alone)
 
-    @property
+    @cached_property
     def within(self) -> Array:
         """The same where what opens the pass falls into a wait before it."""
         return np.minimum(np.maximum(self._left, 0.0) + self._leak, self.alone) if self._any else self.alone
@@ -175,8 +176,13 @@ class Communication:
         self._sharded = plans.parameter_shard > 1
         self._prefetch = plans.prefetch > 0
 
+        known: dict[tuple[int, int], Overlap] = {}
+
         def overlap(links: Links, compute: Compute) -> Overlap:
-            return Overlap(links, compute, plans.prefetch, constants)
+            key = (id(links), id(compute))
+            if key not in known:
+                known[key] = Overlap(links, compute, plans.prefetch, constants)
+            return known[key]
 
         backward = traffic.backward
         self._first = overlap(traffic.first, passes.forward)
@@ -185,9 +191,9 @@ class Communication:
         self._reductions = self._all = overlap(traffic.reduce, passes.weight)
         self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)
         if not passes.apart:
-            self._all, self._all_last = (
-                overlap(backward + links, passes.inputs) for links in (traffic.reduce, traffic.reduce_last)
-            )
+            both = backward + traffic.reduce
+            last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
+            self._all, self._all_last = overlap(both, passes.inputs), overlap(last, passes.inputs)
 
     def waits(self, num_chunks: NDArray[np.int64] | Literal[1]) -> Waits:
         """What the stage itself waits for in a pass of so many model chunks."""

@@ -14,7 +14,7 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
+from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Passing, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline, Stage
 from flopcast.simulator.plan import Plans
 
@@ -23,6 +23,7 @@ CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert")
 SECTIONS = ("layer", "embedding", "head")
 # "inputs" and "weight" make up a backward pass: zero bubble puts off what gives the gradients of the weights.
 DIRECTIONS = ("forward", "inputs", "weight")
+BACKWARD = ("inputs", "weight")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ class _Part:
     """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
 
     def __init__(self, sections: Sequence[tuple[_Pass, Array]], dispatch: Array) -> None:
-        self.causes = {
-            name: Sum(section.sums[name].total * share for section, share in sections).total
-            for name in (*CAUSES, "launch", "recompute")
-        }
-        self.device = Sum(self.causes[cause] for cause in CAUSES).total
-        self.busy = busy_seconds(self.device, dispatch * self.causes["launch"])
+        self._sections = sections
+        self.device = Sum(self.spent(cause) for cause in CAUSES).total
+        self.busy = busy_seconds(self.device, dispatch * self.spent("launch"))
+
+    def spent(self, cause: str) -> Array:
+        """Seconds of one of CAUSES, "launch" or "recompute"."""
+        return Sum(section.sums[cause].total * share for section, share in self._sections).total
 
 
 def step_time(
@@ -212,6 +214,7 @@ class _Stages:
         constants: Constants,
     ) -> None:
         self._passes = passes
+        self._parts: dict[tuple[str, ...], _Part] = {}
         self.dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
         fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
@@ -228,14 +231,18 @@ class _Stages:
         num_full = np.clip(full - 1, 0, middles)
         self.between = {"num_full": num_full, "num_short": middles - num_full, "short": (fullest - 1) / fullest}
         self.mean_share = 1 - (middles - num_full) / np.maximum(middles, 1) / fullest
-        self.ends = [(self.part(end, "forward"), self.part(end, "inputs", "weight")) for end in ("last", "first")]
+        self.ends = [(self.part(end, "forward"), self.part(end, *BACKWARD)) for end in ("last", "first")]
         last, first = (forward.busy + backward.busy for forward, backward in self.ends)
         self.head_paces = last > first
 
     def part(self, stage: str, *directions: str) -> _Part:
         """One direction of a pass, "inputs" and "weight" together being a whole backward."""
-        shares = self._shares[stage].items()
-        return _Part([(self._passes[name, d], share) for name, share in shares for d in directions], self.dispatch)
+        key = (stage, *directions)
+        if key not in self._parts:
+            shares = self._shares[stage].items()
+            sections = [(self._passes[name, d], share) for name, share in shares for d in directions]
+            self._parts[key] = _Part(sections, self.dispatch)
+        return self._parts[key]
 
     def pace(self, last: Array, first: Array) -> Array:
         """That of the two which sets the pace."""
@@ -253,7 +260,7 @@ class _Stages:
             if split:
                 inputs, weight = self.part(name, "inputs").busy, self.part(name, "weight").busy
             else:
-                inputs, weight = self.part(name, "inputs", "weight").busy, 0.0 * forward
+                inputs, weight = self.part(name, *BACKWARD).busy, 0.0 * forward
             stages[name] = Stage(forward, inputs + again, weight)
         return stages
 
@@ -286,18 +293,27 @@ def _combine(
     device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
     traffic = moves.of_pace(plans, stages)
 
-    def communication(moved: Traffic, forward: Array, inputs: Array, weight: Array | None) -> Communication:
+    def communication(moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None) -> Communication:
         beside = Compute(inputs, constants)
         apart = beside if weight is None else Compute(weight, constants)
         return Communication(moved, Passes(Compute(forward, constants), beside, apart), plans, constants)
 
-    own = communication(traffic, busy[0], busy[1], None)
+    def of_middle(split: bool) -> Passing:
+        forward, *backward = (
+            stages.part("middle", *d).busy for d in (("forward",), *((("inputs",), ("weight",)) if split else (BACKWARD,)))
+        )
+        return communication(moves.of_middle(stages.mean_share), forward, *backward).passing()
+
+    own = communication(traffic, *busy)
     exposed = _Exposed.of(plans.zeros, own.waits(1), plans.zeros, m)
+    passing: dict[bool, Passing] = {}
     for schedule in SCHEDULES if np.any(plans.pp > 1) else ():
         here = (plans.pp > 1) & plans.has(schedule=schedule)
         if not np.any(here):
             continue
         split = schedule == "zero-bubble"
+        if split not in passing:
+            passing[split] = of_middle(split)
         if split:
             apart = [stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in ("inputs", "weight")]
             own = communication(traffic, busy[0], apart[0], apart[1])
@@ -309,17 +325,13 @@ def _combine(
         forth, back = (busy_seconds(sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
         kinds = stages.kinds(forth, back, chunks, split)
-        middle = kinds["middle"]
-        others = communication(
-            moves.of_middle(stages.mean_share), middle.forward, middle.backward, middle.weight if split else None
-        )
         pipeline = Pipeline(
             **kinds,
             **stages.between,
             head=stages.part("head", "forward", "inputs", "weight").busy,
             latency=sends["forward"] * (1 - share),
             waits=waits,
-            passing=others.passing(),
+            passing=passing[split],
         )
         spent = SCHEDULES[schedule](pipeline, plans)
         bubble = spent - m * (busy[0] + busy[1] + sent + waits.later + waits.backward + waits.reduce)
@@ -331,7 +343,7 @@ def _combine(
             return np.asarray(m * exposed.sent)
         if cause == "launch":
             return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
-        last, first = (end[0].causes[cause] + end[1].causes[cause] for end in stages.ends)
+        last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
         return np.asarray(m * stages.pace(last, first))
 
     return StepTime(
