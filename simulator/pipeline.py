@@ -62,7 +62,7 @@ class Pipeline:
 
 def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     """sum F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
-    first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
+    first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     full = pipeline.num_full > 0
     slowest = [
         largest([getattr(first, way), getattr(last, way), np.where(full, getattr(middle, way), 0.0)])
@@ -70,8 +70,7 @@ def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     ]
     once = first.way + pipeline.between * middle.way + last.way
     busy = once + (plans.grad_accum - 1) * (slowest[0] + slowest[1])
-    exposed = plans.grad_accum * (waits.later + waits.backward + waits.reduce)
-    return np.asarray(busy + exposed + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
+    return np.asarray(busy + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
 
 
 def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
@@ -99,7 +98,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
         first_away = np.maximum(behind + num_behind * going - n * forward, 0.0)
         last_away = np.maximum(behind + num_behind * coming - n * backward - put_off, 0.0)
         both = np.where(m - 1 > num_behind, first_away + last_away, np.maximum(first_away, last_away))
-        return m * (forward + backward + weight) + both
+        return m * (stage.forward + stage.backward + stage.weight) + both
 
     def ways(stage: Stage, index: Array, down: Array, up: Array) -> Array:
         """To that stage and from it back to the first, or as long as its own weights' gradients take."""
@@ -125,25 +124,25 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     """
     first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
-    of_middle = middle.way / v
-    of_last = (last.way - pipeline.head) / v + pipeline.head
-    embedding = first.way - middle.way
     latency, passing = pipeline.latency, pipeline.passing
-    hop = 2 * latency + (passing.first + passing.last) / v
-    forward, backward = first.forward + waits.later, first.backward + waits.backward + waits.reduce
-    away = pipeline.between * of_middle + of_last + (p - 1) * hop
-    own = p * waits.later + np.maximum(waits.first - waits.later, 0.0)
-    round_forward = np.maximum(p * (latency + passing.first / v) - own / v, 0.0)
-    own_backward = p * (waits.backward + waits.reduce) + np.maximum(waits.reduce_last - waits.reduce, 0.0)
-    round_backward = np.maximum(p * (latency + passing.back / v) - own_backward / v, 0.0)
-    n = np.minimum(2 * (p - 1), (m - p) * v + p - 1)
-    going, coming = np.maximum(away - n * forward / v, 0.0), np.maximum(away - n * backward / v, 0.0)
+    of_middle, hops = middle.way / v, (p - 1) * (passing.first + passing.last)
+    of_last = (last.way - pipeline.head) / v + pipeline.head
+    away = (pipeline.between * middle.way + hops) / v + (of_last + 2 * (p - 1) * latency)
+    backward = waits.backward + waits.reduce
+    # n of 2 (p-1) passes of the warm-up remain when the first micro-batch comes to the last chunk.
+    n = np.minimum(2 * (p - 1), (m - p) * v + p - 1) / v
+    going = np.maximum(away - n * (first.forward + waits.later), 0.0)
+    coming = np.maximum(away - n * (first.backward + backward), 0.0)
     by_first = m * first.way + np.where(m > p, going + coming, np.maximum(going, coming))
-    before = (1 + pipeline.between) * of_middle + embedding + (p - 1) * hop
-    by_last = before + (v - 1) * (round_forward + round_backward) + m * last.way
-    return np.maximum(by_first, by_last) + m * (waits.later + waits.backward + waits.reduce)
+    forth = passing.first - waits.later - np.maximum(waits.first - waits.later, 0.0) / p
+    back = passing.back - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
+    rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
+    before = of_middle + first.way - middle.way + 2 * (p - 1) * latency
+    by_last = (pipeline.between * middle.way + hops) / v + before + (v - 1) * p / v * rounds + m * last.way
+    return np.maximum(by_first, by_last)
 
 
+# Seconds from the first forward to the last backward, beside what the stage that sets the pace waits for all along.
 SCHEDULES: dict[str, Callable[[Pipeline, Plans], Array]] = {
     "gpipe": gpipe,
     "1f1b": one_forward_one_backward,

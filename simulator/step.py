@@ -125,7 +125,8 @@ def step_time(
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
     stages = _Stages(passes, plans, num_layers, constants)
-    return _combine(stages, _Moves(moved, zeros), sends, optimizer, plans, constants)
+    schedules = _Schedules(stages, _Moves(moved, zeros), sends, plans, constants)
+    return _combine(stages, schedules, optimizer, plans, constants)
 
 
 class _Moves:
@@ -277,66 +278,96 @@ class _Exposed:
     @classmethod
     def of(cls, sent: Array, waits: Waits, bubble: Array, m: NDArray[np.int64]) -> "_Exposed":
         gather = waits.first + (m - 1) * waits.later + m * waits.backward
-        return cls(sent, gather, (m - 1) * waits.reduce + waits.reduce_last, bubble)
+        reduce = waits.reduce_last if np.all(m == 1) else (m - 1) * waits.reduce + waits.reduce_last
+        return cls(sent, gather, reduce, bubble)
+
+    def where(self, here: NDArray[np.bool_], other: "_Exposed") -> "_Exposed":
+        return _Exposed(*(np.where(here, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
 
-def _combine(
-    stages: _Stages,
-    moves: _Moves,
-    sends: dict[str, Array],
-    optimizer: Array,
-    plans: Plans,
-    constants: Constants,
-) -> StepTime:
-    m = plans.grad_accum
-    busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
-    device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
-    traffic = moves.of_pace(plans, stages)
+class _Schedules:
+    """What the pipeline schedules among the plans cost, family by family."""
 
-    def communication(moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None) -> Communication:
-        beside = Compute(inputs, constants)
-        apart = beside if weight is None else Compute(weight, constants)
-        return Communication(moved, Passes(Compute(forward, constants), beside, apart), plans, constants)
+    def __init__(
+        self, stages: _Stages, moves: _Moves, sends: dict[str, Array], plans: Plans, constants: Constants
+    ) -> None:
+        self._stages, self._moves, self._sends, self._plans, self._constants = stages, moves, sends, plans, constants
+        self._traffic = moves.of_pace(plans, stages)
+        self.busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
+        self._whole = self._communication(self._traffic, *self.busy)
 
-    def of_middle(split: bool) -> Passing:
-        forward, *backward = (
-            stages.part("middle", *d).busy for d in (("forward",), *((("inputs",), ("weight",)) if split else (BACKWARD,)))
-        )
-        return communication(moves.of_middle(stages.mean_share), forward, *backward).passing()
+    def exposed(self) -> _Exposed:
+        """Of every plan, whatever its schedule."""
+        plans = self._plans
+        found = [_Exposed.of(plans.zeros, self._whole.waits(1), plans.zeros, plans.grad_accum)]
+        if np.any(plans.pp > 1):
+            if np.all(plans.pp > 1):
+                found = []
+            whole, passing = self._whole, self._passing(BACKWARD)
+            families: list[tuple[tuple[str, ...], Callable[[], _Exposed]]] = [
+                (("1f1b", "gpipe"), lambda: self._family(("1f1b", "gpipe"), whole, passing)),
+                (("interleaved",), lambda: self._family(("interleaved",), whole, passing)),
+                (("zero-bubble",), self._zero_bubble),
+            ]
+            for names, family in families:
+                here = (plans.pp > 1) & np.logical_or.reduce([plans.has(schedule=name) for name in names])
+                if np.any(here):
+                    found = [family().where(here, found[0]) if found else family()]
+        return found[0]
 
-    own = communication(traffic, *busy)
-    exposed = _Exposed.of(plans.zeros, own.waits(1), plans.zeros, m)
-    passing: dict[bool, Passing] = {}
-    for schedule in SCHEDULES if np.any(plans.pp > 1) else ():
-        here = (plans.pp > 1) & plans.has(schedule=schedule)
-        if not np.any(here):
-            continue
-        split = schedule == "zero-bubble"
-        if split not in passing:
-            passing[split] = of_middle(split)
-        if split:
-            apart = [stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in ("inputs", "weight")]
-            own = communication(traffic, busy[0], apart[0], apart[1])
-        chunks = plans.virtual_pp if schedule == "interleaved" else 1
-        waits = own.waits(chunks)
+    def _zero_bubble(self) -> _Exposed:
+        stages = self._stages
+        apart = (stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in BACKWARD)
+        own = self._communication(self._traffic, self.busy[0], *apart)
+        return self._family(("zero-bubble",), own, self._passing(*((d,) for d in BACKWARD)))
+
+    def _family(self, names: Sequence[str], own: Communication, passing: Passing) -> _Exposed:
+        """Of schedules that share what their passes consist of."""
+        stages, plans, m = self._stages, self._plans, self._plans.grad_accum
+        is_interleaved = names == ("interleaved",)
+        chunks = plans.virtual_pp if is_interleaved else 1
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
-        share = constants.overlap_leak if schedule == "interleaved" else 1.0
-        host = stages.dispatch * constants.collective_launch_s
-        forth, back = (busy_seconds(sends[d] * share, host) for d in ("forward", "backward"))
+        share = self._constants.overlap_leak if is_interleaved else 1.0
+        host = stages.dispatch * self._constants.collective_launch_s
+        forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
-        kinds = stages.kinds(forth, back, chunks, split)
+        waits = own.waits(chunks)
         pipeline = Pipeline(
-            **kinds,
+            **stages.kinds(forth, back, chunks, names == ("zero-bubble",)),
             **stages.between,
-            head=stages.part("head", "forward", "inputs", "weight").busy,
-            latency=sends["forward"] * (1 - share),
+            head=stages.part("head", "forward", *BACKWARD).busy,
+            latency=self._sends["forward"] * (1 - share),
             waits=waits,
-            passing=passing[split],
+            passing=passing,
         )
-        spent = SCHEDULES[schedule](pipeline, plans)
-        bubble = spent - m * (busy[0] + busy[1] + sent + waits.later + waits.backward + waits.reduce)
-        found = _Exposed.of(sent, waits, bubble, m)
-        exposed = _Exposed(*(np.where(here, getattr(found, f.name), getattr(exposed, f.name)) for f in fields(_Exposed)))
+        passes = m * (self.busy[0] + self.busy[1] + sent)
+        found: Array | None = None
+        for name in names:
+            here = plans.has(schedule=name)
+            if np.any(here):
+                bubble = SCHEDULES[name](pipeline, plans) - passes
+                found = bubble if found is None else np.where(here, bubble, found)
+        assert found is not None
+        return _Exposed.of(sent, waits, found, m)
+
+    def _passing(self, *backward: tuple[str, ...]) -> Passing:
+        """On a stage between the first and the last, whose backward consists of one part or two."""
+        moved = self._moves.of_middle(self._stages.mean_share)
+        forward, *again = (self._stages.part("middle", *d).busy for d in (("forward",), *backward))
+        return self._communication(moved, forward, *again).passing()
+
+    def _communication(
+        self, moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None
+    ) -> Communication:
+        beside = Compute(inputs, self._constants)
+        apart = beside if weight is None else Compute(weight, self._constants)
+        passes = Passes(Compute(forward, self._constants), beside, apart)
+        return Communication(moved, passes, self._plans, self._constants)
+
+
+def _combine(stages: _Stages, schedules: _Schedules, optimizer: Array, plans: Plans, constants: Constants) -> StepTime:
+    m, busy, exposed = plans.grad_accum, schedules.busy, schedules.exposed()
+    device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
 
     def of_passes(cause: str) -> Array:
         if cause == "pipeline":
