@@ -205,14 +205,17 @@ class Communication:
 
     def passing(self) -> "Passing":
         """What holds up a micro-batch on its way through the stage, when that waits for it."""
+        slowed = np.where(self._prefetch, self._reductions.contention, 0.0)
+        more = np.where(self._prefetch, self._reductions_last.contention - self._reductions.contention, 0.0)
+        if not np.any(self._sharded):
+            none = 0.0 * self._later.alone
+            return Passing(none, none, none, none) if self._apart else Passing(none, none, slowed, slowed + more)
         first, later, back = (
             np.where(self._sharded, overlap.within, 0.0) for overlap in (self._first, self._later, self._backward)
         )
         if self._apart:
             return Passing(first, later, back, back)
         # The next layer waits for the first reduction of the one before it, not for what follows in the last backward.
-        slowed = np.where(self._prefetch, self._reductions.contention, 0.0)
         reduce = np.where(self._sharded, self._all.within, slowed)
-        more = self._reductions_last.contention - self._reductions.contention
         alone = np.where(self._sharded, self._reductions_last.alone - self._reductions.alone, 0.0)
         return Passing(first, later, reduce, reduce + np.where(self._prefetch, more, alone))

@@ -84,8 +84,8 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     """
     first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
     p, m, passing = plans.pp, plans.grad_accum, pipeline.passing
-    reduce, none = waits.reduce, 0.0 * waits.reduce
-    own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, none)
+    reduce = waits.reduce
+    own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, plans.zeros)
     going, coming = passing.first + passing.back, passing.later + passing.last
 
     def along(stage: Stage, index: Array, behind: Array) -> Array:

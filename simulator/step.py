@@ -76,17 +76,27 @@ class _Pass:
     def __init__(self, zeros: Array) -> None:
         self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
 
+    @cached_property
+    def device(self) -> Array:
+        """Seconds of the device, once all is added."""
+        return Sum(self.sums[cause].total for cause in CAUSES).total
+
+    @cached_property
+    def launch(self) -> Array:
+        """Seconds of the host, once all is added."""
+        return self.sums["launch"].total
+
 
 class _Part:
     """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
 
     def __init__(self, sections: Sequence[tuple[_Pass, Array]], dispatch: Array) -> None:
         self._sections = sections
-        self.device = Sum(self.spent(cause) for cause in CAUSES).total
-        self.busy = busy_seconds(self.device, dispatch * self.spent("launch"))
+        self.device = Sum(section.device * share for section, share in sections).total
+        self.busy = busy_seconds(self.device, dispatch * Sum(section.launch * share for section, share in sections).total)
 
     def spent(self, cause: str) -> Array:
-        """Seconds of one of CAUSES, "launch" or "recompute"."""
+        """Seconds of one of CAUSES or "recompute"."""
         return Sum(section.sums[cause].total * share for section, share in self._sections).total
 
 
@@ -214,7 +224,7 @@ class _Stages:
         num_layers: NDArray[np.int64],
         constants: Constants,
     ) -> None:
-        self._passes = passes
+        self._passes, self._nothing = passes, plans.zeros
         self._parts: dict[tuple[str, ...], _Part] = {}
         self.dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
@@ -261,7 +271,7 @@ class _Stages:
             if split:
                 inputs, weight = self.part(name, "inputs").busy, self.part(name, "weight").busy
             else:
-                inputs, weight = self.part(name, *BACKWARD).busy, 0.0 * forward
+                inputs, weight = self.part(name, *BACKWARD).busy, self._nothing
             stages[name] = Stage(forward, inputs + again, weight)
         return stages
 
