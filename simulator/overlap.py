@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,13 +94,13 @@ class Overlap:
         # Without prefetch the smaller of this and what they take alone is the latter.
         self._leak = np.where(prefetch > 0, self.contention, np.inf)
 
-    def exposed(self, num_passes: NDArray[np.int64] | Literal[1] = 1) -> Array:
+    def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
         """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
         if not self._any:
             return self.alone
         most = self._left + self._ends
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
-        return np.minimum(np.maximum(most, ends) + self._leak, self.alone)
+        return np.asarray(np.minimum(np.maximum(most, ends) + self._leak, self.alone))
 
     @cached_property
     def within(self) -> Array:
@@ -140,7 +139,7 @@ class Passing:
 
 @dataclass(frozen=True)
 class Traffic:
-    """A stage's gathers in the first forward, in a later one and in a backward, and its reductions, also in the last."""
+    """A stage's gathers in the first forward, another one and a backward; its reductions, and those in the last."""
 
     first: Links
     later: Links
@@ -195,7 +194,7 @@ class Communication:
             last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
             self._all, self._all_last = overlap(both, passes.inputs), overlap(last, passes.inputs)
 
-    def waits(self, num_chunks: NDArray[np.int64] | Literal[1]) -> Waits:
+    def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
         """What the stage itself waits for in a pass of so many model chunks."""
         backward, reduce, last = (o.exposed(num_chunks) for o in (self._backward, self._all, self._all_last))
         if not self._apart:

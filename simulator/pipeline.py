@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flopcast.simulator.broadcast import largest
 from flopcast.simulator.operation import Array
@@ -61,7 +62,7 @@ class Pipeline:
 
 
 def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
-    """sum F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
+    """The sum of F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
     first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     full = pipeline.num_full > 0
     slowest = [
@@ -74,7 +75,7 @@ def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
 
 
 def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
-    """max over stages q of sum_{i<q} (F+B) + m (F_q+B_q) + [S - n F_q]+ + [S - n B_q]+ (arXiv:2104.04473, 2.2).
+    """The longest over stages q of sum_{i<q} (F+B) + m (F_q+B_q) + [S - n F_q]+ + [S - n B_q]+ (arXiv:2104.04473, 2.2).
 
     S = sum_{i>q} (F+B), the way to the end and back, while stage q runs n = min(p-1-q, m-1) forwards, or backwards.
     Even stages: (m + p - 1) (F+B). ZB-H1 runs its backwards without the weights' gradients W, of which stage s puts s
@@ -88,7 +89,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, plans.zeros)
     going, coming = passing.first + passing.back, passing.later + passing.last
 
-    def along(stage: Stage, index: Array, behind: Array) -> Array:
+    def along(stage: Stage, index: NDArray[np.int64] | Array, behind: Array) -> Array:
         """All micro-batches on stage ``index``, and the way of the first and the last through those behind it."""
         forward, backward = stage.forward + waits.later, stage.backward + own_backward
         weight = stage.weight + own_weight
@@ -100,7 +101,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
         both = np.where(m - 1 > num_behind, first_away + last_away, np.maximum(first_away, last_away))
         return m * (stage.forward + stage.backward + stage.weight) + both
 
-    def ways(stage: Stage, index: Array, down: Array, up: Array) -> Array:
+    def ways(stage: Stage, index: NDArray[np.int64] | Array, down: Array, up: Array) -> Array:
         """To that stage and from it back to the first, or as long as its own weights' gradients take."""
         left = np.minimum(m, index + 1) * (stage.weight + own_weight)
         up = up + index * passing.last + first.weight + own_weight
@@ -111,7 +112,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     full, between = pipeline.num_full, pipeline.between
     to_middle = [getattr(first, way) + (full - 1) * getattr(middle, way) for way in ("forward", "backward")]
     to_last = [getattr(first, way) + between * getattr(middle, way) for way in ("forward", "backward")]
-    by_middle = along(middle, full, after_middle) + ways(middle, full, *to_middle)
+    by_middle = np.asarray(along(middle, full, after_middle) + ways(middle, full, *to_middle))
     by_last = along(last, p - 1, 0.0 * last.forward) + ways(last, p - 1, *to_last)
     return largest([along(first, 0 * p, after_first), np.where(full > 0, by_middle, 0.0), by_last])
 
@@ -139,7 +140,7 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
     before = of_middle + first.way - middle.way + 2 * (p - 1) * latency
     by_last = (pipeline.between * middle.way + hops) / v + before + (v - 1) * p / v * rounds + m * last.way
-    return np.maximum(by_first, by_last)
+    return np.asarray(np.maximum(by_first, by_last))
 
 
 # Seconds from the first forward to the last backward, beside what the stage that sets the pace waits for all along.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.model import Model
-from flopcast.simulator.step import busy_seconds as busy_seconds
+from flopcast.simulator.stages import busy_seconds
 from flopcast.simulator.timeline.program import Piece, Program, TransferKind, UnitProgram
 from flopcast.simulator.timeline.schedule import Direction, layers_of_chunks
 

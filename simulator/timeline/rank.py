@@ -181,7 +181,7 @@ class Rank:
         return [self._post(kind, station.layer, micro_batch, 0, kind.calls) for kind in station.gathers]
 
     def _reduce(self, station: Station, micro_batch: int, part: int, share: float) -> list[Sent]:
-        """Post the first of a chain of reductions; each that follows is posted, and joins the list, when one is over."""
+        """Post the first of a chain of reductions; the next is posted, and joins the list, when one is over."""
         chain: list[Sent] = []
         kinds = iter(station.reductions)
 

@@ -53,7 +53,7 @@ def test_parts_add_up_and_recompute_is_not_counted_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "virtual", "share"), [("1f1b", 1, 1.0), ("interleaved", 2, 0.5), ("zero-bubble", 1, 1 / 3)]
+    ("schedule", "virtual", "share"), [("1f1b", 1, 1.0), ("gpipe", 1, 1.0), ("interleaved", 2, 0.5)]
 )
 def test_bubble_of_an_even_pipeline(schedule: str, virtual: int, share: float) -> None:
     """(p-1)/v stages' time for one micro-batch, beside m of them: no head, no communication that differs."""
