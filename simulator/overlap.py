@@ -1,7 +1,6 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,20 +91,31 @@ class Overlap:
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
         self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
-        self._leak = np.where(prefetch > 0, self.contention, np.inf)
+        self._unhidden = np.where(prefetch > 0, 0.0, np.inf)
+        self._beside, self._most = constants.overlap_leak * beside, compute.leak
+        ends = links.end_inside / constants.nvlink_share + links.end_between / constants.network_share
+        self._leak_of_ends = constants.overlap_leak * ends
 
     def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
         """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
         if not self._any:
             return self.alone
-        most = self._left + self._ends
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
-        return np.asarray(np.minimum(np.maximum(most, ends) + self._leak, self.alone))
+        overlapped = np.maximum(self._left + self._ends + self._unhidden, ends) + self.slowed(num_passes)
+        return np.asarray(np.minimum(overlapped, self.alone))
 
-    @cached_property
-    def within(self) -> Array:
-        """The same where what opens the pass falls into a wait before it."""
-        return np.minimum(np.maximum(self._left, 0.0) + self._leak, self.alone) if self._any else self.alone
+    def slowed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+        """What the computation loses to them: of several passes, the ends of each have none beside them to slow."""
+        if not self._any or isinstance(num_passes, int):
+            return self.contention
+        return np.minimum(np.maximum(self._beside - (num_passes - 1) * self._leak_of_ends, 0.0), self._most)
+
+    def within(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+        """The same as :meth:`exposed` where what opens a pass falls into a wait before it."""
+        if not self._any:
+            return self.alone
+        left = self._left if isinstance(num_passes, int) else self._left - (num_passes - 1) * self._ends
+        return np.asarray(np.minimum(np.maximum(left, 0.0) + self._unhidden + self.slowed(num_passes), self.alone))
 
 
 @dataclass(frozen=True)
@@ -202,19 +212,22 @@ class Communication:
         first, later = self._first.exposed(num_chunks), self._later.exposed(num_chunks)
         return Waits(first, later, backward, reduce, last, self._apart)
 
-    def passing(self) -> "Passing":
+    def passing(self, num_chunks: NDArray[np.int64] | int) -> Passing:
         """What holds up a micro-batch on its way through the stage, when that waits for it."""
-        slowed = np.where(self._prefetch, self._reductions.contention, 0.0)
-        more = np.where(self._prefetch, self._reductions_last.contention - self._reductions.contention, 0.0)
+        slowed, last = (
+            np.where(self._prefetch, reductions.slowed(num_chunks), 0.0)
+            for reductions in (self._reductions, self._reductions_last)
+        )
         if not np.any(self._sharded):
             none = 0.0 * self._later.alone
-            return Passing(none, none, none, none) if self._apart else Passing(none, none, slowed, slowed + more)
+            return Passing(none, none, none, none) if self._apart else Passing(none, none, slowed, last)
         first, later, back = (
-            np.where(self._sharded, overlap.within, 0.0) for overlap in (self._first, self._later, self._backward)
+            np.where(self._sharded, overlap.within(num_chunks), 0.0)
+            for overlap in (self._first, self._later, self._backward)
         )
         if self._apart:
             return Passing(first, later, back, back)
         # The next layer waits for the first reduction of the one before it, not for what follows in the last backward.
-        reduce = np.where(self._sharded, self._all.within, slowed)
+        reduce = np.where(self._sharded, self._all.within(num_chunks), slowed)
         alone = np.where(self._sharded, self._reductions_last.alone - self._reductions.alone, 0.0)
-        return Passing(first, later, reduce, reduce + np.where(self._prefetch, more, alone))
+        return Passing(first, later, reduce, reduce + np.where(self._prefetch, last - slowed, alone))

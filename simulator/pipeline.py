@@ -136,7 +136,7 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     coming = np.maximum(away - n * (first.backward + backward), 0.0)
     by_first = m * first.way + np.where(m > p, going + coming, np.maximum(going, coming))
     forth = passing.first - waits.later - np.maximum(waits.first - waits.later, 0.0) / p
-    back = passing.back - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
+    back = passing.last - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
     rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
     before = of_middle + first.way - middle.way + 2 * (p - 1) * latency
     by_last = (pipeline.between * middle.way + hops) / v + before + (v - 1) * p / v * rounds + m * last.way

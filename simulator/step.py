@@ -13,7 +13,7 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Passes, Passing, Traffic, Waits
+from flopcast.simulator.overlap import Communication, Compute, Passes, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds
@@ -167,11 +167,11 @@ class _Schedules:
             (~several, _Exposed.of(plans.zeros, whole.waits(1), plans.zeros, plans.grad_accum))
         ]  # fmt: skip
         if np.any(several):
-            passing = self._passing(BACKWARD)
+            others = self._others(BACKWARD)
             families: dict[tuple[str, ...], Callable[[Sequence[str]], list[_Exposed]]] = {
-                ("1f1b", "gpipe"): lambda names: self._family(names, plans, whole, passing),
+                ("1f1b", "gpipe"): lambda names: self._family(names, plans, whole, others),
                 ("zero-bubble",): self._zero_bubble,
-                ("interleaved",): lambda names: self._family(names, _interleaved_of(plans), whole, passing),
+                ("interleaved",): lambda names: self._family(names, _interleaved_of(plans), whole, others),
             }
             for family, of in families.items():
                 where = {name: several & plans.has(schedule=name) for name in family}
@@ -184,10 +184,10 @@ class _Schedules:
         stages = self._stages
         apart = (stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in BACKWARD)
         own = self._communication(self._traffic, self.busy[0], *apart)
-        return self._family(names, self._plans, own, self._passing(*((d,) for d in BACKWARD)))
+        return self._family(names, self._plans, own, self._others(*((d,) for d in BACKWARD)))
 
-    def _family(self, names: Sequence[str], plans: Plans, own: Communication, passing: Passing) -> list[_Exposed]:
-        """Of each of several schedules that share what their passes consist of."""
+    def _family(self, names: Sequence[str], plans: Plans, own: Communication, others: Communication) -> list[_Exposed]:
+        """Of each of several schedules that share what their passes consist of, on the one that paces and on others."""
         stages, m = self._stages, plans.grad_accum
         is_interleaved = "interleaved" in names
         chunks = plans.virtual_pp if is_interleaved else 1
@@ -203,18 +203,18 @@ class _Schedules:
             head=stages.part("head", "forward", *BACKWARD).busy,
             latency=self._sends["forward"] * (1 - share),
             waits=waits,
-            passing=passing,
+            passing=others.passing(chunks),
         )
         passes = m * (self.busy[0] + self.busy[1] + sent)
         bubbles = [SCHEDULES[name](pipeline, plans) - passes for name in names]
         first = _Exposed.of(sent, waits, bubbles[0], m)
         return [first, *(replace(first, bubble=bubble) for bubble in bubbles[1:])]
 
-    def _passing(self, *backward: tuple[str, ...]) -> Passing:
+    def _others(self, *backward: tuple[str, ...]) -> Communication:
         """On a stage between the first and the last, whose backward consists of one part or two."""
         moved = self._moves.of_middle(self._stages.mean_share)
         forward, *again = (self._stages.part("middle", *d).busy for d in (("forward",), *backward))
-        return self._communication(moved, forward, *again).passing()
+        return self._communication(moved, forward, *again)
 
     def _communication(
         self, moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None
