@@ -87,14 +87,13 @@ class Overlap:
         inside = np.maximum(links.inside - links.end_inside, 0.0)
         between = np.maximum(links.between - links.end_between, 0.0)
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
-        self.contention = np.minimum(constants.overlap_leak * beside, compute.leak)
+        self._beside, self._most = constants.overlap_leak * beside, compute.leak
+        self.contention = np.minimum(self._beside, self._most)
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
         self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
         self._unhidden = np.where(prefetch > 0, 0.0, np.inf)
-        self._beside, self._most = constants.overlap_leak * beside, compute.leak
-        ends = links.end_inside / constants.nvlink_share + links.end_between / constants.network_share
-        self._leak_of_ends = constants.overlap_leak * ends
+        self._links, self._constants = links, constants
 
     def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
         """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
@@ -108,7 +107,10 @@ class Overlap:
         """What the computation loses to them: of several passes, the ends of each have none beside them to slow."""
         if not self._any or isinstance(num_passes, int):
             return self.contention
-        return np.minimum(np.maximum(self._beside - (num_passes - 1) * self._leak_of_ends, 0.0), self._most)
+        links, constants = self._links, self._constants
+        ends = links.end_inside / constants.nvlink_share + links.end_between / constants.network_share
+        leak_of_ends = constants.overlap_leak * ends
+        return np.minimum(np.maximum(self._beside - (num_passes - 1) * leak_of_ends, 0.0), self._most)
 
     def within(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
         """The same as :meth:`exposed` where what opens a pass falls into a wait before it."""
@@ -214,20 +216,23 @@ class Communication:
 
     def passing(self, num_chunks: NDArray[np.int64] | int) -> Passing:
         """What holds up a micro-batch on its way through the stage, when that waits for it."""
-        slowed, last = (
-            np.where(self._prefetch, reductions.slowed(num_chunks), 0.0)
-            for reductions in (self._reductions, self._reductions_last)
-        )
+        slowed = last = np.where(self._prefetch, self._reductions.slowed(num_chunks), 0.0)
+        if self._reductions_last is not self._reductions:
+            last = np.where(self._prefetch, self._reductions_last.slowed(num_chunks), 0.0)
         if not np.any(self._sharded):
             none = 0.0 * self._later.alone
             return Passing(none, none, none, none) if self._apart else Passing(none, none, slowed, last)
         first, later, back = (
-            np.where(self._sharded, overlap.within(num_chunks), 0.0)
-            for overlap in (self._first, self._later, self._backward)
+            self._if_sharded(overlap.within(num_chunks), 0.0) for overlap in (self._first, self._later, self._backward)
         )
         if self._apart:
             return Passing(first, later, back, back)
         # The next layer waits for the first reduction of the one before it, not for what follows in the last backward.
-        reduce = np.where(self._sharded, self._all.within(num_chunks), slowed)
-        alone = np.where(self._sharded, self._reductions_last.alone - self._reductions.alone, 0.0)
+        reduce = self._if_sharded(self._all.within(num_chunks), slowed)
+        if self._reductions_last is self._reductions:
+            return Passing(first, later, reduce, reduce)
+        alone = self._if_sharded(self._reductions_last.alone - self._reductions.alone, 0.0)
         return Passing(first, later, reduce, reduce + np.where(self._prefetch, last - slowed, alone))
+
+    def _if_sharded(self, held_up: Array, else_: Array | float) -> Array:
+        return held_up if np.all(self._sharded) else np.where(self._sharded, held_up, else_)
