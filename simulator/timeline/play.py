@@ -65,13 +65,11 @@ def _departures(plan: Plan, disturbed: bool) -> Iterator[str]:
     if disturbed:
         yield "it knows no slow nodes, slow links and jitter"
     if plan.pp > 1:
-        if plan.schedule == "zero-bubble":
-            yield "it takes a third of 1F1B's bubble, as if forward, input and weight gradients took equally long"
+        yield "it takes the stages between the first and the last, and each kind of layer on them, as evenly spread"
         if plan.virtual_pp > 1:
-            yield "it divides the bubble by virtual_pp, whatever the chunks wait for each other"
-        if plan.parameter_shard > 1:
-            yield "it charges each pass with its gathers, of which part falls into the bubble"
-        yield "it takes one stage to set the pace, while embedding, head and uneven layers make stages differ"
+            yield "it takes a stage's model chunks as equal, while the slower ones hold up all that run beside them"
+        if plan.parameter_shard > 1 or plan.shard_ranks > 1:
+            yield "it takes gathers and reductions as those of a pass that runs through, while some fall into waits"
     if 1 < plan.gradient_shard < plan.shard_ranks:
         yield "it lets a gradient's second reduction run beside its first"
 
