@@ -36,40 +36,55 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """The p stages of each plan: ``first``, ``num_full`` like ``middle``, ``num_short`` with ``short`` of it, ``last``.
+class Layers:
+    """How the layers lie on the p stages of each plan.
 
-    ``waits``: for gathers and reductions, on the stage that sets the pace; ``passing``: on another, that waits for the
-    micro-batch. ``head``: seconds of ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the
-    start of the next stage's, beside what the sender waits.
+    ``num_full`` stages between the first and the last have as many as the first, ``num_short`` of them ``short`` of
+    it; ``num_longer`` stages in all have one more than the last. ``first_chunk``, ``last_chunk``: what of a full
+    stage's layers the first and the last of its v model chunks have.
+    """
+
+    num_full: NDArray[np.int64]
+    num_short: NDArray[np.int64]
+    short: Array
+    num_longer: NDArray[np.int64]
+    first_chunk: Array
+    last_chunk: Array
+
+    @property
+    def between(self) -> Array:
+        """The stages between the first and the last, counted in full ones."""
+        return np.asarray(self.num_full + self.short * self.num_short)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The p stages of each plan: the ``first``, one like ``middle`` for each full one between, and the ``last``.
+
+    ``head``: seconds of ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the start of the
+    next stage's, beside what the sender waits. ``waits``: for gathers and reductions, on the stage that sets the pace;
+    ``passing``: on another, that waits for the micro-batch.
     """
 
     first: Stage
     middle: Stage
     last: Stage
-    num_full: Array
-    num_short: Array
-    short: Array
+    layers: Layers
     head: Array
     latency: Array
     waits: Waits
     passing: Passing
 
-    @property
-    def between(self) -> Array:
-        """The middle stages, counted in full ones."""
-        return np.asarray(self.num_full + self.short * self.num_short)
-
 
 def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     """The sum of F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
     first, middle, last = pipeline.first, pipeline.middle, pipeline.last
-    full = pipeline.num_full > 0
+    full = pipeline.layers.num_full > 0
     slowest = [
         largest([getattr(first, way), getattr(last, way), np.where(full, getattr(middle, way), 0.0)])
         for way in ("forward", "backward")
     ]
-    once = first.way + pipeline.between * middle.way + last.way
+    once = first.way + pipeline.layers.between * middle.way + last.way
     busy = once + (plans.grad_accum - 1) * (slowest[0] + slowest[1])
     return np.asarray(busy + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
 
@@ -107,9 +122,9 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
         up = up + index * passing.last + first.weight + own_weight
         return down + index * passing.first + np.maximum(up - left, 0.0)
 
-    after_middle = pipeline.short * pipeline.num_short * middle.way + last.way
-    after_first = pipeline.between * middle.way + last.way
-    full, between = pipeline.num_full, pipeline.between
+    after_middle = pipeline.layers.short * pipeline.layers.num_short * middle.way + last.way
+    after_first = pipeline.layers.between * middle.way + last.way
+    full, between = pipeline.layers.num_full, pipeline.layers.between
     to_middle = [getattr(first, way) + (full - 1) * getattr(middle, way) for way in ("forward", "backward")]
     to_last = [getattr(first, way) + between * getattr(middle, way) for way in ("forward", "backward")]
     by_middle = np.asarray(along(middle, full, after_middle) + ways(middle, full, *to_middle))
@@ -126,21 +141,37 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
     latency, passing = pipeline.latency, pipeline.passing
-    of_middle, hops = middle.way / v, (p - 1) * (passing.first + passing.last)
-    of_last = (last.way - pipeline.head) / v + pipeline.head
-    away = (pipeline.between * middle.way + hops) / v + (of_last + 2 * (p - 1) * latency)
+    hops = passing.first + passing.last
     backward = waits.backward + waits.reduce
-    # n of 2 (p-1) passes of the warm-up remain when the first micro-batch comes to the last chunk.
-    n = np.minimum(2 * (p - 1), (m - p) * v + p - 1) / v
-    going = np.maximum(away - n * (first.forward + waits.later), 0.0)
-    coming = np.maximum(away - n * (first.backward + backward), 0.0)
-    by_first = m * first.way + np.where(m > p, going + coming, np.maximum(going, coming))
+    embedding = first.way - middle.way
+
+    def to(index: NDArray[np.int64] | Array) -> Array:
+        """The way of the first chunk to a stage, and back."""
+        chunks = index * (middle.way * pipeline.layers.first_chunk)
+        return np.asarray(chunks + embedding + index * (hops / v + 2 * latency))
+
+    def behind(index: NDArray[np.int64] | Array, stage: Stage) -> Array:
+        """What the way of the last chunk to the end and back gains over the stage's own passes meanwhile."""
+        num_behind = p - 1 - index
+        away = (
+            num_behind * (middle.way * pipeline.layers.last_chunk + 2 * latency) + pipeline.head + num_behind * hops / v
+        )
+        # So many passes of the warm-up remain when the first micro-batch comes to the last chunk.
+        n = np.minimum(2 * num_behind, (m - p) * v + p - 1) / v
+        going = np.maximum(away - n * (stage.forward + waits.later), 0.0)
+        coming = np.maximum(away - n * (stage.backward + backward), 0.0)
+        return np.asarray(np.where(m > p, going + coming, np.maximum(going, coming)))
+
+    by_first = m * first.way + behind(plans.zeros, first)
+    full = pipeline.layers.num_full
+    by_middle = np.where(full > 0, to(full) + m * middle.way + behind(full, middle), 0.0)
     forth = passing.first - waits.later - np.maximum(waits.first - waits.later, 0.0) / p
     back = passing.last - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
     rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
-    before = of_middle + first.way - middle.way + 2 * (p - 1) * latency
-    by_last = (pipeline.between * middle.way + hops) / v + before + (v - 1) * p / v * rounds + m * last.way
-    return np.asarray(np.maximum(by_first, by_last))
+    # One round of chunks passes the longer stages' extra layers, which the last stage does not have.
+    extra = pipeline.layers.num_longer * (1 - pipeline.layers.short) * middle.way
+    by_last = to(p - 1) + (v - 1) * p / v * rounds + extra + m * last.way
+    return np.asarray(np.maximum(np.maximum(by_first, by_middle), by_last))
 
 
 # Seconds from the first forward to the last backward, beside what the stage that sets the pace waits for all along.

@@ -12,7 +12,7 @@ from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
 from flopcast.simulator.overlap import Links, Traffic
-from flopcast.simulator.pipeline import Stage
+from flopcast.simulator.pipeline import Layers, Stage
 from flopcast.simulator.plan import Plans
 
 CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert")
@@ -64,7 +64,7 @@ class Stages:
         num_layers: NDArray[np.int64],
         constants: Constants,
     ) -> None:
-        self._passes, self._nothing = passes, plans.zeros
+        self._passes, self._nothing, self._pp = passes, plans.zeros, plans.pp
         self._parts: dict[tuple[str, ...], Part] = {}
         self.dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
@@ -80,11 +80,24 @@ class Stages:
         full = np.where(num_layers % plans.pp == 0, plans.pp, num_layers % plans.pp)
         middles = np.maximum(plans.pp - 2, 0)
         num_full = np.clip(full - 1, 0, middles)
-        self.between = {"num_full": num_full, "num_short": middles - num_full, "short": (fullest - 1) / fullest}
+        self._num_full, self._num_short = num_full, middles - num_full
+        self._num_layers, self._fullest = num_layers, fullest
         self.mean_share = 1 - (middles - num_full) / np.maximum(middles, 1) / fullest
         self.ends = [(self.part(end, "forward"), self.part(end, *BACKWARD)) for end in ("last", "first")]
         last, first = (forward.busy + backward.busy for forward, backward in self.ends)
         self.head_paces = last > first
+
+    def layers(self, num_chunks: NDArray[np.int64] | int) -> Layers:
+        """How the layers lie on the stages, each of so many model chunks."""
+        number = self._pp * num_chunks
+        return Layers(
+            num_full=self._num_full,
+            num_short=self._num_short,
+            short=(self._fullest - 1) / self._fullest,
+            num_longer=self._num_layers % self._pp,
+            first_chunk=-(-self._num_layers // number) / self._fullest,
+            last_chunk=self._num_layers // number / self._fullest,
+        )
 
     def part(self, stage: str, *directions: str) -> Part:
         """One direction of a pass, "inputs" and "weight" together being a whole backward."""

