@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from flopcast.reports.figures.canvas import BAR, BLUE, GREY, INK, ORANGE, blank, in_style, rows_from_the_top
 
 COLOURS = (GREY, ORANGE, BLUE)
-TICKS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+COARSE = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 MOST_TICKS = 7
 
 
@@ -24,7 +25,7 @@ def agreement_figure(frame: pd.DataFrame) -> Figure:
             ratios = frame.loc[(frame["group"] == group) & (frame["reading"] == reading), "ratio"]
             number = readings.index(reading)
             colour = COLOURS[number - len(readings)]
-            height = place + 0.24 * (number - (len(readings) - 1) / 2)
+            height = place + 0.3 * (number - (len(readings) - 1) / 2)
             many = len(ratios) > 1
             label = reading if place == 0 else None
             axes.plot(
@@ -33,7 +34,7 @@ def agreement_figure(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
             if many:
                 axes.plot(
-                    [ratios.median()], [height], "|", color=colour, markersize=13, markeredgewidth=3.5,
+                    [ratios.median()], [height], "|", color=colour, markersize=11, markeredgewidth=3.5,
                     label=label and f"{label}: a dot per run, the median",
                 )  # fmt: skip
         axes.axvline(1.0, color=INK, linewidth=1.2)
@@ -43,7 +44,7 @@ def agreement_figure(frame: pd.DataFrame) -> Figure:
         axes.set_xlim(low, high)
         ticks = [tick for tick in TICKS if low < tick < high]
         if len(ticks) > MOST_TICKS:
-            ticks = [tick for tick in ticks if tick in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)]
+            ticks = [tick for tick in ticks if tick in COARSE]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("predicted seconds / measured seconds")

@@ -19,7 +19,7 @@ def scores_figure(scores: pd.Series) -> Figure:
                 ha="left" if side > 0 else "right",
             )  # fmt: skip
         rows_from_the_top(axes, [str(model) for model in scores.index])
-        reach = 1.25 * max(scores.abs().max(), 0.1)
+        reach = 1.4 * max(scores.abs().max(), 0.1)
         axes.set_xlim(-reach, reach)
         axes.axvline(0, color=INK, linewidth=1.2)
         axes.set_xlabel("standard deviations above the average model")

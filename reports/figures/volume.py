@@ -17,6 +17,7 @@ from flopcast.reports.figures.canvas import (
 
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
 MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
 
 
 def volume_figure(frame: pd.DataFrame, grows: str) -> Figure:
@@ -31,7 +32,7 @@ def volume_figure(frame: pd.DataFrame, grows: str) -> Figure:
             sent = rows[rows["inter_node_bytes"] > 0]
             axes.plot(
                 sent[grows], sent["inter_node_bytes"] / 1e9, color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)], label=str(strategy),
+                marker=MARKERS[place % len(MARKERS)], linestyle=DASHES[place % len(DASHES)], label=str(strategy),
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=grows, ylabel="GB per node and step, between nodes")
         ticks = sorted(frame[grows].unique())
