@@ -50,8 +50,7 @@ class Plan:
     ``compiled``: torch.compile fuses all pointwise work.
     ``prefetch``: units whose gather may run ahead of use; 0 leaves all data-parallel communication exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
-    ``parameter_bits``: width of a replicated parameter; ``state_bytes``: optimizer bytes per parameter (fp32
-    master, momentum and variance: 12).
+    ``state_bytes``: optimizer bytes per parameter (fp32 master, momentum and variance: 12).
     """
 
     strategy: str
