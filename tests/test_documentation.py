@@ -127,7 +127,7 @@ def test_the_index_leads_to_every_page() -> None:
 def test_cluster_files_of_the_documentation_are_read() -> None:
     texts = [block for page in PAGES for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)]
     clusters = [parse_cluster(text, "documentation") for text in texts if "[node]" in text]
-    assert len(clusters) >= 3
+    assert len(clusters) >= 2
     assert {cluster.gpus_per_node for cluster in clusters} == {4, 8}
 
 
