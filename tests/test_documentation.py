@@ -142,6 +142,15 @@ def test_cluster_files_of_the_documentation_are_read() -> None:
     assert {cluster.gpus_per_node for cluster in clusters} == {4, 8}
 
 
+def test_mistakes_are_answered_as_shown() -> None:
+    page = (DOCS / "cluster-files.md").read_text(encoding="utf-8")
+    (text, *_) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    wrong = text.replace('nvlink = "300 GB/s"', "nvlink = 300").replace('"infiniband"', '"infinband"')
+    with pytest.raises(flopcast.InputError) as caught:
+        parse_cluster(wrong, "my.toml")
+    assert f"flopcast: {caught.value}" in " ".join(page.split())
+
+
 def test_every_field_of_a_cluster_file_is_explained() -> None:
     page = (DOCS / "cluster-files.md").read_text(encoding="utf-8")
     tables = {"node": NodeTable, "network": NetworkTable, "operation": OperationTable}
