@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +76,17 @@ def source_weights(sources: np.ndarray, used: np.ndarray) -> Array:
     return weights
 
 
-def fit(runs: RunSet, used: np.ndarray | None = None, start: Constants | None = None) -> Constants:
-    """The fitted constants, from the rows where ``used`` (all where None)."""
+def fit(
+    runs: RunSet,
+    used: np.ndarray | None = None,
+    start: Constants | None = None,
+    held: Mapping[str, float] | None = None,
+) -> Constants:
+    """The fitted constants, from the rows where ``used`` (all where None); those ``held`` stay at their values."""
+    held = held or {}
     used = np.ones(len(runs.runs), dtype=bool) if used is None else used
-    free = [entry for entry in entries() if entry.fitted and not entry.name.startswith(("reserved", "allocator"))]
-    start = start or default_constants()
+    free = [e for e in entries() if e.fitted and e.name not in (*held, "reserved_bytes", "allocator_slack")]
+    start = (start or default_constants()).with_values(**held)
     weights = source_weights(runs.sources, used)
     low, high = np.array([e.low for e in free]), np.array([e.high for e in free])
     initial = (np.array([getattr(start, e.name) for e in free]) - low) / (high - low)
@@ -119,12 +125,12 @@ def _named(free: Sequence[Entry], values: Array) -> dict[str, float]:
     return {entry.name: float(value) for entry, value in zip(free, values, strict=True)}
 
 
-def leave_one_out(runs: RunSet, groups: np.ndarray) -> Array:
+def leave_one_out(runs: RunSet, groups: np.ndarray, held: Mapping[str, float] | None = None) -> Array:
     """log(predicted / measured) of every run by constants fitted without its group."""
     errors = np.zeros(len(runs.runs))
     for group in np.unique(groups):
         inside = groups == group
-        errors[inside] = runs.log_errors(fit(runs, ~inside))[inside]
+        errors[inside] = runs.log_errors(fit(runs, ~inside, held=held))[inside]
     return errors
 
 
