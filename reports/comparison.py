@@ -9,8 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.explain import bound_by, runs_as, verdict
-from flopcast.simulator.compare import Comparison
+from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
+from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.model import Model
@@ -19,8 +19,8 @@ from flopcast.simulator.units import format_count
 
 # A model worth training sees about 20 tokens per parameter (Hoffmann et al., arXiv:2203.15556); many see more.
 TOKENS_PER_PARAMETER = 20
-# Above this share of the GPU's memory the forecast's own error may decide whether it fits.
-TIGHT = 0.92
+# A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
+LONG_CONTEXT = 16384
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -60,15 +60,15 @@ def row_as_json(row: Row, memory_bytes: float) -> dict[str, Any]:
 def render(comparison: Comparison, token_budget: float | None) -> Iterator[RenderableType]:
     """What the terminal shows, in order: the question, the answer, the tables, the reasons, what is assumed."""
     model, cluster = comparison.model, comparison.cluster
-    ranked = sorted(comparison.rows, key=lambda row: (not row.fits, row.step_s))
+    rows = ranked(comparison.rows)
     budget = token_budget or TOKENS_PER_PARAMETER * model.num_parameters
     yield from _question(comparison, budget, token_budget is None)
-    yield Text(f"\n{verdict(ranked, cluster.gpu.memory_bytes)}\n", style="bold")
-    yield _strategies(ranked, comparison, budget)
+    yield Text(f"\n{verdict(rows, cluster.gpu.memory_bytes)}\n", style="bold")
+    yield _strategies(rows, comparison, budget)
     yield _heading("Communication of one node's GPUs, and what bounds each strategy")
-    yield _communication(ranked, cluster.gpu.memory_bytes)
+    yield _communication(rows, cluster.gpu.memory_bytes)
     yield _heading("Memory per GPU, GB")
-    yield _memory(ranked)
+    yield _memory(rows)
     if comparison.layer_traffic:
         yield _heading("To execute one Transformer layer (forward, 16 bits)")
         yield _layer_traffic(comparison)
@@ -111,7 +111,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     sequences = comparison.tokens_per_gpu * comparison.num_gpus // comparison.seq_len
     plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
-        f"{model.name} ({_parameters(model)}) on {comparison.num_gpus} x "
+        f"{model.name} ({num_parameters(model)}) on {comparison.num_gpus:,} x "
         f"{cluster.gpu.name}, {cluster.name}: {nodes} node{plural} of {in_node}",
         style="bold",
     )
@@ -119,6 +119,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
         f"{comparison.tokens_per_gpu:,} tokens per GPU and step, {comparison.seq_len:,} per sequence: "
         f"{sequences:,} sequences, {comparison.tokens_per_gpu * comparison.num_gpus / 1e6:.2f} M tokens per step"
     )
+    yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
     yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}.")
     yield Text(
@@ -127,7 +128,28 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
 
 
-def _parameters(model: Model) -> str:
+def batch_notes(comparison: Comparison) -> list[str]:
+    """What is unusual about the batch that was left to the comparison."""
+    notes = []
+    if "seq_len" in comparison.chosen and (note := long_context(comparison.model)):
+        notes.append(note)
+    batch = comparison.tokens_per_gpu * comparison.num_gpus
+    if "tokens_per_gpu" in comparison.chosen and batch > MOST_GLOBAL_BATCH_TOKENS:
+        notes.append(
+            "That is a large batch, for these strategies give every GPU a sequence of its own; flopcast search splits "
+            f"sequences and layers as well (cp, pp) and takes at most {MOST_GLOBAL_BATCH_TOKENS / 1e6:.0f} M tokens."
+        )
+    return notes
+
+
+def long_context(model: Model) -> str:
+    """A word of warning where the sequence length left to the model is longer than most training runs on; or ""."""
+    if model.context <= LONG_CONTEXT:
+        return ""
+    return f"Sequences of {model.context:,}, the model's whole context; most training runs on shorter: set --seq-len."
+
+
+def num_parameters(model: Model) -> str:
     """How many, and of a mixture of experts how many of them one token uses."""
     total, active = model.num_parameters, model.num_active_parameters
     words = f"{format_count(total)} parameters"
@@ -154,7 +176,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
             f"{row.tokens_per_s_per_gpu:,.0f}",
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
-            f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row, comparison.cluster.gpu.memory_bytes)}",
+            f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row)}",
             f"{days:,.1f}" if row.fits else "-",
             runs_as(row),
             style="" if row.fits else "dim",
@@ -206,10 +228,10 @@ def _digits(value: float, decimals: int = 2) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
 
 
-def _room(row: Row, memory_bytes: float) -> str:
+def _room(row: Row) -> str:
     if not row.fits:
         return "TOO BIG"
-    return "tight" if row.memory_bytes > TIGHT * memory_bytes else "fits"
+    return "tight" if row.tight else "fits"
 
 
 def _layer_traffic(comparison: Comparison) -> Table:

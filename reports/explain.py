@@ -1,5 +1,7 @@
 """Why a plan takes the time it takes, in a sentence."""
 
+from collections.abc import Iterable, Sequence
+
 from flopcast.simulator.forecast import Row
 
 # What each part of a step is called in a sentence, and what would shorten it.
@@ -61,22 +63,45 @@ def runs_as(row: Row) -> str:
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words
 
 
-def verdict(ranked: list[Row], gpu_memory_bytes: float) -> str:
-    """The answer in a sentence: the fastest plan that fits, and those the forecast cannot tell from it.
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """What fits with memory to spare first, then what is tight, then what does not fit; each the fastest first."""
+    return sorted(rows, key=lambda row: (not row.fits, row.tight, row.step_s))
 
-    ``ranked``: fastest that fits first. Two plans closer than 3 % are not told apart,
-    for repeats of one run vary by half that.
+
+def equals(rows: Sequence[Row]) -> list[Row]:
+    """Of :func:`ranked` rows those that the forecast cannot tell from the first, which fits: within 3 %.
+
+    Repeats of one run vary by half that.
     """
-    best = ranked[0]
+    best = rows[0]
+    within = NOT_TOLD_APART * best.step_s
+    return [row for row in rows[1:] if row.fits and row.tight == best.tight and row.step_s < within]
+
+
+def faster_but_tight(rows: Sequence[Row]) -> list[Row]:
+    """Of :func:`ranked` rows those that beat the first by more than 3 % where their memory holds."""
+    best = rows[0]
+    return [row for row in rows[1:] if row.tight > best.tight and row.step_s < best.step_s / NOT_TOLD_APART]
+
+
+def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
+    """The answer in a sentence: the fastest plan that fits, those not told apart from it, those that may not fit.
+
+    ``rows``: :func:`ranked`.
+    """
+    best = rows[0]
     if not best.fits:
-        least = min(ranked, key=lambda row: row.memory_bytes)
+        least = min(rows, key=lambda row: row.memory_bytes)
         return (
             f"Nothing fits: {least.strategy} needs least, {least.memory_bytes / 1e9:,.0f} GB per GPU of "
             f"{gpu_memory_bytes / 1e9:.0f} GB. More GPUs, a shorter sequence or larger tensor parallelism would help."
         )
-    near = [row.strategy for row in ranked[1:] if row.fits and row.step_s < NOT_TOLD_APART * best.step_s]
-    also = f"; not told apart from it: {', '.join(near)}" if near else ""
-    return (
-        f"Fastest that fits: {best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g}), "
-        f"{100 * best.mfu:.0f} % MFU{also}."
-    )
+    near, tight = (", ".join(row.strategy for row in of(rows)) for of in (equals, faster_but_tight))
+    words = [
+        f"{best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g})",
+        f", {100 * best.mfu:.0f} % MFU",
+        f", tight: {best.memory_bytes / gpu_memory_bytes:.0%} of the memory" if best.tight else "",
+        f"; not told apart from it: {near}" if near else "",
+        f"; faster but tight in memory: {tight}" if tight else "",
+    ]
+    return f"Fastest that fits: {''.join(words)}."

@@ -9,12 +9,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.comparison import row_as_json
+from flopcast.reports.comparison import long_context, num_parameters, row_as_json
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.search import Found, SearchResult
-from flopcast.simulator.units import format_count
 
 # The least memory shown of the trade against time, as shares of the GPU's.
 SHARES = (1.0, 3 / 4, 1 / 2, 1 / 4, 1 / 8)
@@ -35,6 +34,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "num_plans": result.num_plans,
         "elapsed_s": result.elapsed_s,
         "complete": result.complete,
+        "memory_margin": result.request.memory_margin,
         "rows": [
             {**row_as_json(row, limit), "objective": result.objective(row), "why_behind": why}
             for found in result.found
@@ -45,7 +45,9 @@ def as_json(result: SearchResult) -> dict[str, Any]:
                 "num_gpus": found.num_gpus,
                 "num_plans": found.num_plans,
                 "num_fitting": found.num_fitting,
-                "fastest": row_as_json(found.fastest, limit),
+                "memory_margin": found.memory_margin,
+                "full_precision": found.full_precision and row_as_json(found.full_precision, limit),
+                "with_twice_the_memory": row_as_json(found.with_twice_the_memory, limit),
                 "front": [
                     {"plan": row.plan, "step_s": row.step_s, "memory_bytes": row.memory_bytes}
                     for row in found.front.rows()
@@ -70,20 +72,16 @@ def render(result: SearchResult) -> Iterator[RenderableType]:
     yield from _question(result)
     found, _ = result.winner
     yield Text(f"\n{verdict(result)}\n", style="bold")
-    if not found.fastest.fits:
-        yield Text(
-            f"The fastest of all, {described(found.fastest)}, would take {_seconds(found.fastest.step_s)} s but needs "
-            f"{found.fastest.memory_bytes / 1e9:.1f} GB per GPU, more than the "
-            f"{result.cluster.gpu.memory_bytes / 1e9:.1f} there are.\n"
-        )
+    for remark in remarks(result):
+        yield Text(f"{remark}\n")
     if len(result.found) > 1:
         yield _scaling(result)
-        yield Text(f"\nThe best placements on {found.num_gpus} GPUs", style="bold")
+        yield Text(f"\nThe best placements on {found.num_gpus:,} GPUs", style="bold")
     yield _placements(result, found)
     yield Text("\nThe fastest plan within a share of the GPU's memory", style="bold")
     yield _memory_steps(result, found)
     for num_gpus, reason in result.left_out.items():
-        yield Text(f"\n{num_gpus} GPUs: {reason}")
+        yield Text(f"\n{num_gpus:,} GPUs: {reason}")
     for note in (*result.cluster.assumptions, *result.model.assumptions):
         yield Text(f"\nassumed: {note}")
 
@@ -93,7 +91,7 @@ def verdict(result: SearchResult) -> str:
     found, row = result.winner
     objective = result.request.objective
     unit, scale = UNITS[objective]
-    gpus = f" on {found.num_gpus} GPUs" if len(result.found) > 1 else ""
+    gpus = f" on {found.num_gpus:,} GPUs" if len(result.found) > 1 else ""
     least = "" if objective == "time" else f" {result.objective(row) * scale:,.3g} {unit} per step,"
     if objective == "memory":
         least = ""
@@ -107,8 +105,44 @@ def verdict(result: SearchResult) -> str:
     return (
         f"Best by {objective}{partly}{gpus}: {described(row)}:{least} {_seconds(row.step_s)} s per step "
         f"({_seconds(row.low_s)}-{_seconds(row.high_s)}), {100 * row.mfu:.0f} % MFU, "
-        f"{row.memory_bytes / 1e9:.1f} GB per GPU.{also}"
+        f"{_gigabytes(row.memory_bytes)} GB per GPU.{also}"
     )
+
+
+def remarks(result: SearchResult) -> list[str]:
+    """What a planner asks of the winner next: is it tight, does it change the arithmetic, would more memory help."""
+    found, row = result.winner
+    said = []
+    card = result.cluster.gpu.memory_bytes
+    if found.memory_margin < result.request.memory_margin:
+        said.append(
+            f"Tight: no plan leaves {100 * result.request.memory_margin:.0f} % of a GPU's memory free; this one needs "
+            f"{100 * row.memory_bytes / card:.0f} % of it, and the forecast's own error may decide whether it runs."
+        )
+    exact = found.full_precision
+    changes = [
+        *(["reduces gradients in 16 bits"] if row.plan["gradient_bits"] == 16 else []),
+        *(["gathers parameters in 4 bits"] if row.plan["gather_bits"] == 4 else []),
+    ]
+    if changes and exact is not None:
+        said.append(
+            f"It {' and '.join(changes)}. With gradients in 32 bits and no 4-bit gather the best is "
+            f"{described(exact)}: {_compared(result, exact, row)}."
+        )
+    larger = found.with_twice_the_memory
+    if result.request.objective != "memory" and larger.step_s < row.step_s / NOT_TOLD_APART:
+        said.append(
+            f"GPUs of twice the memory would run {described(larger)} in {_seconds(larger.step_s)} s, "
+            f"{100 * (1 - larger.step_s / row.step_s):.0f} % less, with {_gigabytes(larger.memory_bytes)} GB each."
+        )
+    return said
+
+
+def _compared(result: SearchResult, other: Row, row: Row) -> str:
+    more = 100 * (result.objective(other) / result.objective(row) - 1)
+    if result.request.objective == "memory":
+        return f"{_gigabytes(other.memory_bytes)} GB per GPU, {more:.0f} % more"
+    return f"{_seconds(other.step_s)} s per step, {more:.0f} % more"
 
 
 def described(row: Row) -> str:
@@ -120,7 +154,7 @@ def described(row: Row) -> str:
 def settings(row: Row) -> str:
     """What was chosen for a placement: micro-batch x passes, recomputation, schedule, how gradients and gathers run."""
     plan = row.plan
-    words = [f"{plan['micro_batch']} x {plan['grad_accum']}"]
+    words = [f"{plan['micro_batch']} x {plan['grad_accum']:,}"]
     if plan["recompute"] != "none":
         words.append(f"recompute {plan['recompute']}")
     if plan["sequence_parallel"]:
@@ -128,27 +162,33 @@ def settings(row: Row) -> str:
     if plan["pp"] > 1:
         chunks = f" x {plan['virtual_pp']}" if plan["virtual_pp"] > 1 else ""
         words.append(f"{plan['schedule']}{chunks}")
-    words.append(f"{plan['gradient_bits']}-bit gradients")
-    if plan["parameter_shard"] == 1:
-        words.append(f"buckets {plan['bucket_bytes'] / 2**20:,.0f} MiB")
-    elif plan["prefetch"] == 0:
+    if plan["num_gpus"] > plan["tp"] * plan["pp"]:
+        mebibytes = plan["bucket_bytes"] // 2**20
+        size = f"{mebibytes // 1024} GiB" if mebibytes % 1024 == 0 else f"{mebibytes} MiB"
+        buckets = f" in {size} buckets" if plan["parameter_shard"] == 1 else ""
+        words.append(f"{plan['gradient_bits']}-bit gradients{buckets}")
+    if plan["parameter_shard"] > 1 and plan["prefetch"] == 0:
         words.append("no prefetch")
     return ", ".join(words)
 
 
 def _question(result: SearchResult) -> Iterator[Text]:
     model, cluster = result.model, result.cluster
-    counts = ", ".join(str(found.num_gpus) for found in result.found)
+    counts = " and ".join(f"{found.num_gpus:,}" for found in result.found)
     yield Text(
-        f"{model.name} ({format_count(model.num_parameters)} parameters) on {counts} x {cluster.gpu.name}, "
+        f"{model.name} ({num_parameters(model)}) on {counts} x {cluster.gpu.name}, "
         f"{cluster.name}: nodes of {cluster.gpus_per_node}",
         style="bold",
     )
     sequences = result.global_batch_tokens // result.seq_len
+    spare = f" with {100 * margin:.0f} % to spare" if (margin := result.winner[0].memory_margin) else ""
     yield Text(
         f"{result.global_batch_tokens:,} tokens per step: {sequences:,} sequences of {result.seq_len:,}. "
-        f"{result.num_plans:,} legal plans forecast, {sum(found.num_fitting for found in result.found):,} fit."
+        f"{result.num_plans:,} legal plans forecast, {sum(found.num_fitting for found in result.found):,} fit "
+        f"{cluster.gpu.memory_bytes / 1e9:.1f} GB{spare}."
     )
+    if result.request.seq_len is None and (note := long_context(model)):
+        yield Text(note)
     if result.request.fixed:
         fixed = (f"{name}={','.join(map(str, values))}" for name, values in result.request.fixed.items())
         yield Text(f"Fixed: {' '.join(fixed)}")
@@ -157,13 +197,13 @@ def _question(result: SearchResult) -> Iterator[Text]:
 def _placements(result: SearchResult, found: Found) -> Table:
     figures = ("step, s\n(80 % band)", "MFU\n%", "GB per\nGPU")
     table = _table(("placement", "left"), *((figure, "right") for figure in figures))
-    table.add_column("runs as, and why it is behind the first", overflow="fold")
+    table.add_column("runs as (micro-batch x passes, ...),\nand why it is behind the first", overflow="fold")
     for row, why in top(result, found):
         table.add_row(
             described(row).replace(" with ", "\n"),
             f"{_seconds(row.step_s)}\n({_seconds(row.low_s)}-{_seconds(row.high_s)})",
             f"{100 * row.mfu:.1f}",
-            f"{row.memory_bytes / 1e9:.1f}",
+            _memory(row),
             settings(row) + (f"\n{why}" if why else ""),
         )
     return table
@@ -183,7 +223,7 @@ def _memory_steps(result: SearchResult, found: Found) -> Table:
     for place in memory_steps(result, found):
         row = rows[place]
         table.add_row(
-            f"{row.memory_bytes / 1e9:.1f}",
+            _memory(row),
             _seconds(row.step_s),
             f"{100 * (row.step_s / rows[0].step_s - 1):.0f}",
             described(row),
@@ -211,7 +251,7 @@ def _scaling(result: SearchResult) -> Table:
             f"{row.tokens_per_s_per_gpu:,.0f}",
             f"{100 * row.tokens_per_s_per_gpu / first.tokens_per_s_per_gpu:.0f}",
             f"{100 * row.mfu:.1f}",
-            f"{row.memory_bytes / 1e9:.1f}",
+            _memory(row),
             *([f"{result.objective(row) * scale:,.4g}"] if costed else []),
             f"{described(row)}: {settings(row)}",
         )
@@ -223,6 +263,14 @@ def _table(*columns: tuple[str, str]) -> Table:
     for heading, justify in columns:
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return table
+
+
+def _memory(row: Row) -> str:
+    return f"{_gigabytes(row.memory_bytes)}{' tight' if row.tight else ''}"
+
+
+def _gigabytes(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:,.0f}" if size_bytes >= 100e9 else f"{size_bytes / 1e9:.1f}"
 
 
 def _seconds(value: float) -> str:

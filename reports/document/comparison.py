@@ -28,7 +28,7 @@ def strategies(study: Study) -> Section:
             number(row.tokens_per_s_per_gpu, thousands(row.tokens_per_s_per_gpu)),
             number(100 * row.mfu, percent(row.mfu)),
             number(100 * row.hfu, percent(row.hfu)),
-            number(row.memory_bytes, gigabytes(row.memory_bytes) + room(study, row.memory_bytes)),
+            number(row.memory_bytes, gigabytes(row.memory_bytes) + room(row)),
             number(row.days, digits(row.days) if row.fits else "-"),
             text(row.runs_as),
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded, thousands, tokens
-from flopcast.reports.document.study import Study, room
+from flopcast.reports.document.study import Study
 from flopcast.reports.frames import rows_of
 
 JOULES_PER_MWH = 3.6e9
@@ -48,7 +48,9 @@ def _recommended(study: Study) -> Recommendation:
     also = f"not told apart from {', '.join(study.equals)}" if study.equals else "clearly faster than the others"
     if len(study.ranked) == 1:
         also = "the only strategy asked for"
-    if room(study, best.memory_bytes):
+    if study.faster_but_tight:
+        also += f"; {', '.join(study.faster_but_tight)} would be faster but tight in memory"
+    if best.tight:
         also = f"tight in memory; {also}"
     return Recommendation(
         sentence,

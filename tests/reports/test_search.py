@@ -88,6 +88,7 @@ def test_what_the_terminal_shows() -> None:
     assert f"{RESULT.num_plans:,} legal plans forecast" in text
     assert described(RESULT.found[0].rows[1]).split()[0] in text
     assert "why it is behind the first" in text
+    assert "With gradients in 32 bits and no 4-bit gather the best is" in " ".join(text.split())
     several = printed(found(num_gpus=[8, 16, 32]))
     assert "The best placements on 32 GPUs" in several
     assert "kept of the" in several
@@ -106,7 +107,7 @@ def test_settings_say_what_was_chosen() -> None:
     plan = Plan(**fields, tp=2, pp=2, sequence_parallel=True, schedule="gpipe", recompute="full", bucket_bytes=2**31)  # type: ignore[arg-type]
     row = forecast(MODEL, MACHINE, plan).rows()[0]
     assert described(row) == "zero1 with tp 2, pp 2"
-    assert settings(row) == ("1 x 4, recompute full, sequence parallel, gpipe, 32-bit gradients, buckets 2,048 MiB")
+    assert settings(row) == ("1 x 4, recompute full, sequence parallel, gpipe, 32-bit gradients in 2 GiB buckets")
 
 
 def test_the_figure_has_the_front_and_is_written(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def search(
     global_batch_tokens: int | None = None,
     seq_len: int | None = None,
     fix: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    memory_margin: float = 0.08,
     top: int = 5,
     convention: Literal["6n", "causal", "full"] = "causal",
     figure: Path | None = None,
@@ -49,11 +50,13 @@ def search(
         What to have least of: time, cost or energy of a step, or memory per GPU. Cost needs gpu_hour_price in the
         cluster file, energy node_power.
     global_batch_tokens
-        Tokens per optimizer step over all GPUs; by default about 4 Mi.
+        Tokens per optimizer step over all GPUs; by default about 4 Mi, at most 16 Mi.
     seq_len
         Tokens per sequence; by default the model's context.
     fix
         FIELD=VALUE, any field of a plan (pp=1, recompute=full); several values (tp=2,4) are all tried.
+    memory_margin
+        Share of the GPU's memory that a plan leaves free; 0 uses all of it.
     top
         Placements shown.
     convention
@@ -75,6 +78,7 @@ def search(
         global_batch_tokens=global_batch_tokens,
         seq_len=seq_len,
         fixed=parse_fixed(fix or []),
+        memory_margin=memory_margin,
         top=top,
         convention=convention,
     )
