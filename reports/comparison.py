@@ -146,7 +146,7 @@ def long_context(model: Model) -> str:
     """A word of warning where the sequence length left to the model is longer than most training runs on; or ""."""
     if model.context <= LONG_CONTEXT:
         return ""
-    return f"Sequences of {model.context:,}, the model's whole context; most training runs on shorter: set --seq-len."
+    return f"Sequences of {model.context:,}, the longest the model takes; most training runs on shorter: set --seq-len."
 
 
 def num_parameters(model: Model) -> str:

@@ -142,7 +142,7 @@ def _compared(result: SearchResult, other: Row, row: Row) -> str:
     more = 100 * (result.objective(other) / result.objective(row) - 1)
     if result.request.objective == "memory":
         return f"{_gigabytes(other.memory_bytes)} GB per GPU, {more:.0f} % more"
-    return f"{_seconds(other.step_s)} s per step, {more:.0f} % more"
+    return f"{_seconds(other.step_s)} s per step, " + (f"{more:.0f} % more" if more >= 0.5 else "hardly more")
 
 
 def described(row: Row) -> str:
@@ -174,7 +174,8 @@ def settings(row: Row) -> str:
 
 def _question(result: SearchResult) -> Iterator[Text]:
     model, cluster = result.model, result.cluster
-    counts = " and ".join(f"{found.num_gpus:,}" for found in result.found)
+    *others, last = (f"{found.num_gpus:,}" for found in result.found)
+    counts = f"{', '.join(others)} and {last}" if others else last
     yield Text(
         f"{model.name} ({num_parameters(model)}) on {counts} x {cluster.gpu.name}, "
         f"{cluster.name}: nodes of {cluster.gpus_per_node}",

@@ -85,7 +85,7 @@ class Block(Protocol):
 class Model:
     """A decoder-only language model.
 
-    ``context`` is the sequence length it was published with; ``layers`` holds one block per layer, in order.
+    ``context`` is the sequence length of most of its pre-training; ``layers`` holds one block per layer, in order.
     ``num_positions`` rows of learned positions exist only where ``positions`` is "learned".
     """
 

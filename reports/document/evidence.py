@@ -12,7 +12,7 @@ from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.units import format_count
 
 CHOSEN = {
-    "seq_len": "tokens per sequence: the model's context",
+    "seq_len": "tokens per sequence: as in the model's pre-training, for a config.json its longest",
     "tokens_per_gpu": "tokens per step: about 4 Mi over all GPUs",
     "micro_batch": "micro-batch: the fastest that fits, per strategy",
     "recompute": "recomputation: the fastest that fits, per strategy",

@@ -105,13 +105,13 @@ def test_winner_front_and_counts_are_those_of_the_whole_list() -> None:
 
 def test_a_plan_leaves_memory_free_where_one_can() -> None:
     least = found(objective="memory").found[0].rows[0].memory_bytes
-    most = max(row.memory_bytes for row in found().found[0].rows)
+    usual = float(np.median([row.memory_bytes for row in found().found[0].rows]))
     tight = replace(MACHINE, gpu=replace(H100, memory_bytes=least * 1.04))
     request = SearchRequest([16], global_batch_tokens=32 * 2048)
     only = search(MODEL, tight, request).found[0]
     assert only.memory_margin == 0
     assert only.rows[0].tight
-    roomy = replace(MACHINE, gpu=replace(H100, memory_bytes=most / (1 - MEMORY_MARGIN)))
+    roomy = replace(MACHINE, gpu=replace(H100, memory_bytes=usual))
     kept = search(MODEL, roomy, request).found[0]
     assert kept.memory_margin == MEMORY_MARGIN
     assert not any(row.tight for row in kept.rows)

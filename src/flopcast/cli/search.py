@@ -52,7 +52,7 @@ def search(
     global_batch_tokens
         Tokens per optimizer step over all GPUs; by default about 4 Mi, at most 16 Mi.
     seq_len
-        Tokens per sequence; by default the model's context.
+        Tokens per sequence; by default those of the model's pre-training, for a config.json its longest.
     fix
         FIELD=VALUE, any field of a plan (pp=1, recompute=full); several values (tp=2,4) are all tried.
     memory_margin
