@@ -77,9 +77,9 @@ def draw(result: SearchResult) -> Figure:
         axes.set_title(
             f"{result.model.name} on {found.num_gpus:,} x {result.cluster.gpu.name}: {found.num_plans:,} plans"
         )
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis, digits in ((axes.xaxis, "235"), (axes.yaxis, "2345678")):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+            axis.set_minor_formatter(lambda value, _, named=digits: f"{value:g}" if f"{value:e}"[0] in named else "")
         axes.grid(color=GREY, alpha=0.3, linewidth=0.8)
         figure.legend(loc="outside right upper")
     return figure

@@ -12,6 +12,7 @@ from rich.console import Console
 from flopcast import InputError
 from flopcast.reports.comparison import row_as_json
 from flopcast.reports.figures.pareto import draw, save
+from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.runner_up import why_behind
 from flopcast.reports.search import as_json, described, memory_steps, render, settings, verdict
 from flopcast.simulator.forecast import forecast
@@ -121,3 +122,16 @@ def test_the_figure_has_the_front_and_is_written(tmp_path: Path) -> None:
         assert (tmp_path / f"front.{ending}").stat().st_size > 1000
     with pytest.raises(InputError, match="cannot be written"):
         save(figure, tmp_path / "front.unknown")
+
+
+def test_the_figure_of_several_gpu_counts_has_each_and_the_ideal(tmp_path: Path) -> None:
+    result = found(num_gpus=[8, 16, 32])
+    figure = search_scaling(result)
+    left, right = figure.axes
+    ideal, forecast_s = left.lines
+    rows = [f.rows[0] for f in result.found]
+    assert list(forecast_s.get_xdata()) == [8, 16, 32]  # type: ignore[arg-type]
+    assert list(forecast_s.get_ydata()) == [row.step_s for row in rows]  # type: ignore[arg-type]
+    assert list(ideal.get_ydata()) == pytest.approx([rows[0].step_s * 8 / n for n in (8, 16, 32)])  # type: ignore[arg-type]
+    assert list(right.lines[0].get_ydata()) == [100 * row.mfu for row in rows]  # type: ignore[arg-type]
+    save(figure, tmp_path / "scaling.svg")

@@ -62,7 +62,7 @@ def search(
     convention
         What MFU and HFU count: 6n (no attention), causal (half the scores) or full.
     figure
-        Draw all placements in time and memory, with the front (.svg, .png, .pdf).
+        Draw all placements in time and memory, with the front (.svg, .png, .pdf); of several GPU counts the scaling.
     json
         Print one JSON document and nothing else.
 
@@ -88,8 +88,9 @@ def search(
     print(f"flopcast: {result.num_plans:,} plans in {result.elapsed_s:.2f} s, {rate:,.0f} plans/s", file=sys.stderr)
     if figure is not None:
         from flopcast.reports.figures.pareto import draw, save
+        from flopcast.reports.figures.scaling import search_scaling
 
-        save(draw(result), figure)
+        save(draw(result) if len(result.found) == 1 else search_scaling(result), figure)
     if json:
         from flopcast.reports.search import as_json
 
