@@ -30,6 +30,15 @@ _WAITS = (
     "optimizer",
     "overhead",
 )
+MEANINGS = {
+    "ddp": "plain data parallelism",
+    "zero1": "ZeRO-1, the optimizer state sharded",
+    "zero2": "ZeRO-2, gradients and optimizer state sharded",
+    "zero3": "ZeRO-3 (FSDP), everything sharded over all GPUs",
+    "zero3-node": "ZeRO-3 with parameters kept inside the node",
+    "hsdp": "FSDP inside groups of GPUs, replicated across them",
+    "tp": "tensor parallelism, and ZeRO-1 across its groups",
+}
 WORTH_NAMING = 0.02
 NOT_TOLD_APART = 1.03
 
@@ -46,13 +55,20 @@ def bound_by(row: Row, gpu_memory_bytes: float) -> str:
         )
     computing = sum(shares[name] for name in ("gemm", "attention", "pointwise"))
     waits = sorted(((shares[name], name) for name in _WAITS if shares[name] >= WORTH_NAMING), reverse=True)
-    work = f"{shares['gemm']:.0%} {_NAMES['gemm']}"
+    work = f"{100 * shares['gemm']:.0f} % {_NAMES['gemm']}"
     if not waits:
-        return f"bound by computation: {work}, {1 - shares['gemm']:.0%} everything else"
-    lost = ", ".join(f"{share:.0%} {_NAMES[name]}" for share, name in waits)
+        return f"bound by computation: {work}, {100 * (1 - shares['gemm']):.0f} % everything else"
+    lost = ", ".join(f"{100 * share:.0f} % {_NAMES[name]}" for share, name in waits)
     if waits[0][0] > 1 - computing - waits[0][0] and waits[0][0] > 0.25:
         return f"bound by {_NAMES[waits[0][1]]}: {lost}; {work}"
     return f"bound by computation ({work}); loses {lost}"
+
+
+def meaning(strategy: str) -> str:
+    """A strategy's name in words, for a reader who has not met it."""
+    name, _, quantised = strategy.partition("+")
+    words = MEANINGS.get(name) or MEANINGS[name.rstrip("0123456789")]
+    return f"{words}, gathered in four bits" if quantised else words
 
 
 def runs_as(row: Row) -> str:
@@ -100,7 +116,7 @@ def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
     words = [
         f"{best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g})",
         f", {100 * best.mfu:.0f} % MFU",
-        f", tight: {best.memory_bytes / gpu_memory_bytes:.0%} of the memory" if best.tight else "",
+        f", tight: {100 * best.memory_bytes / gpu_memory_bytes:.0f} % of the memory" if best.tight else "",
         f"; not told apart from it: {near}" if near else "",
         f"; faster but tight in memory: {tight}" if tight else "",
     ]

@@ -2,7 +2,7 @@
 
 import math
 
-from flopcast.reports.document.numbers import digits, percent, thousands, tokens
+from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, tokens
 from flopcast.reports.document.recommendation import median_error
 from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study
@@ -91,8 +91,8 @@ def question(study: Study) -> Section:
         ("model", f"{model.name}, {model.num_layers} layers, {thousands(model.num_parameters)} parameters{active}"),
         ("cluster", cluster.name),
         ("GPUs", f"{thousands(comparison.num_gpus)} x {gpu.name}, nodes: {nodes:,} of {in_node}"),
-        ("a GPU", f"{digits(gpu.tensor_flop_per_s / 1e12)} TFLOP/s dense, {gpu.memory_bytes / 2**30:.0f} GiB at "
-                  f"{digits(gpu.memory_bytes_per_s / 1e9)} GB/s"),
+        ("a GPU", f"{digits(gpu.tensor_flop_per_s / 1e12)} TFLOP/s dense, {gpu.memory_bytes / 2**30:.0f} GiB "
+                  f"({gigabytes(gpu.memory_bytes)} GB) at {digits(gpu.memory_bytes_per_s / 1e9)} GB/s"),
         ("in a node", f"{digits(cluster.nvlink_bytes_per_s / 1e9)} GB/s one way per GPU"),
         ("between nodes", f"{cluster.nics_per_node} x {digits(cluster.nic_bytes_per_s * 8e-9)} Gbit/s, "
                           f"{cluster.fabric}"),

@@ -10,6 +10,7 @@ import pandas as pd
 from flopcast.errors import InputError
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
+from flopcast.reports.document.further import further
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as
 from flopcast.reports.scaling import fastest_at_each_count, scaling
@@ -21,6 +22,7 @@ from flopcast.simulator.forecast import Row, best_of
 from flopcast.simulator.goodput import RunCost, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
+from flopcast.simulator.search import SearchResult
 from flopcast.simulator.timeline import Timeline, exposed_collectives, play, waterfall
 
 # What a reader is shown together: category -> the forecast's parts. Others stand under their own names.
@@ -40,8 +42,8 @@ class Study:
     """The numbers of a report. ``best`` is the plan it recommends, or the smallest where none fits.
 
     ``scaling`` and ``sensitivity``: the columns of :func:`scaling` and :func:`sensitivity`; ``scaling_left_out`` says
-    why a GPU count has no row. ``effects`` and ``nearest`` likewise. ``low``, ``cost``, ``high``: the run at the
-    band's ends and at the forecast.
+    why a GPU count has no row. ``effects`` and ``nearest`` likewise; ``further``: what a search of all plans found.
+    ``low``, ``cost``, ``high``: the run at the band's ends and at the forecast.
     """
 
     comparison: Comparison
@@ -57,6 +59,7 @@ class Study:
     scaling_left_out: dict[int, str]
     sensitivity: pd.DataFrame
     nearest: pd.DataFrame
+    further: SearchResult | None
 
     @property
     def model(self) -> Model:
@@ -154,7 +157,7 @@ def study(
     num_tokens: float | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """Forecast everything that a report says, in a second or two.
+    """Forecast everything that a report says, in a few seconds.
 
     ``num_tokens``: what the training sees, by default 20 per parameter. Raises InputError as :func:`compare` does,
     for a token budget that is not positive, and for a cluster on which the run would make no progress.
@@ -170,7 +173,7 @@ def study(
     )
     progress(f"playing a step of {best.strategy}")
     timeline = play(model, cluster, Plan(**best.plan))
-    progress("scaling, sensitivity and the nearest published runs")
+    progress("searching for more, scaling, sensitivity and the nearest published runs")
     grown, left_out = scaling(model, cluster, request, comparison, tokens)
     return Study(
         comparison=comparison,
@@ -186,4 +189,5 @@ def study(
         scaling_left_out=left_out,
         sensitivity=sensitivity(model, cluster, request, comparison, tokens),
         nearest=nearest_runs(model, cluster, best),
+        further=further(comparison, request),
     )

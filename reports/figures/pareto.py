@@ -1,6 +1,7 @@
 """Figure of a search: the front of time and memory that no plan beats in both, before every placement."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,12 @@ def draw(result: SearchResult) -> Figure:
         )
         for axis, digits in ((axes.xaxis, "235"), (axes.yaxis, "2345678")):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _, named=digits: f"{value:g}" if f"{value:e}"[0] in named else "")
+            axis.set_minor_formatter(_beginning_with(digits))
         axes.grid(color=GREY, alpha=0.3, linewidth=0.8)
         figure.legend(loc="outside right upper")
     return figure
+
+
+def _beginning_with(digits: str) -> Callable[[float, float], str]:
+    """Labels of the ticks whose first digit is one of those."""
+    return lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""

@@ -26,7 +26,7 @@ def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:
 def test_shares_in_the_sentence_are_those_of_the_step() -> None:
     row = forecast(small_model(), cluster(), plan("zero3", 16)).rows()[0]
     words = bound_by(row, 80 * 2**30)
-    assert f"{row.seconds['gemm'] / row.step_s:.0%} matrix products" in words
+    assert f"{100 * row.seconds['gemm'] / row.step_s:.0f} % matrix products" in words
 
 
 def test_the_verdict_names_the_fastest_that_fits_and_its_equals() -> None:
