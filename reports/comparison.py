@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
+from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row
@@ -21,6 +22,10 @@ from flopcast.simulator.units import format_count
 TOKENS_PER_PARAMETER = 20
 # A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
 LONG_CONTEXT = 16384
+MIXTURE = (
+    "mixture of experts: tokens are assumed to fall evenly on the experts and nothing to hide their exchange; no "
+    "published run of one has checked the forecast"
+)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "num_gpus": comparison.num_gpus,
             "gpus_per_node": comparison.cluster.gpus_per_node,
             "memory_bytes": gpu.memory_bytes,
-            "assumptions": list(comparison.cluster.assumptions),
+            "assumptions": assumptions(comparison.model, comparison.cluster),
             "measured": list(_measured(comparison)),
         },
         "outside_calibration": _outside(comparison),
@@ -79,7 +84,7 @@ def render(comparison: Comparison, token_budget: float | None) -> Iterator[Rende
     sections = {
         "Measured on this machine": _measured(comparison),
         "Outside what was calibrated": _outside(comparison),
-        "Rests on assumptions": [*cluster.assumptions, *model.assumptions],
+        "Rests on assumptions": assumptions(model, cluster),
     }
     for heading, notes in sections.items():
         if notes:
@@ -126,6 +131,12 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
         f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
     )
+
+
+def assumptions(model: Model, cluster: Cluster) -> list[str]:
+    """What a forecast of the model on the cluster rests on that is not published."""
+    kinds = [MIXTURE] if model.num_experts else []
+    return [*cluster.assumptions, *model.assumptions, *kinds]
 
 
 def batch_notes(comparison: Comparison) -> list[str]:

@@ -61,7 +61,7 @@ def _label(name: str, more: Row, less: Row) -> str:
 
 def _signed(value: float) -> str:
     """With a sign, at the decimals a reader can use."""
-    if 0.0005 <= abs(value) < 0.1:
-        return f"{value:+.2g}"
+    if 0.00005 <= abs(value) < 0.01:
+        return f"{value:+.1g}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:+.{digits}f}"

@@ -1,6 +1,6 @@
 """The result of a search as a planner reads it: the winner, what came next and why it lost, time against memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.comparison import long_context, num_parameters, row_as_json
+from flopcast.reports.comparison import assumptions, long_context, num_parameters, row_as_json
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
@@ -82,7 +82,7 @@ def render(result: SearchResult) -> Iterator[RenderableType]:
     yield _memory_steps(result, found)
     for num_gpus, reason in result.left_out.items():
         yield Text(f"\n{num_gpus:,} GPUs: {reason}")
-    for note in (*result.cluster.assumptions, *result.model.assumptions):
+    for note in assumptions(result.model, result.cluster):
         yield Text(f"\nassumed: {note}")
 
 
@@ -101,10 +101,11 @@ def verdict(result: SearchResult) -> str:
         if result.objective(other) < NOT_TOLD_APART * result.objective(row)
     ]
     also = f" Not told apart from it: {'; '.join(near)}." if near else ""
+    peak = " of the 16-bit peak" if row.plan["precision"] == "fp8" else ""
     partly = "" if result.complete else " so far (interrupted)"
     return (
         f"Best by {objective}{partly}{gpus}: {described(row)}:{least} {_seconds(row.step_s)} s per step "
-        f"({_seconds(row.low_s)}-{_seconds(row.high_s)}), {100 * row.mfu:.0f} % MFU, "
+        f"({_seconds(row.low_s)}-{_seconds(row.high_s)}), {100 * row.mfu:.0f} % MFU{peak}, "
         f"{_gigabytes(row.memory_bytes)} GB per GPU.{also}"
     )
 
@@ -151,8 +152,29 @@ def described(row: Row) -> str:
     return " ".join([row.strategy, *(["with", ", ".join(degrees)] if degrees else [])])
 
 
-def settings(row: Row) -> str:
-    """What was chosen for a placement: micro-batch x passes, recomputation, schedule, how gradients and gathers run."""
+def varied(result: SearchResult) -> list[str]:
+    """Fields that the request gave several values and that :func:`described` and :func:`settings` say nothing of."""
+    said = (
+        "strategy",
+        "tp",
+        "cp",
+        "pp",
+        "ep",
+        "micro_batch",
+        "grad_accum",
+        "recompute",
+        "sequence_parallel",
+        "schedule",
+    )
+    said += ("virtual_pp", "gradient_bits", "gather_bits", "bucket_bytes", "prefetch")
+    return [name for name, values in result.request.fixed.items() if len(values) > 1 and name not in said]
+
+
+def settings(row: Row, also: Sequence[str] = ()) -> str:
+    """What was chosen for a placement: micro-batch x passes, recomputation, schedule, how gradients and gathers run.
+
+    ``also``: further fields of the plan to name.
+    """
     plan = row.plan
     words = [f"{plan['micro_batch']} x {plan['grad_accum']:,}"]
     if plan["recompute"] != "none":
@@ -169,6 +191,7 @@ def settings(row: Row) -> str:
         words.append(f"{plan['gradient_bits']}-bit gradients{buckets}")
     if plan["parameter_shard"] > 1 and plan["prefetch"] == 0:
         words.append("no prefetch")
+    words += [f"{name.replace('_', ' ')} {str(plan[name]).lower()}" for name in also]
     return ", ".join(words)
 
 
@@ -182,11 +205,11 @@ def _question(result: SearchResult) -> Iterator[Text]:
         style="bold",
     )
     sequences = result.global_batch_tokens // result.seq_len
-    spare = f" with {100 * margin:.0f} % to spare" if (margin := result.winner[0].memory_margin) else ""
+    margin = result.winner[0].memory_margin
+    spare = f"leave {100 * margin:.0f} % of {cluster.gpu.memory_bytes / 1e9:.1f} GB free" if margin else "fit"
     yield Text(
         f"{result.global_batch_tokens:,} tokens per step: {sequences:,} sequences of {result.seq_len:,}. "
-        f"{result.num_plans:,} legal plans forecast, {sum(found.num_fitting for found in result.found):,} fit "
-        f"{cluster.gpu.memory_bytes / 1e9:.1f} GB{spare}."
+        f"{result.num_plans:,} legal plans, {sum(found.num_fitting for found in result.found):,} {spare}."
     )
     if result.request.seq_len is None and (note := long_context(model)):
         yield Text(note)
@@ -205,7 +228,7 @@ def _placements(result: SearchResult, found: Found) -> Table:
             f"{_seconds(row.step_s)}\n({_seconds(row.low_s)}-{_seconds(row.high_s)})",
             f"{100 * row.mfu:.1f}",
             _memory(row),
-            settings(row) + (f"\n{why}" if why else ""),
+            settings(row, varied(result)) + (f"\n{why}" if why else ""),
         )
     return table
 
@@ -228,7 +251,7 @@ def _memory_steps(result: SearchResult, found: Found) -> Table:
             _seconds(row.step_s),
             f"{100 * (row.step_s / rows[0].step_s - 1):.0f}",
             described(row),
-            settings(row),
+            settings(row, varied(result)),
         )
     return table
 
@@ -254,7 +277,7 @@ def _scaling(result: SearchResult) -> Table:
             f"{100 * row.mfu:.1f}",
             _memory(row),
             *([f"{result.objective(row) * scale:,.4g}"] if costed else []),
-            f"{described(row)}: {settings(row)}",
+            f"{described(row)}: {settings(row, varied(result))}",
         )
     return table
 

@@ -2,6 +2,7 @@
 
 import math
 
+from flopcast.reports.comparison import assumptions
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, tokens
 from flopcast.reports.document.recommendation import median_error
 from flopcast.reports.document.section import Section
@@ -101,7 +102,7 @@ def question(study: Study) -> Section:
         ("training", budget),
     )  # fmt: skip
     rows = tuple((text(name), text(words)) for name, words in asked)
-    assumed = [*cluster.assumptions, *model.assumptions, *study.cost.assumed]
+    assumed = [*assumptions(model, cluster), *study.cost.assumed]
     basis = [(text("measured"), text(what)) for what in cluster.measured.what] if cluster.measured else []
     if cluster.calibration:
         plans = Plans.of([Plan(**row.plan) for row in comparison.rows])

@@ -87,6 +87,8 @@ def nearest(study: Study) -> str:
     """How far off the forecast is on the published runs nearest to this one."""
     if study.nearest.empty:
         return "no published run is near"
+    if study.model.num_experts:
+        return "no published run of a mixture of experts checks that"
     return f"{percent(median_error(study))}{NBSP}% median error on those nearest to this one"
 
 
@@ -129,11 +131,11 @@ def _search_instead(study: Study, row: Row, need: str) -> Recommendation:
     return Recommendation(
         sentence,
         (
-            Answer("What to run", described(row), f"{settings(row)}; found by flopcast search"),
+            Answer("What to run", described(row), f"micro-batch x passes: {settings(row)}; found by flopcast search"),
             Answer("How long", days, f"{digits(row.step_s)} s per step, {percent(row.mfu)}{NBSP}% MFU"),
             Answer(
                 "What it costs", f"{rounded(cost.gpu_hours)} GPU-hours", f"{gigabytes(row.memory_bytes)} GB per GPU"
             ),
-            Answer("How sure", f"{span} days", "holds four in five comparable runs"),
+            Answer("How sure", f"{span} days", f"holds four in five comparable runs; {nearest(study)}"),
         ),
     )

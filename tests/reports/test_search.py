@@ -14,7 +14,7 @@ from flopcast.reports.comparison import row_as_json
 from flopcast.reports.figures.pareto import draw, save
 from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.runner_up import why_behind
-from flopcast.reports.search import as_json, described, memory_steps, render, settings, verdict
+from flopcast.reports.search import as_json, described, memory_steps, render, settings, varied, verdict
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchRequest, SearchResult, search
@@ -86,7 +86,7 @@ def test_a_plan_that_recomputes_says_so() -> None:
 
 def test_what_the_terminal_shows() -> None:
     text = printed(RESULT)
-    assert f"{RESULT.num_plans:,} legal plans forecast" in text
+    assert f"{RESULT.num_plans:,} legal plans" in text
     assert described(RESULT.found[0].rows[1]).split()[0] in text
     assert "why it is behind the first" in text
     assert "With gradients in 32 bits and no 4-bit gather the best is" in " ".join(text.split())
@@ -101,6 +101,13 @@ def test_memory_steps_are_on_the_front_and_ever_smaller() -> None:
     memory = front.memory.total[places]
     assert list(memory) == sorted(memory, reverse=True)
     assert places[0] == 0
+
+
+def test_what_was_varied_is_said_of_each_plan() -> None:
+    result = found(fixed={"compiled": [True, False], "precision": ["bf16", "fp8"], "tp": [1, 2]})
+    row = result.found[0].rows[0]
+    assert settings(row, varied(result)).endswith("compiled true, precision fp8")
+    assert "% MFU of the 16-bit peak" in verdict(result)
 
 
 def test_settings_say_what_was_chosen() -> None:
