@@ -20,6 +20,13 @@ SHARES = (1.0, 3 / 4, 1 / 2, 1 / 4, 1 / 8)
 UNITS = {"time": ("s", 1.0), "memory": ("GB", 1e-9), "cost": ("of the price's currency", 1.0), "energy": ("MJ", 1e-6)}
 
 
+# Fields of a plan that its name and settings tell; a request may vary others.
+SAID = {
+    *("strategy", "tp", "cp", "pp", "ep", "micro_batch", "grad_accum", "recompute", "sequence_parallel"),
+    *("schedule", "virtual_pp", "gradient_bits", "gather_bits", "bucket_bytes", "prefetch"),
+}
+
+
 def as_json(result: SearchResult) -> dict[str, Any]:
     """The document that ``flopcast search --json`` prints; SI base units, rows as those of ``flopcast compare``."""
     cluster, limit = result.cluster, result.cluster.gpu.memory_bytes
@@ -154,20 +161,7 @@ def described(row: Row) -> str:
 
 def varied(result: SearchResult) -> list[str]:
     """Fields that the request gave several values and that :func:`described` and :func:`settings` say nothing of."""
-    said = (
-        "strategy",
-        "tp",
-        "cp",
-        "pp",
-        "ep",
-        "micro_batch",
-        "grad_accum",
-        "recompute",
-        "sequence_parallel",
-        "schedule",
-    )
-    said += ("virtual_pp", "gradient_bits", "gather_bits", "bucket_bytes", "prefetch")
-    return [name for name, values in result.request.fixed.items() if len(values) > 1 and name not in said]
+    return [name for name, values in result.request.fixed.items() if len(values) > 1 and name not in SAID]
 
 
 def settings(row: Row, also: Sequence[str] = ()) -> str:
