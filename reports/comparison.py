@@ -178,7 +178,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
         "days",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("micro-batch x passes,\nrecompute", no_wrap=True)
+    table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
         days = budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
         table.add_row(

@@ -87,11 +87,19 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
 def equals(rows: Sequence[Row]) -> list[Row]:
     """Of :func:`ranked` rows those that the forecast cannot tell from the first, which fits: within 3 %.
 
-    Repeats of one run vary by half that.
+    Repeats of one run vary by half that. Left out is what is the first plan under another name.
     """
     best = rows[0]
     within = NOT_TOLD_APART * best.step_s
-    return [row for row in rows[1:] if row.fits and row.tight == best.tight and row.step_s < within]
+    near = [row for row in rows[1:] if row.fits and row.tight == best.tight and row.step_s < within]
+    same = {row.strategy for row in same_plan(rows)}
+    return [row for row in near if row.strategy not in same]
+
+
+def same_plan(rows: Sequence[Row]) -> list[Row]:
+    """Of rows those that do what the first does under another name, as zero3 and hsdp within one node."""
+    first = {**rows[0].plan, "strategy": ""}
+    return [row for row in rows[1:] if {**row.plan, "strategy": ""} == first]
 
 
 def faster_but_tight(rows: Sequence[Row]) -> list[Row]:
@@ -110,13 +118,15 @@ def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
         least = min(rows, key=lambda row: row.memory_bytes)
         return (
             f"Nothing fits: {least.strategy} needs least, {least.memory_bytes / 1e9:,.0f} GB per GPU of "
-            f"{gpu_memory_bytes / 1e9:.0f} GB. More GPUs, a shorter sequence or larger tensor parallelism would help."
+            f"{gpu_memory_bytes / 1e9:.0f} GB. flopcast search splits layers and sequences too (pp, cp); more GPUs, a "
+            "shorter sequence or larger tensor parallelism would help as well."
         )
-    near, tight = (", ".join(row.strategy for row in of(rows)) for of in (equals, faster_but_tight))
+    same, near, tight = (", ".join(row.strategy for row in of(rows)) for of in (same_plan, equals, faster_but_tight))
     words = [
         f"{best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g})",
         f", {100 * best.mfu:.0f} % MFU",
         f", tight: {100 * best.memory_bytes / gpu_memory_bytes:.0f} % of the memory" if best.tight else "",
+        f"; here the same plan: {same}" if same else "",
         f"; not told apart from it: {near}" if near else "",
         f"; faster but tight in memory: {tight}" if tight else "",
     ]
