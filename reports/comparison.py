@@ -113,7 +113,8 @@ def _heading(words: str) -> Text:
 def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[Text]:
     model, cluster = comparison.model, comparison.cluster
     nodes = max(comparison.num_gpus // cluster.gpus_per_node, 1)
-    sequences = comparison.tokens_per_gpu * comparison.num_gpus // comparison.seq_len
+    batch = comparison.tokens_per_gpu * comparison.num_gpus
+    sequences = batch // comparison.seq_len
     plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
         f"{model.name} ({num_parameters(model)}) on {comparison.num_gpus:,} x "
@@ -122,7 +123,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
     yield Text(
         f"{comparison.tokens_per_gpu:,} tokens per GPU and step, {comparison.seq_len:,} per sequence: "
-        f"{sequences:,} sequences, {comparison.tokens_per_gpu * comparison.num_gpus / 1e6:.2f} M tokens per step"
+        f"{sequences:,} sequence{'s' if sequences > 1 else ''}, {batch / 1e6:.2f} M tokens per step"
     )
     yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""

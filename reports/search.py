@@ -199,10 +199,11 @@ def _question(result: SearchResult) -> Iterator[Text]:
         style="bold",
     )
     sequences = result.global_batch_tokens // result.seq_len
+    count = f"{sequences:,} sequences" if sequences > 1 else "1 sequence"
     margin = result.winner[0].memory_margin
     spare = f"leave {100 * margin:.0f} % of {cluster.gpu.memory_bytes / 1e9:.1f} GB free" if margin else "fit"
     yield Text(
-        f"{result.global_batch_tokens:,} tokens per step: {sequences:,} sequences of {result.seq_len:,}. "
+        f"{result.global_batch_tokens:,} tokens per step: {count} of {result.seq_len:,}. "
         f"{result.num_plans:,} legal plans, {sum(found.num_fitting for found in result.found):,} {spare}."
     )
     if result.request.seq_len is None and (note := long_context(model)):

@@ -99,6 +99,8 @@ def _constraint(space: Space) -> str:
         return (
             f"pp={_listed(tried)} does not divide {gpus} GPUs or exceeds the {model.num_layers} layers of {model.name}"
         )
+    if not space.expert_sizes and not model.num_experts:
+        return f"{model.name} has no experts, so ep is 1"
     if not space.expert_sizes:
         return f"ep={_listed(space.tried('ep', [1]))} does not divide the {model.num_experts} experts of {model.name}"
     if not space.layouts:

@@ -221,7 +221,7 @@ def test_progress_ends_at_one_and_counts_plans() -> None:
         ({"fixed": {"pp": [1], "schedule": ["gpipe"]}}, "no pipeline size left has that schedule"),
         ({"global_batch_tokens": 33 * 2048, "fixed": {"tp": [1], "pp": [1], "cp": [1]}}, "global batch divides"),
         ({"fixed": {"micro_batch": [1], "grad_accum": [64]}}, "no plan is left where grad_accum is 64"),
-        ({"fixed": {"ep": [2]}}, "ep=2 does not divide"),
+        ({"fixed": {"ep": [2]}}, "has no experts, so ep is 1"),
         ({"global_batch_tokens": 3000}, "a whole number is needed, e.g. 32768"),
         ({"global_batch_tokens": -1}, "at least 1"),
         ({"objective": "cost"}, "no gpu_hour_price"),
