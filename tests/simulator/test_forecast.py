@@ -124,5 +124,8 @@ def test_what_the_model_or_cluster_cannot_carry(change: dict[str, int], words: s
 def test_unknown_convention() -> None:
     with pytest.raises(InputError, match="choose one of 6n, causal, full"):
         forecast(MODEL, cluster(), plan(), convention="8n")
-    with pytest.raises(InputError, match="precision=fp8: a100-40gb has no 8-bit peak"):
+
+
+def test_fp8_needs_a_gpu_that_has_it() -> None:
+    with pytest.raises(InputError, match="precision=fp8: a100-80gb has no 8-bit peak"):
         forecast(MODEL, cluster(), plan("zero1", 16, precision="fp8"))
