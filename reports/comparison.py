@@ -127,7 +127,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
     yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
-    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}.")
+    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}, without failures.")
     yield Text(
         f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from flopcast.reports.document.numbers import digits
 from flopcast.simulator.forecast import Row
 
 # What each part of a step is called in a sentence, and what would shorten it.
@@ -123,7 +124,7 @@ def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
         )
     same, near, tight = (", ".join(row.strategy for row in of(rows)) for of in (same_plan, equals, faster_but_tight))
     words = [
-        f"{best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g})",
+        f"{best.strategy}, {digits(best.step_s)} s per step ({digits(best.low_s)}-{digits(best.high_s)})",
         f", {100 * best.mfu:.0f} % MFU",
         f", tight: {100 * best.memory_bytes / gpu_memory_bytes:.0f} % of the memory" if best.tight else "",
         f"; here the same plan: {same}" if same else "",

@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.comparison import assumptions, long_context, num_parameters, row_as_json
+from flopcast.reports.comparison import TOKENS_PER_PARAMETER, assumptions, long_context, num_parameters, row_as_json
+from flopcast.reports.document.numbers import digits
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
@@ -80,7 +81,8 @@ def render(result: SearchResult) -> Iterator[RenderableType]:
     found, _ = result.winner
     yield Text(f"\n{verdict(result)}\n", style="bold")
     for remark in remarks(result):
-        yield Text(f"{remark}\n")
+        yield Text(remark)
+    yield Text()
     if len(result.found) > 1:
         yield _scaling(result)
         yield Text(f"\nThe best placements on {found.num_gpus:,} GPUs", style="bold")
@@ -118,9 +120,14 @@ def verdict(result: SearchResult) -> str:
 
 
 def remarks(result: SearchResult) -> list[str]:
-    """What a planner asks of the winner next: is it tight, does it change the arithmetic, would more memory help."""
+    """What a planner asks of the winner next: days, is it tight, is the arithmetic changed, would memory help."""
     found, row = result.winner
-    said = []
+    budget = TOKENS_PER_PARAMETER * result.model.num_parameters
+    days = budget / (row.tokens_per_s_per_gpu * found.num_gpus) / 86400
+    said = [
+        f"At that rate {budget / 1e9:,.0f} G tokens, {TOKENS_PER_PARAMETER} per parameter, take {digits(days)} days "
+        "without failures."
+    ]
     card = result.cluster.gpu.memory_bytes
     if found.memory_margin < result.request.memory_margin:
         said.append(
@@ -134,7 +141,7 @@ def remarks(result: SearchResult) -> list[str]:
     ]
     if changes and exact is not None:
         said.append(
-            f"It {' and '.join(changes)}. With gradients in 32 bits and no 4-bit gather the best is "
+            f"The winner {' and '.join(changes)}. With gradients in 32 bits and no 4-bit gather the best is "
             f"{described(exact)}: {_compared(result, exact, row)}."
         )
     larger = found.with_twice_the_memory

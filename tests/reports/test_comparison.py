@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.comparison import as_json, print_to
+from flopcast.reports.document.numbers import digits
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
 from flopcast.simulator.forecast import best_of, forecast
@@ -36,7 +37,7 @@ def test_the_verdict_names_the_fastest_that_fits_and_its_equals() -> None:
     rows = forecast(small_model(), cluster(), [plan("zero3", 16), plan("zero3", 16), plan("ddp", 16)]).rows()
     best, same, other = sorted(rows, key=lambda row: row.step_s)
     words = verdict([best, same, other], 80 * 2**30)
-    assert words.startswith(f"Fastest that fits: {best.strategy}, {best.step_s:.3g} s")
+    assert words.startswith(f"Fastest that fits: {best.strategy}, {digits(best.step_s)} s")
     assert (same.strategy in words.split("told apart")[-1]) == (same.step_s < 1.03 * best.step_s)
     big = small_model(hidden=8192, num_heads=64, num_kv_heads=64, intermediate=28672, num_layers=80)
     words = verdict(forecast(big, cluster(), [plan("ddp", 8), plan("zero1", 8)]).rows(), 80 * 2**30)
