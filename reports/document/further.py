@@ -73,7 +73,7 @@ def further_table(found: SearchResult, num_tokens: float) -> Table:
         ]
     )
     headings = ("placement", "step, s", "band, s", "MFU %", "GB per GPU", "days", "GPU-hours", "runs as")
-    return Table("further-table", f"The best of {found.num_plans:,} placements (flopcast search)", headings, rows)
+    return Table("further-table", f"The best placements out of {found.num_plans:,} plans (flopcast search)", headings, rows)
 
 
 def further_words(found: SearchResult | None, best: Row) -> str:
