@@ -73,7 +73,8 @@ def further_table(found: SearchResult, num_tokens: float) -> Table:
         ]
     )
     headings = ("placement", "step, s", "band, s", "MFU %", "GB per GPU", "days", "GPU-hours", "runs as")
-    return Table("further-table", f"The best placements out of {found.num_plans:,} plans (flopcast search)", headings, rows)
+    caption = f"The best placements out of {found.num_plans:,} plans (flopcast search)"
+    return Table("further-table", caption, headings, rows)
 
 
 def further_words(found: SearchResult | None, best: Row) -> str:
