@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER, assumptions, long_context, num_parameters, row_as_json
-from flopcast.reports.document.numbers import digits
+from flopcast.reports.document.numbers import digits, rounded
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
@@ -18,7 +18,8 @@ from flopcast.simulator.search import Found, SearchResult
 
 # The least memory shown of the trade against time, as shares of the GPU's.
 SHARES = (1.0, 3 / 4, 1 / 2, 1 / 4, 1 / 8)
-UNITS = {"time": ("s", 1.0), "memory": ("GB", 1e-9), "cost": ("of the price's currency", 1.0), "energy": ("MJ", 1e-6)}
+# What an objective is called in a table and in the verdict, and what it is multiplied by.
+COSTED = {"cost": ("cost of\na step", "costs {} a step,", 1.0), "energy": ("MJ per\nstep", "{} MJ per step,", 1e-6)}
 
 
 # Fields of a plan that its name and settings tell; a request may vary others.
@@ -99,11 +100,9 @@ def verdict(result: SearchResult) -> str:
     """The winner in a sentence with its band, and the placements that the forecast cannot tell from it."""
     found, row = result.winner
     objective = result.request.objective
-    unit, scale = UNITS[objective]
     gpus = f" on {found.num_gpus:,} GPUs" if len(result.found) > 1 else ""
-    least = "" if objective == "time" else f" {result.objective(row) * scale:,.3g} {unit} per step,"
-    if objective == "memory":
-        least = ""
+    _, words, scale = COSTED.get(objective, ("", "", 0.0))
+    least = f" {words.format(f'{result.objective(row) * scale:,.3g}')}" if words else ""
     near = [
         described(other)
         for other in found.rows[1 : result.request.top]
@@ -123,10 +122,12 @@ def remarks(result: SearchResult) -> list[str]:
     """What a planner asks of the winner next: days, is it tight, is the arithmetic changed, would memory help."""
     found, row = result.winner
     budget = TOKENS_PER_PARAMETER * result.model.num_parameters
-    days = budget / (row.tokens_per_s_per_gpu * found.num_gpus) / 86400
+    gpu_hours = budget / row.tokens_per_s_per_gpu / 3600
+    price = result.cluster.costs.gpu_hour_price
+    money = f", {rounded(gpu_hours * price)} at {price:g} per GPU-hour" if price is not None else ""
     said = [
-        f"At that rate {budget / 1e9:,.0f} G tokens, {TOKENS_PER_PARAMETER} per parameter, take {digits(days)} days "
-        "without failures."
+        f"At that rate {budget / 1e9:,.0f} G tokens, {TOKENS_PER_PARAMETER} per parameter, take "
+        f"{digits(gpu_hours / 24 / found.num_gpus)} days and {rounded(gpu_hours)} GPU-hours{money}, without failures."
     ]
     card = result.cluster.gpu.memory_bytes
     if found.memory_margin < result.request.memory_margin:
@@ -260,13 +261,12 @@ def _memory_steps(result: SearchResult, found: Found) -> Table:
 
 def _scaling(result: SearchResult) -> Table:
     """The best plan on every GPU count, and the throughput kept of the smallest count's."""
-    unit, scale = UNITS[result.request.objective]
     table = _table(("GPUs", "right"), ("step, s\n(80 % band)", "right"), ("tokens/s\nper GPU", "right"))
     for heading in ("kept of the\nfirst, %", "MFU\n%", "GB per\nGPU"):
         table.add_column(heading, justify="right", no_wrap=True)
-    costed = result.request.objective in ("cost", "energy")
-    if costed:
-        table.add_column(f"{result.request.objective},\n{unit}", justify="right", no_wrap=True)
+    heading, _, scale = COSTED.get(result.request.objective, ("", "", 0.0))
+    if heading:
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("placement", overflow="fold")
     first = result.found[0].rows[0]
     for found in result.found:
@@ -278,7 +278,7 @@ def _scaling(result: SearchResult) -> Table:
             f"{100 * row.tokens_per_s_per_gpu / first.tokens_per_s_per_gpu:.0f}",
             f"{100 * row.mfu:.1f}",
             _memory(row),
-            *([f"{result.objective(row) * scale:,.4g}"] if costed else []),
+            *([f"{result.objective(row) * scale:,.4g}"] if heading else []),
             f"{described(row)}: {settings(row, varied(result))}",
         )
     return table
