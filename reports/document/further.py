@@ -1,5 +1,7 @@
 """What a search finds beyond the strategies compared: pipelines, split sequences, and mixtures of them."""
 
+from typing import Any
+
 from flopcast.errors import InputError
 from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded
 from flopcast.reports.document.table import Cell, Table, number, text
@@ -12,12 +14,14 @@ from flopcast.simulator.search import SearchRequest, SearchResult, search
 from flopcast.simulator.space import BUCKETS
 
 SHOWN = 3
+SCHEDULES: dict[str, list[Any]] = {"schedule": ["1f1b", "interleaved", "zero-bubble"]}
 
 
 def further(comparison: Comparison, request: Request) -> SearchResult | None:
     """The search over the comparison's batch with the settings it compares under; None where no plan fits.
 
-    Buckets, prefetch and the width of gradients stay as compared, so that only the placement differs.
+    Buckets, prefetch and the width of gradients stay as compared, so that only the placement differs; GPipe is left out,
+    for 1F1B takes its time in less memory.
     """
     given = {
         "gradient_bits": request.gradient_bits,
@@ -38,7 +42,7 @@ def further(comparison: Comparison, request: Request) -> SearchResult | None:
                 [comparison.num_gpus],
                 global_batch_tokens=comparison.tokens_per_gpu * comparison.num_gpus,
                 seq_len=comparison.seq_len,
-                fixed={name: [value] for name, value in given.items() if value is not None},
+                fixed=SCHEDULES | {name: [value] for name, value in given.items() if value is not None},
                 convention=comparison.convention,
             ),
         )
