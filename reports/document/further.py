@@ -20,8 +20,8 @@ SCHEDULES: dict[str, list[Any]] = {"schedule": ["1f1b", "interleaved", "zero-bub
 def further(comparison: Comparison, request: Request) -> SearchResult | None:
     """The search over the comparison's batch with the settings it compares under; None where no plan fits.
 
-    Buckets, prefetch and the width of gradients stay as compared, so that only the placement differs; GPipe is left out,
-    for 1F1B takes its time in less memory.
+    Buckets, prefetch and the width of gradients stay as compared, so that only the placement differs; GPipe is left
+    out, for 1F1B takes its time in less memory.
     """
     given = {
         "gradient_bits": request.gradient_bits,
