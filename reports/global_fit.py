@@ -19,6 +19,8 @@ from flopcast.simulator.operation import Array
 ROBUST_SCALE = 0.06
 # One standard deviation of the prior on a constant, as a share of its range: what no run constrains stays put.
 PRIOR_WIDTH = 0.15
+# The share of runs that a band is to hold.
+COVERAGE = 0.8
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,11 @@ def write_constants(constants: Constants, path: Path = FILE) -> None:
 
 
 def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> None:
-    """Store the 10 % and 90 % quantiles of log(measured / predicted) by regime, every source counted alike."""
+    """Store the quantiles of log(measured / predicted) that bound the band by regime, every source counted alike.
+
+    A run to come is of a source that is not among the n held, so the band takes in (1 + 1/n) x 80 % of their runs, as
+    conformal prediction does for groups (Dunn, Wasserman and Ramdas 2022, arXiv:1809.07441).
+    """
     regimes = band.regime(runs.batch.plans, runs.batch.hardware.gpus_per_node)
     parts = [
         "# Quantiles of log(measured / predicted step time) of published runs by constants fitted without the runs'\n"
@@ -190,7 +196,9 @@ def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> 
     parts.append("# framework, every source counted alike. Written by the global fit.\n")
     for code, name in enumerate(band.REGIMES):
         inside = regimes == code
-        low, high = weighted_quantiles(-log_errors[inside], runs.sources[inside], (0.1, 0.9))
+        number = len(np.unique(runs.sources[inside]))
+        outside = max(1 - COVERAGE * (1 + 1 / number), 0.0) / 2
+        low, high = weighted_quantiles(-log_errors[inside], runs.sources[inside], (outside, 1 - outside))
         parts.append(f"\n[{name}]\nlow = {low:.4f}\nhigh = {high:.4f}\nnum_runs = {int(inside.sum())}\n")
     _replace(path, "".join(parts))
 
