@@ -149,7 +149,7 @@ def reference(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "evaluations": each.tolist()}
 
 
-def built(case: Case) -> Engine:
+def built(case: Case, z_loss: float = 0.0) -> Engine:
     return build(
         MODELS[case.model],
         case.plan(),
@@ -159,6 +159,7 @@ def built(case: Case) -> Engine:
         seed=SEED,
         optimizer=SETTINGS,
         numerics=NUMERICS,
+        z_loss=z_loss,
     )
 
 
@@ -190,6 +191,14 @@ def evaluation(engine: Engine, case: Case) -> float:
     return float(loss) / WORLD_SIZE
 
 
+def z_loss(case: Case) -> dict[str, Any]:
+    """The loss of a batch without and with z-loss, evaluated and trained on."""
+    return {
+        "evaluated": [evaluation(built(case, weight), case) for weight in (0.0, 1.0)],
+        "trained": [one_step(built(case, weight), case, 0)[0] for weight in (0.0, 1.0)],
+    }
+
+
 def quantised(strategy: str) -> dict[str, Any]:
     """Losses under the 4-bit all-gather, and whether every rank computed with the same weights."""
     case = Case("tiny-plamo", strategy, steps=4)
@@ -202,9 +211,24 @@ def quantised(strategy: str) -> dict[str, Any]:
     return {**result, "same_everywhere": bool(both[0] == -both[1])}
 
 
+def quantised_resumed(folder: Path) -> list[float]:
+    """Four steps of zero3-node+q4, the last two from a checkpoint."""
+    case = Case("tiny-plamo", "zero3-node+q4")
+    checkpoints = Checkpoints(folder / "quantised", keep=1)
+    first = built(case)
+    losses = [one_step(first, case, step)[0] for step in range(2)]
+    checkpoints.save(2, first.state(), {})
+    checkpoints.wait()
+    second = built(case)
+    state = second.state()
+    checkpoints.load(2, state, {})
+    second.load(state)
+    return losses + [one_step(second, case, step)[0] for step in range(2, 4)]
+
+
 def resumed(folder: Path) -> dict[str, Any]:
-    """Half the steps under one strategy, the other half from its checkpoint under another, three times over."""
-    order = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1")] + [
+    """Every step under another strategy, from the checkpoint of the one before."""
+    order = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-node", "zero2")] + [
         Case("tiny-plamo", "tp2", sequence_parallel=True),
         Case("tiny-plamo", "zero3", tp=2),
         Case("tiny-plamo", "zero1", pp=2),
@@ -232,6 +256,9 @@ def main() -> None:
     results: dict[str, Any] = {case.key: train(case) for case in cases()}
     results |= {name: quantised(name) for name in ("zero3+q4", "zero3-node+q4", "hsdp+q4")}
     results["resumed"] = resumed(folder)
+    results["quantised resumed"] = quantised_resumed(folder)
+    for pp in (1, 2):
+        results[f"z-loss {pp}"] = z_loss(Case("tiny-plamo", "zero1", pp=pp))
     if rank == 0:
         for name, dtype in {(case.model, case.dtype) for case in cases()}:
             results[f"{name} {dtype}"] = reference(MODELS[name], getattr(torch, dtype))

@@ -100,6 +100,7 @@ def assemble(
             parallel=ranks.tensor_parallel,
             recompute=plan.recompute,
             fused_kernels=plan.fused_kernels,
+            compiled=plan.compiled,
             z_loss=z_loss,
             layers=stage_layers(model.num_layers, plan.pp, ranks.place(PIPELINE)),
         )

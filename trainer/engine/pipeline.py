@@ -11,7 +11,6 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.engine.engine import Sharding
 from flopcast.trainer.engine.mesh import PIPELINE, Ranks
-from flopcast.trainer.loss import cross_entropy
 from flopcast.trainer.model import Decoder
 
 
@@ -70,7 +69,7 @@ class PipelinePasses:
             kind = Schedule1F1B if training and self.plan.schedule == "1f1b" else ScheduleGPipe
             micro_batches = self.plan.grad_accum if training else 1
             self._stages[training] = self._stage(tokens)
-            self._schedules[training] = kind(self._stages[training], micro_batches, loss_fn=self._loss)
+            self._schedules[training] = kind(self._stages[training], micro_batches, loss_fn=self.module.loss)
         return self._schedules[training]
 
     def _stage(self, tokens: torch.Tensor) -> PipelineStage:
@@ -102,9 +101,3 @@ class PipelinePasses:
             for micro_batch, received in buffers.items():
                 for own, shared in zip(received, buffers[micro_batch % number], strict=True):
                     own.buffer = shared.buffer
-
-    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        module = self.module
-        return cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), module.z_loss, module.parallel, module.first_vocabulary_row
-        )
