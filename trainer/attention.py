@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -77,6 +78,7 @@ def _by_length(
     shared = q.shape[2] != k.shape[2]
     if shared and not SHARES_HEADS:
         k, v = (heads.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for heads in (k, v))
+    sharing: dict[str, Any] = {"enable_gqa": shared} if SHARES_HEADS else {}
     out = varlen_attn(
         q.flatten(0, 1),
         k.flatten(0, 1),
@@ -86,7 +88,7 @@ def _by_length(
         length,
         length,
         window_size=(-1 if window is None else window - 1, 0),
-        **({"enable_gqa": shared} if SHARES_HEADS else {}),
+        **sharing,
     )
     assert isinstance(out, torch.Tensor)
     return out.view(q.shape)

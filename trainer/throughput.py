@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,7 +31,7 @@ from flopcast.trainer.measurement import Meter, profiled
 from flopcast.trainer.processes import process_group
 from flopcast.trainer.settings import LogTable
 
-CONVENTION = "causal"
+CONVENTION: Literal["causal"] = "causal"
 # 1.01 billion parameters in the shape of PLaMo-13B: heads of 128, 8 of them to a key head, 3.25 features in the MLP for
 # each hidden one.
 PLAMO_1B = Model(
