@@ -1,9 +1,11 @@
-"""One of several gloo ranks that train the same small models under many plans and write down what came out.
+"""Several gloo ranks that train the same small models under many plans and write down what came out.
 
-Run as a script: ``python engine_ranks.py RANK WORLD_SIZE FOLDER``. The test reads FOLDER/results.json.
+Run as a script: ``python engine_ranks.py WORLD_SIZE FOLDER``. The test reads FOLDER/results.json. Ranks are forked
+after the imports, which cost as much as many of the cases.
 """
 
 import json
+import multiprocessing
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -176,8 +178,8 @@ def one_step(engine: Engine, case: Case, step: int) -> tuple[float, float]:
     return float(total) / WORLD_SIZE, norm
 
 
-def train(case: Case) -> dict[str, Any]:
-    engine = built(case)
+def train(case: Case, engine: Engine | None = None) -> dict[str, Any]:
+    engine = engine or built(case)
     losses, norms = zip(*(one_step(engine, case, step) for step in range(case.steps)), strict=True)
     return {"losses": losses, "norms": norms, "evaluation": evaluation(engine, case)}
 
@@ -202,8 +204,8 @@ def z_loss(case: Case) -> dict[str, Any]:
 def quantised(strategy: str) -> dict[str, Any]:
     """Losses under the 4-bit all-gather, and whether every rank computed with the same weights."""
     case = Case("tiny-plamo", strategy, steps=4)
-    result = train(case)
     engine = built(case)
+    result = train(case, engine)
     tokens = batch(PLAMO, 0)[0, :1]
     own = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
     both = torch.stack([own, -own])
@@ -248,8 +250,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     return {"losses": losses}
 
 
-def main() -> None:
-    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def work(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=120))
@@ -266,5 +267,16 @@ def main() -> None:
     dist.destroy_process_group()
 
 
+def main() -> int:
+    world_size, folder = int(sys.argv[1]), Path(sys.argv[2])
+    forking = multiprocessing.get_context("fork")
+    ranks = [forking.Process(target=work, args=(rank, world_size, folder)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return int(any(rank.exitcode for rank in ranks))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

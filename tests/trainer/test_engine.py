@@ -19,16 +19,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
     search = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
-    arguments = [str(engine_ranks.WORLD_SIZE), str(folder)]
-    ranks = []
-    for rank in range(engine_ranks.WORLD_SIZE):
-        log = (folder / f"log{rank}").open("wb")
-        command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER), str(rank), *arguments]
-        ranks.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-        log.close()
-    codes = [rank.wait(timeout=600) for rank in ranks]
-    logs = "\n".join((folder / f"log{rank}").read_text()[-2000:] for rank in range(len(ranks)) if codes[rank])
-    assert not any(codes), logs
+    command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER)]
+    command += [str(engine_ranks.WORLD_SIZE), str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    assert ended.returncode == 0, ended.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
 

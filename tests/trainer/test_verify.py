@@ -86,7 +86,7 @@ def test_tensor_parallel_to_the_byte(model: Model, strategy: str, tp: int, seque
     [
         (TILED, 24, "ddp", 3, 4, False),
         (TILED, 32, "zero1", 4, 4, False),
-        (NEOX, 32, "zero1", 4, 6, False),
+        (NEOX, 32, "zero1", 4, 5, False),
         (TILED, 32, "tp2", 4, 5, False),
         (NEOX, 32, "tp4", 4, 5, True),
     ],
@@ -106,7 +106,9 @@ def test_every_stage_of_a_pipeline_to_the_byte(
 
 
 def test_memory_of_every_stage_of_a_pipeline() -> None:
-    found = verify(load_model("plamo-13b"), 64, "zero1", micro_batches=6, pp=4)
+    plamo = load_model("plamo-13b")
+    shorter = dataclasses.replace(plamo, layers=plamo.layers[:9])
+    found = verify(shorter, 64, "zero1", micro_batches=5, pp=4)
     assert_agrees(found)
     document = found.as_json()
     assert [stage["stage"] for stage in document["stages"]] == [0, 2, 3]
