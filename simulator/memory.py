@@ -97,8 +97,8 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
     on its way into the reduction. The backward of the first layer: no activations but its own, every gradient. The
     reduction of the root's gradients. Written down from FSDP2 (torch 2.13), which drops each replicated copy in the
     last backward of a step as soon as it has been used, and adds up gradients that are not reduced yet in the
-    reduction's width. In a pipeline both wait until the last micro-batch has gone backward; then comes one layer after
-    another, the root first (torch.distributed.pipelining, PipelineStage.perform_reduce_grad).
+    reduction's width. In a pipeline whose gradients are not sharded both wait until the last micro-batch has gone
+    backward; then comes one layer after another, the root first (PipelineStage.perform_reduce_grad).
     """
     p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
     pipeline = plans.pp > 1
@@ -130,9 +130,10 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
         names = ("parameters", "gradients", "activations", "workspace", "gathered", "quantised", "logits")
         return {name: parts.get(name, nothing) for name in names}
 
-    # In a pipeline no reduction runs beside: a layer's 16-bit gradient grows as what the layer works in shrinks.
-    reduction = np.where(pipeline, np.maximum(2.0 * layer - held.workspace, 0.0), reduced * width * layer)
-    last_unit = np.where(pipeline, np.maximum(root, layer), root)
+    # Where the reduction waits for the last backward, a layer's 16-bit gradient grows as what it works in shrinks.
+    late = pipeline & (plans.gradient_shard == 1)
+    reduction = np.where(late, np.maximum(2.0 * layer - held.workspace, 0.0), reduced * width * layer)
+    last_unit = np.where(late, np.maximum(root, layer), root)
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
     return [
         moment(
@@ -160,7 +161,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
         moment(
             parameters=copies(np.where(sharded, whole, np.where(pipeline, last_unit, whole - root))),
             gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
-            gathered=reduced * (width + np.where(pipeline, width / o, np.maximum(2.0, width / g))) * last_unit,
+            gathered=reduced * (width + np.where(late, width / o, np.maximum(2.0, width / g))) * last_unit,
         ),
     ]
 
