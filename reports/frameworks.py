@@ -11,8 +11,10 @@ class Framework:
 
     ``overlap``: gradient and parameter communication runs beside computation. ``bucket_bytes``: how much at once.
     ``gradient_bits``: width of the reduction. ``fused_kernels``: fused norms and rotary positions. ``jit_fused``: a
-    compiler fuses activation, bias and loss. ``overlap_tensor``: as in :class:`Plan`. ``sharding``: what a bare
-    "megatron" means. ``recompute``, ``attention``: the software's defaults (None: the GPU's usual kernel).
+    compiler fuses activation, bias and loss. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as in
+    :class:`Plan`. ``gathered_in_pipeline``: where there are pipeline stages, sharded parameters are gathered once per
+    step and gradients reduced once. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the
+    software's defaults (None: the GPU's usual kernel).
     """
 
     overlap: bool = True
@@ -21,38 +23,64 @@ class Framework:
     fused_kernels: bool = True
     jit_fused: bool = False
     overlap_tensor: bool = False
+    overlap_update: bool = True
+    sliced_update: bool = False
+    gathered_in_pipeline: bool = False
     sharding: str = "ddp"
     recompute: Recompute = "none"
     attention: AttentionKernel | None = None
 
 
+# Megatron-Core as NeMo's and Megatron-Bridge's performance recipes run it: distributed optimizer with bf16 gradient
+# reduction, both of its exchanges overlapped; sequence parallelism in chunks (ub_tp_comm_overlap); Transformer Engine's
+# fused norms and JIT-fused activations, and its cuDNN attention, which it prefers on Hopper (NeMo,
+# docs/source/features/memory_optimizations.rst).
+_MEGATRON_CORE = Framework(
+    bucket_bytes=512 * 2**20,
+    gradient_bits=16,
+    jit_fused=True,
+    overlap_tensor=True,
+    sharding="zero1",
+    attention="cudnn",
+)
+
 # Looked up by the first key that occurs in the framework's name, lower case; each says where the fact is from.
 FRAMEWORKS: dict[str, Framework] = {
     # Megatron-LM's fork of 2021-2022: gradients are reduced after the last backward (megatron/model/distributed.py),
-    # fused masked softmax instead of flash attention, checkpointed activations in the published examples.
+    # fused masked softmax instead of flash attention, bias and GELU fused by PyTorch's JIT (BLOOM's paper,
+    # arXiv:2211.05100, "Fused CUDA Kernels"), checkpointed activations in the published examples.
     "megatron-deepspeed": Framework(
-        overlap=False, bucket_bytes=2**31, gradient_bits=16, recompute="full", attention="unfused"
+        overlap=False,
+        overlap_update=False,
+        bucket_bytes=2**31,
+        gradient_bits=16,
+        jit_fused=True,
+        recompute="full",
+        attention="unfused",
     ),
     # Megatron-LM before flash attention (arXiv:2104.04473): fp32 main gradients all-reduced after the last backward.
     # Its section 4.2: bias + GELU, bias + dropout + add, and scale + mask + softmax are fused.
     "megatron-lm (2021)": Framework(
         overlap=False, bucket_bytes=2**31, jit_fused=True, recompute="full", attention="unfused"
     ),
-    # NeMo's performance recipes: distributed optimizer with bf16 gradient reduction, overlapped; sequence parallelism
-    # with userbuffer overlap (ub_tp_comm_overlap); Transformer Engine's fused norms and JIT-fused activations.
-    "nemo": Framework(
-        bucket_bytes=512 * 2**20, gradient_bits=16, jit_fused=True, overlap_tensor=True, sharding="zero1"
-    ),
-    # Megatron-Core's distributed optimizer; overlap is an option that examples of the time leave off.
-    "megatron": Framework(overlap=False, bucket_bytes=2**31, jit_fused=True),
-    # DeepSpeed reduces in the training precision, in buckets of 5e8 elements (reduce_bucket_size).
-    "deepspeed": Framework(bucket_bytes=10**9, gradient_bits=16, fused_kernels=False),
+    "nemo": _MEGATRON_CORE,
+    "megatron-bridge": _MEGATRON_CORE,
+    "megatron-core": _MEGATRON_CORE,
+    # Megatron-LM's distributed optimizer; overlap is an option that examples of the time leave off.
+    "megatron": Framework(overlap=False, overlap_update=False, bucket_bytes=2**31, jit_fused=True),
+    # DeepSpeed reduces in the training precision, in buckets of 5e8 elements (reduce_bucket_size), and gathers what
+    # its optimizer has updated before the next forward.
+    "deepspeed": Framework(overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False),
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
     "llm-foundry": Framework(fused_kernels=False),
     "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16),
-    "nanotron": Framework(attention="flash2"),
+    # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one
+    # (ProcessGroupNCCL's collectives on lists of tensors).
+    "nanotron": Framework(overlap_update=False, sliced_update=True, attention="flash2"),
     "lightning": Framework(gradient_bits=16, attention="flash1"),
-    "torchtitan": Framework(fused_kernels=False, attention="flash2"),
+    # torchtitan leaves parameters gathered where there is a pipeline (reshard_after_forward_policy "default"), and
+    # torch.distributed.pipelining reduces after the last micro-batch.
+    "torchtitan": Framework(fused_kernels=False, gathered_in_pipeline=True, attention="flash2"),
 }
 
 

@@ -15,15 +15,19 @@ from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlo
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import USUAL_ATTENTION
+from flopcast.simulator.forecast import check
 from flopcast.simulator.model import Model, count_parameters
-from flopcast.simulator.plan import CHOICES, Plan
+from flopcast.simulator.plan import CHOICES, Plan, Plans
 
 # Where a table does not say: GPT-2's vocabulary padded to a multiple of 128 for 8 ranks, as Megatron does.
 DEFAULT_VOCABULARY = 51200
+USUAL_HEAD_DIM = 128
+# A server holds at most so many GPUs; more are a rack that NVLink joins.
+LARGEST_NODE = 16
 # What tables call the attention kernels: an unversioned "flash" is the second, for nearly all runs are younger than it.
 ATTENTION_NAMES = {"flash": "flash2", "sdpa": "flash2", "eager": "unfused", "none": "unfused", "xformers": "flash1"}
 GATED = ("swiglu", "geglu", "reglu")
-NEEDED = ("id", "source_key", "gpu", "n_gpus", "hidden", "n_heads", "ffn_hidden", "seq_len", "measured_step_s")
+NEEDED = ("id", "source_key", "gpu", "n_gpus", "hidden", "seq_len", "measured_step_s")
 
 
 @dataclass
@@ -96,9 +100,6 @@ def express(cells: dict[Any, Any]) -> Run:
     row = Row({str(name): value for name, value in cells.items()})
     run = Run(str(cells["id"]), str(cells["source_key"]), str(cells["gpu"]), row.text("framework"), math.nan)
     try:
-        run.measured_step_s = row.number("measured_step_s")
-        if not run.measured_step_s > 0:
-            raise InputError(f"measured_step_s is {run.measured_step_s}; it must be positive")
         _fill(run, row, framework_of(run.framework))
     except InputError as error:
         run.skipped = str(error)
@@ -110,15 +111,33 @@ def _fill(run: Run, row: Row, framework: Framework) -> None:
     model = _model(row)
     cluster = _cluster(run, row)
     plan, share = _plan(row, framework, model, cluster)
+    run.measured_step_s = _measured_step_s(row, plan, share)
     memory = row.number("measured_mem_GB", math.nan)
     run.measured_memory_bytes = None if math.isnan(memory) else memory * 2**30
+    check(model, cluster, Plans.of([plan]), "causal")
     run.model, run.cluster, run.plan, run.share_of_step = model, cluster, plan, share
 
 
+def _measured_step_s(row: Row, plan: Plan, share: float) -> float:
+    """Seconds per step, or what the published rate makes of the step's tokens."""
+    if row.has("measured_step_s") or not row.has("measured_tokens_per_s_per_gpu"):
+        name, seconds = "measured_step_s", row.number("measured_step_s")
+    else:
+        name, rate = "measured_tokens_per_s_per_gpu", row.number("measured_tokens_per_s_per_gpu")
+        tokens = plan.global_batch_sequences * plan.seq_len * share
+        seconds = tokens / (rate * plan.num_gpus) if rate > 0 else rate
+    if not seconds > 0:
+        raise InputError(f"{name} is {row.cells[name]}; it must be positive")
+    return seconds
+
+
 def _model(row: Row) -> Model:
-    heads, hidden = row.whole("n_heads"), row.whole("hidden")
+    hidden = row.whole("hidden")
+    heads = row.whole("n_heads", max(hidden // USUAL_HEAD_DIM, 1))
     kv_heads = row.whole("n_kv_heads", heads)
     gated = row.text("mlp_type", "gelu") in GATED
+    # LLaMA's rule, 2/3 of 4 D in multiples of 256, or GPT's 4 D.
+    usual_width = -(-8 * hidden // (3 * 256)) * 256 if gated else 4 * hidden
     block = TransformerBlock(
         Attention(
             num_heads=heads,
@@ -129,7 +148,7 @@ def _model(row: Row) -> Model:
             fused_qkv=kv_heads == heads and not gated,
             rotary_share=1.0 if gated else 0.0,
         ),
-        Mlp(row.whole("ffn_hidden"), gated=gated, bias=not gated),
+        Mlp(row.whole("ffn_hidden", usual_width), gated=gated, bias=not gated),
         parallel=bool(row.number("parallel_layers", 0)),
         norm="rmsnorm" if gated else "layernorm",
         norm_bias=not gated,
@@ -162,11 +181,13 @@ def _num_layers(row: Row, block: TransformerBlock, hidden: int, vocabulary: int)
 
 
 def _cluster(run: Run, row: Row) -> Cluster:
+    """Nodes of as many GPUs as the table says, or as NVLink joins where that is a rack (GB200 NVL72)."""
     num_gpus = row.whole("n_gpus")
-    per_node = row.whole("gpus_per_node", 8)
-    if num_gpus > per_node:
-        per_node = math.gcd(num_gpus, per_node)
-    rate = row.number("node_gbit", 0.0) if row.has("node_gbit") else 0.0
+    usual = generic_cluster(run.gpu).gpus_per_node
+    stated = row.whole("gpus_per_node", min(usual, 8))
+    joined = usual if usual > LARGEST_NODE else stated
+    per_node = max(d for d in range(1, joined + 1) if num_gpus % d == 0) if num_gpus > joined else joined
+    rate = row.number("node_gbit", 0.0) * per_node / stated if row.has("node_gbit") else 0.0
     cluster = generic_cluster(run.gpu, per_node, rate * 1e9 / 8 if rate > 0 else None)
     if num_gpus > per_node and not rate:
         row.assumed.append(f"node_gbit {cluster.node_bytes_per_s * 8e-9:.0f}")
@@ -179,9 +200,12 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
     num_gpus, tp, cp = row.whole("n_gpus"), row.whole("tp", 1), row.whole("cp", 1)
     pp = row.whole("pp", 1)
     virtual = row.whole("vpp", 1) if pp > 1 else 1
+    if model.num_layers < pp * virtual <= model.num_layers + 2:
+        virtual = model.num_layers // pp
+        row.assumed.append(f"vpp {virtual}: embedding and head stand in chunks of their own")
     world = num_gpus // (tp * pp)
     dp = max(world // cp, 1)
-    batch = row.number("global_batch_seqs")
+    batch = _sequences(row, dp)
     micro, accumulation = _passes(row, batch, dp, pp, virtual)
     sharding = row.text("sharding", "ddp")
     plan = Plan(
@@ -197,9 +221,11 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         schedule="interleaved" if virtual > 1 else "1f1b",
         sequence_parallel=tp > 1 and bool(row.number("sequence_parallel", float(framework.overlap_tensor))),
         overlap_tensor=framework.overlap_tensor and tp > 1,
-        **_shards(row, sharding, framework, world),
+        overlap_update=framework.overlap_update,
+        sliced_update=framework.sliced_update,
+        **_shards(row, sharding, framework, world, pp),
         recompute=_choice(row, "recompute", framework.recompute, "selective"),
-        precision="fp8" if "fp8" in row.text("precision", "bf16") else "bf16",
+        precision=_precision(row),
         gradient_bits=framework.gradient_bits,
         attention=_attention(row, framework, cluster),
         fused_kernels=framework.fused_kernels,
@@ -208,6 +234,13 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         bucket_bytes=framework.bucket_bytes,
     )
     return plan, batch / (dp * micro * accumulation)
+
+
+def _sequences(row: Row, dp: int) -> float:
+    """Sequences of a step, or what micro-batch and passes make of them."""
+    if row.has("global_batch_seqs") or not (row.has("micro_batch") and row.has("grad_accum")):
+        return row.number("global_batch_seqs")
+    return row.number("global_batch_seqs", row.number("micro_batch") * row.number("grad_accum") * dp)
 
 
 def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
@@ -233,13 +266,22 @@ def _level(sharding: str) -> int:
     return min(int(stage[1]), 3) if stage else 0
 
 
-def _shards(row: Row, sharding: str, framework: Framework, world: int) -> dict[str, int]:
+def _shards(row: Row, sharding: str, framework: Framework, world: int, pp: int) -> dict[str, int]:
     level = _level(framework.sharding if "megatron" in sharding else sharding)
+    if pp > 1 and framework.gathered_in_pipeline:
+        level = min(level, 1)
     shard = row.whole("shard_group_size") if row.has("shard_group_size") else world
     if shard < 1 or world % shard:
         shard = world
     names = ("optimizer_shard", "gradient_shard", "parameter_shard")
     return {name: shard if level > index else 1 for index, name in enumerate(names)}
+
+
+def _precision(row: Row) -> Any:
+    name = row.text("precision", "bf16")
+    if "fp4" in name:
+        raise InputError(f"precision is '{name}'; 4-bit products are not forecast")
+    return "fp8" if "fp8" in name else "bf16"
 
 
 def _choice(row: Row, column: str, default: str, otherwise: str) -> Any:
@@ -248,8 +290,8 @@ def _choice(row: Row, column: str, default: str, otherwise: str) -> Any:
 
 
 def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
-    usual = framework.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
+    usual = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     if usual == "cudnn":
         usual = "flash2"  # frameworks that do not say use the flash-attention package
-    name = row.text("attention", usual)
+    name = row.text("attention", framework.attention or usual)
     return ATTENTION_NAMES.get(name, name if name in CHOICES["attention"] else "flash2")

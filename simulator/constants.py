@@ -25,12 +25,11 @@ class Constants:
     head_dim_power: float
     attention_half_length: float
     power_exponent: float
-    tensor_overlap_share: float
     memory_share: float
     pointwise_scale: float
     launch_s: float
     collective_launch_s: float
-    compiled_launch_share: float
+    copy_launch_s: float
     overlap_leak: float
     network_share: float
     nvlink_share: float

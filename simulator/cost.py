@@ -7,10 +7,14 @@ from flopcast.collectives import COLLECTIVES
 from flopcast.collectives.group import ARCHITECTURES
 from flopcast.simulator.constants import ATTENTION_SHARES, Constants
 from flopcast.simulator.hardware import Hardware
-from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise, Work
+from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise, SmallCopies, Work
 from flopcast.simulator.plan import CHOICES
 
 HEAD_DIM_OF_TABLE = 128
+# Unfused attention multiplies by heads of this many features or a multiple on the tensor cores: rows of 16-bit numbers
+# must start on 16 bytes (cuBLAS, "Tensor Core Usage"). Others run where fp32 does, at this share of the 16-bit peak.
+ALIGNED_FEATURES = 8
+FP32_SHARE = {"volta": 15.7 / 125, "ampere": 19.5 / 312, "hopper": 66.9 / 989, "blackwell": 80 / 2250, "other": 1 / 16}
 # Board limits of the cards that the architectures' shares of peak are stated for: V100, A100, H100, B200 SXM.
 USUAL_POWER_W = {"volta": 300.0, "ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0, "other": 400.0}
 
@@ -46,6 +50,8 @@ def work_seconds(work: Work, hardware: Hardware, constants: Constants) -> Array:
     if isinstance(work, Pointwise):
         rate = hardware.memory_bytes_per_s * constants.memory_share
         return work.bytes * (1.0 if work.counted else constants.pointwise_scale) / rate
+    if isinstance(work, SmallCopies):
+        return work.number * constants.copy_launch_s
     return collective_seconds(work, hardware, constants)
 
 
@@ -66,12 +72,23 @@ def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
     return np.maximum(compute, work.moved_bytes / (hardware.memory_bytes_per_s * constants.memory_share))
 
 
+def host_seconds(operation: Operation, constants: Constants) -> Array:
+    """What the host takes to launch one occurrence: a collective, with the copies around it, or kernels."""
+    host = operation.num_kernels * constants.launch_s
+    if isinstance(operation.work, Collective):
+        host = host + (constants.collective_launch_s - constants.launch_s)
+    return np.asarray(host)
+
+
 def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Constants) -> Array:
     """FLOPs over the kernel's share of the 16-bit peak, lower for small heads, short sequences and low power limits."""
     table = _attention_table(constants)[:, :, int(work.backward)]
     share = table[hardware.architecture, work.kernel]
     size = np.minimum(work.head_dim / HEAD_DIM_OF_TABLE, 1.0) ** constants.head_dim_power
     length = work.length / (work.length + constants.attention_half_length)
+    misaligned = (work.kernel == CHOICES["attention"].index("unfused")) & (work.head_dim % ALIGNED_FEATURES > 0)
+    if np.any(misaligned):
+        share = share * np.where(misaligned, _of_architecture(FP32_SHARE, hardware), 1.0)
     return work.flop / (hardware.tensor_flop_per_s * share * size * length * _power_share(hardware, constants))
 
 
@@ -95,9 +112,13 @@ def _gemm_share(architecture: NDArray[np.int64], constants: Constants) -> Array:
     return np.asarray(shares[architecture])
 
 
+def _of_architecture(table: dict[str, float], hardware: Hardware) -> Array:
+    return np.array([table[name] for name in ARCHITECTURES])[hardware.architecture]
+
+
 def _power_share(hardware: Hardware, constants: Constants) -> Array:
     """What a card below its architecture's usual power limit keeps of its rate: (limit / usual)^power."""
-    usual = np.array([USUAL_POWER_W[name] for name in ARCHITECTURES])[hardware.architecture]
+    usual = _of_architecture(USUAL_POWER_W, hardware)
     return np.asarray(np.minimum(hardware.power_w / usual, 1.0) ** constants.power_exponent)
 
 

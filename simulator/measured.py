@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise
+from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise, SmallCopies
 from flopcast.simulator.plan import CHOICES
 
 # Shepard's inverse-distance weights (Shepard 1968): distance in doublings to this power, so the nearest count most.
@@ -85,6 +85,8 @@ class Measured:
             corrected = self._gemm(work, seconds)
         elif isinstance(work, AttentionCore):
             corrected = self._attention(work, seconds)
+        elif isinstance(work, SmallCopies):
+            corrected = seconds
         else:
             corrected = self._pointwise(operation, work, seconds)
         return np.asarray(corrected * self.compute_scale + self.dispatch_s * operation.num_kernels)

@@ -69,6 +69,13 @@ class Pointwise:
 
 
 @dataclass(frozen=True)
+class SmallCopies:
+    """``number`` copies, one after the other, each done before the host has launched the next."""
+
+    number: Array
+
+
+@dataclass(frozen=True)
 class Collective:
     """A collective of ``tensor_bytes`` (the full tensor, padding included) over ``group``.
 
@@ -84,16 +91,16 @@ class Collective:
     purpose: Purpose
 
 
-Work: TypeAlias = Gemm | AttentionCore | Pointwise | Collective
+Work: TypeAlias = Gemm | AttentionCore | Pointwise | SmallCopies | Collective
 
 
 @dataclass(frozen=True)
 class Operation:
     """Something that happens ``count`` times in a pass over one micro-batch on the fullest pipeline stage.
 
-    ``count`` 0 is absent. ``num_kernels``: launches each time. ``saved_bytes``: what each occurrence keeps for
-    backward; ``workspace_bytes``: what it holds besides while its own layer is computed again. ``when`` gives the
-    passes of an optimizer step in which it happens.
+    ``count`` 0 is absent. ``num_kernels``: launches each time, those of the copies around a collective included.
+    ``saved_bytes``: what each occurrence keeps for backward; ``workspace_bytes``: what it holds besides while its own
+    layer is computed again. ``when`` gives the passes of an optimizer step in which it happens.
     """
 
     name: str

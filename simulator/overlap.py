@@ -189,14 +189,17 @@ class Communication:
 
         known: dict[tuple[int, int], Overlap] = {}
 
-        def overlap(links: Links, compute: Compute) -> Overlap:
+        def overlap(links: Links, compute: Compute, prefetch: NDArray[np.int64] = plans.prefetch) -> Overlap:
             key = (id(links), id(compute))
             if key not in known:
-                known[key] = Overlap(links, compute, plans.prefetch, constants)
+                known[key] = Overlap(links, compute, prefetch, constants)
             return known[key]
 
+        # What only the update has changed may have to be there before anything starts.
+        opening = np.where(plans.overlap_update | self._sharded, plans.prefetch, 0)
+
         backward = traffic.backward
-        self._first = overlap(traffic.first, passes.forward)
+        self._first = overlap(traffic.first, passes.forward, opening)
         self._later = overlap(traffic.later, passes.forward)
         self._backward = overlap(backward, passes.inputs)
         self._reductions = self._all = overlap(traffic.reduce, passes.weight)

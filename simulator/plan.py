@@ -16,7 +16,7 @@ Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
 AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
-FLAGS = ("sequence_parallel", "overlap_tensor", "fused_kernels", "compiled")
+FLAGS = ("sequence_parallel", "overlap_tensor", "overlap_update", "sliced_update", "fused_kernels", "compiled")
 
 # The choices of each named field, in the order of the integer codes that Plans holds.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -44,11 +44,13 @@ class Plan:
     step. ``gradient_bits``: width at which gradients are reduced. ``gather_bits``: 16, or 4 for the NF4 all-gather.
     ``fused_kernels``: normalisation and rotary positions run in the hand-written kernels of ``kernels/``, else eagerly;
     ``overlap_tensor``: tensor-parallel communication runs in chunks beside its products (asynchronous TP, userbuffers);
+    ``overlap_update``: parameters updated in shards (zero1, zero2) are gathered beside the next forward (Megatron's
+    overlap_param_gather), not all before it; ``sliced_update``: they and their gradients are exchanged tensor by tensor
+    in lists of one slice per rank, each copied apart (nanotron's ZeRO-1);
     ``compiled``: torch.compile fuses all pointwise work.
     ``prefetch``: units whose gather may run ahead of use; 0 leaves all data-parallel communication exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
-    ``parameter_bits``: width of a replicated parameter; ``state_bytes``: optimizer bytes per parameter (fp32
-    master, momentum and variance: 12).
+    ``state_bytes``: optimizer bytes per parameter (fp32 master, momentum and variance: 12).
     """
 
     strategy: str
@@ -64,6 +66,8 @@ class Plan:
     schedule: Schedule = "1f1b"
     sequence_parallel: bool = False
     overlap_tensor: bool = False
+    overlap_update: bool = True
+    sliced_update: bool = False
     parameter_shard: int = 1
     gradient_shard: int = 1
     optimizer_shard: int = 1
@@ -233,6 +237,8 @@ class Plans:
     schedule: NDArray[np.int64]
     sequence_parallel: NDArray[np.bool_]
     overlap_tensor: NDArray[np.bool_]
+    overlap_update: NDArray[np.bool_]
+    sliced_update: NDArray[np.bool_]
     parameter_shard: NDArray[np.int64]
     gradient_shard: NDArray[np.int64]
     optimizer_shard: NDArray[np.int64]

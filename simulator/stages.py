@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
-from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
 from flopcast.simulator.overlap import Links, Traffic
 from flopcast.simulator.pipeline import Layers, Stage
@@ -42,12 +41,10 @@ class Pass:
 class Part:
     """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
 
-    def __init__(self, sections: Sequence[tuple[Pass, Array]], dispatch: Array) -> None:
+    def __init__(self, sections: Sequence[tuple[Pass, Array]]) -> None:
         self._sections = sections
         self.device = Sum(section.device * share for section, share in sections).total
-        self.busy = busy_seconds(
-            self.device, dispatch * Sum(section.launch * share for section, share in sections).total
-        )
+        self.busy = busy_seconds(self.device, Sum(section.launch * share for section, share in sections).total)
 
     def spent(self, cause: str) -> Array:
         """Seconds of one of CAUSES or "recompute"."""
@@ -62,11 +59,9 @@ class Stages:
         passes: dict[tuple[str, str], Pass],
         plans: Plans,
         num_layers: NDArray[np.int64],
-        constants: Constants,
     ) -> None:
         self._passes, self._nothing, self._pp = passes, plans.zeros, plans.pp
         self._parts: dict[tuple[str, ...], Part] = {}
-        self.dispatch = np.where(plans.compiled, constants.compiled_launch_share, 1.0)
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
         fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
         last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
@@ -105,7 +100,7 @@ class Stages:
         if key not in self._parts:
             shares = self._shares[stage].items()
             sections = [(self._passes[name, d], share) for name, share in shares for d in directions]
-            self._parts[key] = Part(sections, self.dispatch)
+            self._parts[key] = Part(sections)
         return self._parts[key]
 
     def pace(self, last: Array, first: Array) -> Array:

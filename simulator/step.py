@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flopcast.simulator.broadcast import Sum, joined, only_axis
 from flopcast.simulator.constants import Constants
-from flopcast.simulator.cost import Costs
+from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
 from flopcast.simulator.overlap import Communication, Compute, Passes, Traffic, Waits
@@ -81,7 +81,7 @@ def step_time(
     zeros = plans.zeros
     passes = {(section, direction): Pass(zeros) for section in SECTIONS for direction in DIRECTIONS}
     moved: list[tuple[Operation, Array]] = []
-    sends = {"forward": zeros, "backward": zeros}
+    sends = {"forward": zeros, "backward": zeros, "host": zeros}
     optimizer = zeros
     cost = Costs(hardware, constants)
     for operation in operations:
@@ -91,7 +91,7 @@ def step_time(
             optimizer = optimizer + time * operation.count
             continue
         if isinstance(work, Collective) and work.purpose == "pipeline":
-            sends[operation.phase] = time
+            sends[operation.phase], sends["host"] = time, host_seconds(operation, constants)
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             moved.append((operation, time))
@@ -99,7 +99,7 @@ def step_time(
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
-    stages = Stages(passes, plans, num_layers, constants)
+    stages = Stages(passes, plans, num_layers)
     schedules = _Schedules(stages, Moves(moved, zeros), sends, plans, constants)
     return _combine(stages, schedules, optimizer, plans, constants)
 
@@ -109,7 +109,17 @@ def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> 
     work = operation.work
     if not isinstance(work, Collective) or work.purpose not in ("tensor", "context"):
         return 1.0
-    return np.where(plans.overlap_tensor, constants.tensor_overlap_share, 1.0)
+    return chunk_share(work, plans)
+
+
+def chunk_share(work: Collective, plans: Plans) -> Array:
+    """What is exposed of communication among tensor- or context-parallel ranks: all, or one chunk of as many as ranks.
+
+    Where it overlaps, each of n ranks' parts is sent while the part before it is multiplied, and one has nothing to
+    hide behind (Wang et al., ASPLOS 2023, "Overlap communication with dependent computation via decomposition").
+    """
+    ranks = plans.cp if work.purpose == "context" else plans.tp
+    return np.where(plans.overlap_tensor, 1.0 / ranks, 1.0)
 
 
 def _charge(target: Pass, operation: Operation, time: Array, constants: Constants) -> None:
@@ -117,8 +127,7 @@ def _charge(target: Pass, operation: Operation, time: Array, constants: Constant
     if operation.when not in ("every", "later"):
         return
     is_collective = isinstance(work, Collective)
-    host = constants.collective_launch_s if is_collective else operation.num_kernels * constants.launch_s
-    target.sums["launch"].add(operation.count * host)
+    target.sums["launch"].add(operation.count * host_seconds(operation, constants))
     cause: str
     if isinstance(work, Collective):
         if work.purpose not in SERIAL:
@@ -193,7 +202,7 @@ class _Schedules:
         chunks = plans.virtual_pp if is_interleaved else 1
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
         share = self._constants.overlap_leak if is_interleaved else 1.0
-        host = stages.dispatch * self._constants.collective_launch_s
+        host = self._sends["host"]
         forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
         waits = own.waits(chunks)

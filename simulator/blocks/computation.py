@@ -12,6 +12,8 @@ from flopcast.simulator.operation import Array, Collective, Gemm, Pointwise, Wor
 from flopcast.simulator.plan import Plans
 
 ACTIVATION_BYTES = 2  # activations are 16-bit
+# Launches for a sequence that is split: allocate the result, the collective, restore the layout.
+SPLIT_KERNELS = 3.0
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ class Computation:
     ``selective`` says whether selective recompute runs the forward work again: cheap to redo, large to keep.
     ``recomputed``: full recompute runs the forward work again; what nothing in the backward reads is not.
     ``backward_bytes``: what its backward holds beyond what it frees. ``present`` 0 makes the piece absent from a plan.
+    ``forward`` None: there is work in the backward alone.
     """
 
     name: str
-    forward: Work
+    forward: Work | None
     backward: tuple[Work, ...]
     forward_kernels: Array | float
     backward_kernels: Array | float
@@ -129,27 +132,53 @@ def tensor_parallel(
     a layer is not computed again: no gradient depends on its result (torch.utils.checkpoint stops before it). Absent
     where not ``present``.
     """
-    plans = load.plans
-    stride = np.ones_like(plans.tp)
-    group = placement.group(plans.tp, stride, load.gpus_per_node, plans.num_gpus)
-    tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
-    split = plans.sequence_parallel
-
-    def both_ways(
-        suffix: str, collective: str, back: str, here: NDArray[np.bool_], recomputed: bool = True
-    ) -> Computation:
-        def work(kind: str) -> Collective:
-            return Collective(kind, tensor_bytes, group, "tp", "tensor")
-
-        return Computation(
-            f"{name}.{suffix}", work(collective), (work(back),), 1.0, 1.0, present=here & present, recomputed=recomputed
-        )
-
+    split = load.plans.sequence_parallel
+    whole = (load.plans.tp > 1) & ~split
     return [
-        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split, not last_of_layer),
-        both_ways("gather", "all_gather", "reduce_scatter", split),
-        both_ways("scatter", "reduce_scatter", "all_gather", split, not last_of_layer),
+        _exchange(load, f"{name}.sum", "all_reduce", "all_reduce", whole & present, not last_of_layer),
+        _exchange(load, f"{name}.gather", "all_gather", "reduce_scatter", split & present),
+        _exchange(load, f"{name}.scatter", "reduce_scatter", "all_gather", split & present, not last_of_layer),
     ]
+
+
+def embedding_exit(load: Workload) -> Sequence[Computation]:
+    """The second half of such a pair: rows looked up in a shared vocabulary are summed over the ranks."""
+    split = load.plans.sequence_parallel
+    return [
+        _exchange(load, "tensor_parallel.sum", "all_reduce", None, (load.plans.tp > 1) & ~split),
+        _exchange(load, "tensor_parallel.scatter", "reduce_scatter", "all_gather", split),
+    ]
+
+
+def head_entry(load: Workload) -> Sequence[Computation]:
+    """The first half: every rank computes its own logits from all tokens."""
+    split = load.plans.sequence_parallel
+    return [
+        _exchange(load, "tensor_parallel.sum", None, "all_reduce", (load.plans.tp > 1) & ~split),
+        _exchange(load, "tensor_parallel.gather", "all_gather", "reduce_scatter", split),
+    ]
+
+
+def _exchange(
+    load: Workload,
+    name: str,
+    forward: str | None,
+    backward: str | None,
+    present: NDArray[np.bool_],
+    recomputed: bool = True,
+) -> Computation:
+    """Collectives of (T, D) between tensor-parallel ranks, one each way."""
+    plans = load.plans
+    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+    tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
+
+    def work(kind: str) -> Collective:
+        return Collective(kind, tensor_bytes, group, "tp", "tensor")
+
+    there = work(forward) if forward else None
+    back = (work(backward),) if backward else ()
+    kernels = 1.0 if "all_reduce" in (forward, backward) else SPLIT_KERNELS
+    return Computation(name, there, back, kernels, kernels, present=present, recomputed=recomputed)
 
 
 def shared_loss(load: Workload) -> Sequence[Computation]:

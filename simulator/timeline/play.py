@@ -56,11 +56,11 @@ class Timeline:
         difference = self.step_s / self.closed_form_s - 1
         if abs(difference) <= CLOSED_FORM_TOLERANCE:
             return None
-        causes = list(_departures(self.plan, bool(self.disturbance)))
+        causes = list(_departures(self.plan, bool(self.disturbance), len(self.forecast.model.kinds)))
         return f"{difference:+.1%}: " + ("; ".join(causes) or "no simplification of the closed form explains it")
 
 
-def _departures(plan: Plan, disturbed: bool) -> Iterator[str]:
+def _departures(plan: Plan, disturbed: bool, num_kinds: int) -> Iterator[str]:
     """What the closed form leaves out for such a plan."""
     if disturbed:
         yield "it knows no slow nodes, slow links and jitter"
@@ -70,6 +70,8 @@ def _departures(plan: Plan, disturbed: bool) -> Iterator[str]:
             yield "it takes a stage's model chunks as equal, while the slower ones hold up all that run beside them"
         if plan.parameter_shard > 1 or plan.shard_ranks > 1:
             yield "it takes gathers and reductions as those of a pass that runs through, while some fall into waits"
+    if num_kinds > 1 and plan.shard_ranks > 1:
+        yield "it takes layers of several kinds as mixed, while each one's gathers and reductions run beside its own"
     if 1 < plan.gradient_shard < plan.shard_ranks:
         yield "it lets a gradient's second reduction run beside its first"
 
@@ -166,6 +168,7 @@ class _Game:
             Device(self.env, self._constants.overlap_leak, self._link_shares),
             plan.prefetch,
             plan.parameter_shard > 1,
+            plan.parameter_shard == 1 and not plan.overlap_update,
             self._meet,
             jitter,
         )

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from flopcast.simulator import placement
 from flopcast.simulator.constants import Constants
-from flopcast.simulator.cost import seconds
+from flopcast.simulator.cost import host_seconds, seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.model import Model
-from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Operation, Phase, Pointwise, When
+from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Operation, Phase, Pointwise, SmallCopies, When
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.step import SERIAL
+from flopcast.simulator.step import SERIAL, chunk_share
 from flopcast.simulator.timeline.engine import Link
 
 # What the time on the compute stream is spent on; communication here is what the stream itself waits out.
@@ -112,7 +112,6 @@ def build(
     stage_layers = float(placement.layers_of_fullest_stage(model.num_layers, plans.pp)[0])
     names = model.kind_names
     number = {names[kind]: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
-    dispatch = constants.compiled_launch_share if bool(plans.compiled[0]) else 1.0
     units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
     sends: dict[Phase, Piece] = {}
     norm: TransferKind | None = None
@@ -128,11 +127,12 @@ def build(
             norm = _transfer(operation, work, spent, 1.0, 0.0)
         elif isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             # What happens once per step is launched by hooks of the engine, off the critical host thread.
-            host = constants.collective_launch_s * dispatch if operation.when in ("every", "later") else 0.0
+            launch = float(host_seconds(operation, constants).flat[0])
+            host = launch if operation.when in ("every", "later") else 0.0
             kind = _transfer(operation, work, spent, times, host)
             (unit.gathers if work.purpose == "gather" else unit.reductions).append(kind)
         else:
-            piece = _piece(operation, spent, times, dispatch, plans, constants)
+            piece = _piece(operation, spent, times, plans, constants)
             if operation.name == "pipeline.send":
                 once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
                 sends[operation.phase] = once
@@ -176,20 +176,19 @@ def _transfer(operation: Operation, work: Collective, spent: float, calls: float
     )
 
 
-def _piece(
-    operation: Operation, spent: float, times: float, dispatch: float, plans: Plans, constants: Constants
-) -> Piece:
+def _piece(operation: Operation, spent: float, times: float, plans: Plans, constants: Constants) -> Piece:
     work = operation.work
-    host_s = float(operation.num_kernels[0]) * constants.launch_s
+    host_s = float(host_seconds(operation, constants).flat[0])
     flop = bytes_ = 0.0
     collective, link, group, group_size = "", None, "", 1
     if isinstance(work, Collective):
         assert work.purpose in SERIAL
         kind, link, bytes_ = str(work.purpose), _link(work), float(work.tensor_bytes[0])
         collective, group, group_size = work.collective, _group_name(work), _group_size(work)
-        host_s = constants.collective_launch_s
-        if work.purpose in ("tensor", "context") and bool(plans.overlap_tensor[0]):
-            spent *= constants.tensor_overlap_share
+        if work.purpose in ("tensor", "context"):
+            spent *= float(chunk_share(work, plans).flat[0])
+    elif isinstance(work, SmallCopies):
+        kind = "pointwise"
     elif isinstance(work, Pointwise):
         kind, bytes_ = "pointwise", float(work.bytes[0])
     else:
@@ -207,7 +206,7 @@ def _piece(
         cause=cause,
         phase=operation.phase,
         seconds=spent * times,
-        host_s=host_s * times * dispatch if operation.when in ("every", "later") else 0.0,
+        host_s=host_s * times if operation.when in ("every", "later") else 0.0,
         flop=flop * times,
         bytes=bytes_ * times,
         when=operation.when,

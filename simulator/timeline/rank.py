@@ -66,6 +66,7 @@ class Rank:
         device: Device,
         prefetch: int,
         sharded: bool,
+        waits_for_update: bool,
         meet: Callable[["Rank", Meeting, float], Transfer],
         jitter: Callable[[], float] | None,
     ) -> None:
@@ -79,6 +80,7 @@ class Rank:
         self.waits_for: str | None = None
         self._prefetch = prefetch
         self._sharded = sharded
+        self._waits_for_update = waits_for_update
         self._meet = meet
         self._jitter = jitter
         self._communicators: dict[tuple[str, str], Communicator] = {}
@@ -93,16 +95,17 @@ class Rank:
     ) -> Process:
         """One pass: gathers run ``prefetch`` stations ahead of use, reductions behind; it ends with the last of them.
 
-        Parameters that stay gathered are asked for all at once. Without prefetch nothing overlaps: gathers come before
-        and reductions after the computation they belong to, that of a layer where parameters are sharded and that of
-        the whole pass where not. ``send`` hands the result on as soon as it is computed.
+        Parameters that stay gathered are asked for all at once, and waited for where the update is not hidden. Without
+        prefetch nothing overlaps: gathers come before and reductions after the computation they belong to, that of a
+        layer where parameters are sharded and that of the whole pass where not. ``send`` hands the result on as soon
+        as it is computed.
         """
         mb = action.micro_batch
         ahead = self._prefetch if self._sharded else len(stations)
         gathered: dict[int, list[Sent]] = {}
         for k in range(min(ahead, len(stations))):
             gathered[k] = self._gather(stations[k], mb)
-            if not self._prefetch:
+            if not self._prefetch or self._waits_for_update:
                 yield from self._wait_for_all(gathered[k])
         if arrival is not None:
             yield from self._wait(arrival, "bubble", f"{action.direction} of micro-batch {mb} from its neighbour")
