@@ -9,8 +9,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.explain import bound_by, runs_as, verdict
-from flopcast.simulator.compare import Comparison
+from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.model import Model
@@ -19,8 +20,12 @@ from flopcast.simulator.units import format_count
 
 # A model worth training sees about 20 tokens per parameter (Hoffmann et al., arXiv:2203.15556); many see more.
 TOKENS_PER_PARAMETER = 20
-# Above this share of the GPU's memory the forecast's own error may decide whether it fits.
-TIGHT = 0.92
+# A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
+LONG_CONTEXT = 16384
+MIXTURE = (
+    "mixture of experts: tokens are assumed to fall evenly on the experts and nothing to hide their exchange; no "
+    "published run of one has checked the forecast"
+)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "num_gpus": comparison.num_gpus,
             "gpus_per_node": comparison.cluster.gpus_per_node,
             "memory_bytes": gpu.memory_bytes,
-            "assumptions": list(comparison.cluster.assumptions),
+            "assumptions": assumptions(comparison.model, comparison.cluster),
             "measured": list(_measured(comparison)),
         },
         "outside_calibration": _outside(comparison),
@@ -60,15 +65,15 @@ def row_as_json(row: Row, memory_bytes: float) -> dict[str, Any]:
 def render(comparison: Comparison, token_budget: float | None) -> Iterator[RenderableType]:
     """What the terminal shows, in order: the question, the answer, the tables, the reasons, what is assumed."""
     model, cluster = comparison.model, comparison.cluster
-    ranked = sorted(comparison.rows, key=lambda row: (not row.fits, row.step_s))
+    rows = ranked(comparison.rows)
     budget = token_budget or TOKENS_PER_PARAMETER * model.num_parameters
     yield from _question(comparison, budget, token_budget is None)
-    yield Text(f"\n{verdict(ranked, cluster.gpu.memory_bytes)}\n", style="bold")
-    yield _strategies(ranked, comparison, budget)
+    yield Text(f"\n{verdict(rows, cluster.gpu.memory_bytes)}\n", style="bold")
+    yield _strategies(rows, comparison, budget)
     yield _heading("Communication of one node's GPUs, and what bounds each strategy")
-    yield _communication(ranked, cluster.gpu.memory_bytes)
+    yield _communication(rows, cluster.gpu.memory_bytes)
     yield _heading("Memory per GPU, GB")
-    yield _memory(ranked)
+    yield _memory(rows)
     if comparison.layer_traffic:
         yield _heading("To execute one Transformer layer (forward, 16 bits)")
         yield _layer_traffic(comparison)
@@ -79,7 +84,7 @@ def render(comparison: Comparison, token_budget: float | None) -> Iterator[Rende
     sections = {
         "Measured on this machine": _measured(comparison),
         "Outside what was calibrated": _outside(comparison),
-        "Rests on assumptions": [*cluster.assumptions, *model.assumptions],
+        "Rests on assumptions": assumptions(model, cluster),
     }
     for heading, notes in sections.items():
         if notes:
@@ -108,26 +113,55 @@ def _heading(words: str) -> Text:
 def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[Text]:
     model, cluster = comparison.model, comparison.cluster
     nodes = max(comparison.num_gpus // cluster.gpus_per_node, 1)
-    sequences = comparison.tokens_per_gpu * comparison.num_gpus // comparison.seq_len
+    batch = comparison.tokens_per_gpu * comparison.num_gpus
+    sequences = batch // comparison.seq_len
     plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
-        f"{model.name} ({_parameters(model)}) on {comparison.num_gpus} x "
+        f"{model.name} ({num_parameters(model)}) on {comparison.num_gpus:,} x "
         f"{cluster.gpu.name}, {cluster.name}: {nodes} node{plural} of {in_node}",
         style="bold",
     )
     yield Text(
         f"{comparison.tokens_per_gpu:,} tokens per GPU and step, {comparison.seq_len:,} per sequence: "
-        f"{sequences:,} sequences, {comparison.tokens_per_gpu * comparison.num_gpus / 1e6:.2f} M tokens per step"
+        f"{sequences:,} sequence{'s' if sequences > 1 else ''}, {batch / 1e6:.2f} M tokens per step"
     )
+    yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
-    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}.")
+    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}, without failures.")
     yield Text(
         f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
     )
 
 
-def _parameters(model: Model) -> str:
+def assumptions(model: Model, cluster: Cluster) -> list[str]:
+    """What a forecast of the model on the cluster rests on that is not published."""
+    kinds = [MIXTURE] if model.num_experts else []
+    return [*cluster.assumptions, *model.assumptions, *kinds]
+
+
+def batch_notes(comparison: Comparison) -> list[str]:
+    """What is unusual about the batch that was left to the comparison."""
+    notes = []
+    if "seq_len" in comparison.chosen and (note := long_context(comparison.model)):
+        notes.append(note)
+    batch = comparison.tokens_per_gpu * comparison.num_gpus
+    if "tokens_per_gpu" in comparison.chosen and batch > MOST_GLOBAL_BATCH_TOKENS:
+        notes.append(
+            "That is a large batch, for these strategies give every GPU a sequence of its own; flopcast search splits "
+            f"sequences and layers as well (cp, pp) and takes at most {MOST_GLOBAL_BATCH_TOKENS / 1e6:.0f} M tokens."
+        )
+    return notes
+
+
+def long_context(model: Model) -> str:
+    """A word of warning where the sequence length left to the model is longer than most training runs on; or ""."""
+    if model.context <= LONG_CONTEXT:
+        return ""
+    return f"Sequences of {model.context:,}, the longest the model takes; most training runs on shorter: set --seq-len."
+
+
+def num_parameters(model: Model) -> str:
     """How many, and of a mixture of experts how many of them one token uses."""
     total, active = model.num_parameters, model.num_active_parameters
     words = f"{format_count(total)} parameters"
@@ -145,7 +179,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
         "days",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("micro-batch x passes,\nrecompute", no_wrap=True)
+    table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
         days = budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
         table.add_row(
@@ -154,7 +188,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
             f"{row.tokens_per_s_per_gpu:,.0f}",
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
-            f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row, comparison.cluster.gpu.memory_bytes)}",
+            f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row)}",
             f"{days:,.1f}" if row.fits else "-",
             runs_as(row),
             style="" if row.fits else "dim",
@@ -206,10 +240,10 @@ def _digits(value: float, decimals: int = 2) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
 
 
-def _room(row: Row, memory_bytes: float) -> str:
+def _room(row: Row) -> str:
     if not row.fits:
         return "TOO BIG"
-    return "tight" if row.memory_bytes > TIGHT * memory_bytes else "fits"
+    return "tight" if row.tight else "fits"
 
 
 def _layer_traffic(comparison: Comparison) -> Table:

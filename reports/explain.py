@@ -1,5 +1,8 @@
 """Why a plan takes the time it takes, in a sentence."""
 
+from collections.abc import Iterable, Sequence
+
+from flopcast.reports.document.numbers import digits
 from flopcast.simulator.forecast import Row
 
 # What each part of a step is called in a sentence, and what would shorten it.
@@ -28,6 +31,15 @@ _WAITS = (
     "optimizer",
     "overhead",
 )
+MEANINGS = {
+    "ddp": "plain data parallelism",
+    "zero1": "ZeRO-1, the optimizer state sharded",
+    "zero2": "ZeRO-2, gradients and optimizer state sharded",
+    "zero3": "ZeRO-3 (FSDP), everything sharded over all GPUs",
+    "zero3-node": "ZeRO-3 with parameters kept inside the node",
+    "hsdp": "FSDP inside groups of GPUs, replicated across them",
+    "tp": "tensor parallelism, and ZeRO-1 across its groups",
+}
 WORTH_NAMING = 0.02
 NOT_TOLD_APART = 1.03
 
@@ -44,13 +56,20 @@ def bound_by(row: Row, gpu_memory_bytes: float) -> str:
         )
     computing = sum(shares[name] for name in ("gemm", "attention", "pointwise"))
     waits = sorted(((shares[name], name) for name in _WAITS if shares[name] >= WORTH_NAMING), reverse=True)
-    work = f"{shares['gemm']:.0%} {_NAMES['gemm']}"
+    work = f"{100 * shares['gemm']:.0f} % {_NAMES['gemm']}"
     if not waits:
-        return f"bound by computation: {work}, {1 - shares['gemm']:.0%} everything else"
-    lost = ", ".join(f"{share:.0%} {_NAMES[name]}" for share, name in waits)
+        return f"bound by computation: {work}, {100 * (1 - shares['gemm']):.0f} % everything else"
+    lost = ", ".join(f"{100 * share:.0f} % {_NAMES[name]}" for share, name in waits)
     if waits[0][0] > 1 - computing - waits[0][0] and waits[0][0] > 0.25:
         return f"bound by {_NAMES[waits[0][1]]}: {lost}; {work}"
     return f"bound by computation ({work}); loses {lost}"
+
+
+def meaning(strategy: str) -> str:
+    """A strategy's name in words, for a reader who has not met it."""
+    name, _, quantised = strategy.partition("+")
+    words = MEANINGS.get(name) or MEANINGS[name.rstrip("0123456789")]
+    return f"{words}, gathered in four bits" if quantised else words
 
 
 def runs_as(row: Row) -> str:
@@ -61,22 +80,55 @@ def runs_as(row: Row) -> str:
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words
 
 
-def verdict(ranked: list[Row], gpu_memory_bytes: float) -> str:
-    """The answer in a sentence: the fastest plan that fits, and those the forecast cannot tell from it.
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """What fits with memory to spare first, then what is tight, then what does not fit; each the fastest first."""
+    return sorted(rows, key=lambda row: (not row.fits, row.tight, row.step_s))
 
-    ``ranked``: fastest that fits first. Two plans closer than 3 % are not told apart,
-    for repeats of one run vary by half that.
+
+def equals(rows: Sequence[Row]) -> list[Row]:
+    """Of :func:`ranked` rows those that the forecast cannot tell from the first, which fits: within 3 %.
+
+    Repeats of one run vary by half that. Left out is what is the first plan under another name.
     """
-    best = ranked[0]
+    best = rows[0]
+    within = NOT_TOLD_APART * best.step_s
+    near = [row for row in rows[1:] if row.fits and row.tight == best.tight and row.step_s < within]
+    same = {row.strategy for row in same_plan(rows)}
+    return [row for row in near if row.strategy not in same]
+
+
+def same_plan(rows: Sequence[Row]) -> list[Row]:
+    """Of rows those that do what the first does under another name, as zero3 and hsdp within one node."""
+    first = {**rows[0].plan, "strategy": ""}
+    return [row for row in rows[1:] if {**row.plan, "strategy": ""} == first]
+
+
+def faster_but_tight(rows: Sequence[Row]) -> list[Row]:
+    """Of :func:`ranked` rows those that beat the first by more than 3 % where their memory holds."""
+    best = rows[0]
+    return [row for row in rows[1:] if row.tight > best.tight and row.step_s < best.step_s / NOT_TOLD_APART]
+
+
+def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
+    """The answer in a sentence: the fastest plan that fits, those not told apart from it, those that may not fit.
+
+    ``rows``: :func:`ranked`.
+    """
+    best = rows[0]
     if not best.fits:
-        least = min(ranked, key=lambda row: row.memory_bytes)
+        least = min(rows, key=lambda row: row.memory_bytes)
         return (
             f"Nothing fits: {least.strategy} needs least, {least.memory_bytes / 1e9:,.0f} GB per GPU of "
-            f"{gpu_memory_bytes / 1e9:.0f} GB. More GPUs, a shorter sequence or larger tensor parallelism would help."
+            f"{gpu_memory_bytes / 1e9:.0f} GB. flopcast search splits layers and sequences too (pp, cp); more GPUs, a "
+            "shorter sequence or larger tensor parallelism would help as well."
         )
-    near = [row.strategy for row in ranked[1:] if row.fits and row.step_s < NOT_TOLD_APART * best.step_s]
-    also = f"; not told apart from it: {', '.join(near)}" if near else ""
-    return (
-        f"Fastest that fits: {best.strategy}, {best.step_s:.3g} s per step ({best.low_s:.3g}-{best.high_s:.3g}), "
-        f"{100 * best.mfu:.0f} % MFU{also}."
-    )
+    same, near, tight = (", ".join(row.strategy for row in of(rows)) for of in (same_plan, equals, faster_but_tight))
+    words = [
+        f"{best.strategy}, {digits(best.step_s)} s per step ({digits(best.low_s)}-{digits(best.high_s)})",
+        f", {100 * best.mfu:.0f} % MFU",
+        f", tight: {100 * best.memory_bytes / gpu_memory_bytes:.0f} % of the memory" if best.tight else "",
+        f"; here the same plan: {same}" if same else "",
+        f"; not told apart from it: {near}" if near else "",
+        f"; faster but tight in memory: {tight}" if tight else "",
+    ]
+    return f"Fastest that fits: {''.join(words)}."

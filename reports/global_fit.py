@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ ROBUST_SCALE = 0.06
 PRIOR_WIDTH = 0.15
 # No step time depends on them: they are fitted to the runs that state memory, by themselves.
 MEMORY_CONSTANTS = ("reserved_bytes", "allocator_slack")
+# The share of runs that a band is to hold.
+COVERAGE = 0.8
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,16 @@ def source_weights(sources: np.ndarray, used: np.ndarray) -> Array:
     return weights
 
 
-def fit(runs: RunSet, used: np.ndarray | None = None, start: Constants | None = None) -> Constants:
-    """The fitted constants, from the rows where ``used`` (all where None)."""
-    free = [entry for entry in entries() if entry.fitted and entry.name not in MEMORY_CONSTANTS]
-    return _solve(runs, free, start or default_constants(), used)
+def fit(
+    runs: RunSet,
+    used: np.ndarray | None = None,
+    start: Constants | None = None,
+    held: Mapping[str, float] | None = None,
+) -> Constants:
+    """The fitted constants, from the rows where ``used`` (all where None); those ``held`` stay at their values."""
+    held = held or {}
+    free = [entry for entry in entries() if entry.fitted and entry.name not in (*held, *MEMORY_CONSTANTS)]
+    return _solve(runs, free, (start or default_constants()).with_values(**held), used)
 
 
 def _solve(
@@ -133,12 +141,12 @@ def _named(free: Sequence[Entry], values: Array) -> dict[str, float]:
     return {entry.name: float(value) for entry, value in zip(free, values, strict=True)}
 
 
-def leave_one_out(runs: RunSet, groups: np.ndarray) -> Array:
+def leave_one_out(runs: RunSet, groups: np.ndarray, held: Mapping[str, float] | None = None) -> Array:
     """log(predicted / measured) of every run by constants fitted without its group."""
     errors = np.zeros(len(runs.runs))
     for group in np.unique(groups):
         inside = groups == group
-        errors[inside] = runs.log_errors(fit(runs, ~inside))[inside]
+        errors[inside] = runs.log_errors(fit(runs, ~inside, held=held))[inside]
     return errors
 
 
@@ -192,7 +200,11 @@ def write_constants(constants: Constants, path: Path = FILE) -> None:
 
 
 def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> None:
-    """Store the 10 % and 90 % quantiles of log(measured / predicted) by regime, every source counted alike."""
+    """Store the quantiles of log(measured / predicted) that bound the band by regime, every source counted alike.
+
+    A run to come is of a source that is not among the n held, so the band takes in (1 + 1/n) x 80 % of their runs, as
+    conformal prediction does for groups (Dunn, Wasserman and Ramdas 2022, arXiv:1809.07441).
+    """
     regimes = band.regime(runs.batch.plans, runs.batch.hardware.gpus_per_node)
     parts = [
         "# Quantiles of log(measured / predicted step time) of published runs by constants fitted without the runs'\n"
@@ -200,7 +212,9 @@ def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> 
     parts.append("# framework, every source counted alike. Written by the global fit.\n")
     for code, name in enumerate(band.REGIMES):
         inside = regimes == code
-        low, high = weighted_quantiles(-log_errors[inside], runs.sources[inside], (0.1, 0.9))
+        number = len(np.unique(runs.sources[inside]))
+        outside = max(1 - COVERAGE * (1 + 1 / number), 0.0) / 2
+        low, high = weighted_quantiles(-log_errors[inside], runs.sources[inside], (outside, 1 - outside))
         parts.append(f"\n[{name}]\nlow = {low:.4f}\nhigh = {high:.4f}\nnum_runs = {int(inside.sum())}\n")
     _replace(path, "".join(parts))
 

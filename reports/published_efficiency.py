@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from flopcast.reports.evaluation.tables import published_efficiency
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row, forecast
@@ -15,7 +16,7 @@ from flopcast.simulator.plan import Plan, placement
 
 @dataclass(frozen=True)
 class Published:
-    """A published efficiency (share of 312 TFLOP/s) and a plan that the source states or leaves open.
+    """A training whose efficiency is published, and a plan that its source states or leaves open.
 
     ``assumed`` says what of the plan is not published.
     """
@@ -23,10 +24,14 @@ class Published:
     model: str
     cluster: str
     num_gpus: int
-    efficiency: float
     strategy: str
     assumed: str
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def efficiency(self) -> float:
+        """As published: a share of 312 TFLOP/s."""
+        return published_efficiency(self.model)
 
     def plan(self) -> Plan:
         """The plan, placed on the cluster's nodes."""
@@ -40,17 +45,17 @@ _PLAMO: dict[str, Any] = {"seq_len": 4096, "gradient_bits": 16}
 _LLAMA: dict[str, Any] = {"seq_len": 2048, "gradient_bits": 16, "attention": "flash1"}
 PUBLISHED = (
     Published(
-        *("plamo-13b", "abci-a", 480, 0.410, "zero3-node+q4"),
+        *("plamo-13b", "abci-a", 480, "zero3-node+q4"),
         assumed="full recompute, micro-batch 2, 8192 tokens per GPU",
         fields={**_PLAMO, "micro_batch": 2, "recompute": "full"},
     ),
     Published(
-        *("plamo-13b", "abci-a", 480, 0.410, "zero3-node+q4"),
+        *("plamo-13b", "abci-a", 480, "zero3-node+q4"),
         assumed="no recompute, micro-batch 1, two passes",
         fields={**_PLAMO, "micro_batch": 1, "grad_accum": 2},
     ),
     Published(
-        *("gpt-neox-20b", "eleutherai-neox", 96, 0.375, "tp2"),
+        *("gpt-neox-20b", "eleutherai-neox", 96, "tp2"),
         assumed="full recompute, fp16 gradients (tp 2, pp 4, micro-batch 4 x 32 are published)",
         fields={
             "seq_len": 2048,
@@ -65,17 +70,17 @@ PUBLISHED = (
         },
     ),
     Published(
-        *("llama-65b", "dgx-a100-80gb", 2048, 0.465, "tp8"),
+        *("llama-65b", "dgx-a100-80gb", 2048, "tp8"),
         assumed="tensor and sequence parallel 8, selective recompute, micro-batch 2 x 4, 8 x 200 Gbit/s nodes",
         fields={**_LLAMA, "sequence_parallel": True, "micro_batch": 2, "grad_accum": 4, "recompute": "selective"},
     ),
     Published(
-        *("llama-65b", "dgx-a100-80gb", 2048, 0.465, "zero3"),
+        *("llama-65b", "dgx-a100-80gb", 2048, "zero3"),
         assumed="ZeRO-3 over all, full recompute, one sequence, 8 x 200 Gbit/s nodes",
         fields={**_LLAMA, "recompute": "full"},
     ),
     Published(
-        *("llama-65b", "dgx-a100-80gb", 2048, 0.465, "zero3-node"),
+        *("llama-65b", "dgx-a100-80gb", 2048, "zero3-node"),
         assumed="ZeRO-3 in the node, no recompute, one sequence, 8 x 200 Gbit/s nodes",
         fields=_LLAMA,
     ),

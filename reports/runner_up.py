@@ -5,7 +5,7 @@ from flopcast.simulator.forecast import Row
 # What the parts of a step are called here, several of them together where one choice moves them all.
 STEP_PARTS = {
     "computation": ("gemm", "attention", "pointwise", "launch"),
-    "tensor- and context-parallel communication": ("tensor_communication",),
+    "tp and cp communication": ("tensor_communication",),
     "expert-parallel communication": ("expert_communication",),
     "pipeline sends": ("pipeline_communication",),
     "parameter gathers": ("gather_communication",),
@@ -40,7 +40,7 @@ def why_behind(row: Row, winner: Row, by_memory: bool) -> str:
     better = sorted((v, name) for name, v in named.items() if v < 0)[:MOST_NAMED]
     total = f"{_signed(more * scale)} {unit}"
     words = ", ".join(f"{_label(name, row, winner)} {_signed(value * scale)}" for value, name in worse)
-    saved = ", ".join(f"{name} {_signed(value * scale)}" for value, name in better)
+    saved = ", ".join(f"{_label(name, winner, row)} {_signed(value * scale)}" for value, name in better)
     if not words and not saved:
         return f"{total}: alike in every part"
     if not words:
@@ -48,13 +48,20 @@ def why_behind(row: Row, winner: Row, by_memory: bool) -> str:
     return f"{total}: {words}" + (f", against {saved}" if saved else "")
 
 
-def _label(name: str, row: Row, winner: Row) -> str:
-    """Computation that is more because it is done twice says so."""
-    order = ("none", "selective", "full")
-    again = order.index(row.plan["recompute"]) > order.index(winner.plan["recompute"])
-    return f"{name} (recompute {row.plan['recompute']})" if name == "computation" and again else name
+def _label(name: str, more: Row, less: Row) -> str:
+    """A part's name: computation that is more because it is done twice says so, communication says whose it is."""
+    if name == "computation":
+        order = ("none", "selective", "full")
+        again = order.index(more.plan["recompute"]) > order.index(less.plan["recompute"])
+        return f"{name} (recompute {more.plan['recompute']})" if again else name
+    if name == "tp and cp communication":
+        return f"{' and '.join(degree for degree in ('tp', 'cp') if more.plan[degree] > 1)} communication"
+    return name
 
 
 def _signed(value: float) -> str:
+    """With a sign, at the decimals a reader can use."""
+    if 0.00005 <= abs(value) < 0.01:
+        return f"{value:+.1g}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:+.{digits}f}"

@@ -14,17 +14,20 @@ from flopcast.errors import InputError
 from flopcast.simulator.timeline import Timeline
 from flopcast.simulator.timeline.events import events_of
 
-# Kernel names of cuBLAS, CUTLASS, cuDNN, FlashAttention, PyTorch, Inductor and NCCL; the first that matches decides.
+# Kernel names of NCCL, Inductor, FSDP2, FlashAttention, cuDNN, cuBLAS, CUTLASS, Tensile and PyTorch; the first that
+# matches decides. Inductor names a kernel after all that it fuses; what it generates is pointwise, if not a template.
 CLASSES = (
-    ("all-gather", re.compile(r"nccl.*AllGather", re.I)),
-    ("reduce-scatter", re.compile(r"nccl.*ReduceScatter", re.I)),
-    ("all-reduce", re.compile(r"nccl.*AllReduce", re.I)),
-    ("send and receive", re.compile(r"nccl.*Send|nccl.*Recv", re.I)),
-    ("other collectives", re.compile(r"nccl", re.I)),
-    ("copy", re.compile(r"^Mem(cpy|set)", re.I)),
+    ("all-gather", re.compile(r"[nr]ccl.*All_?Gather", re.I)),
+    ("reduce-scatter", re.compile(r"[nr]ccl.*Reduce_?Scatter", re.I)),
+    ("all-reduce", re.compile(r"[nr]ccl.*All_?Reduce", re.I)),
+    # NCCL has one kernel for both.
+    ("send, receive, all-to-all", re.compile(r"[nr]ccl.*(Send|Recv|All_?to_?All)", re.I)),
+    ("other collectives", re.compile(r"[nr]ccl", re.I)),
+    ("copy", re.compile(r"^Mem(cpy|set)|chunk_cat|split_with_sizes_copy", re.I)),
+    ("optimizer", re.compile(r"multi_tensor|adam|lpnorm|FusedOptimizer|^triton_for_fused", re.I)),
+    ("pointwise", re.compile(r"^triton_(poi|red|per)_fused", re.I)),
     ("attention", re.compile(r"flash|fmha|attention|attn|sdpa|mha_", re.I)),
-    ("gemm", re.compile(r"gemm|cutlass|xmma|nvjet|cublas|wgmma|triton_(tem|mm)|_mm_|splitK", re.I)),
-    ("optimizer", re.compile(r"multi_tensor|adam|lpnorm|FusedOptimizer", re.I)),
+    ("gemm", re.compile(r"(?<!fb)gemm|gemv|cutlass|xmma|nvjet|cublas|wgmma|triton_(tem|mm)|_mm_|splitK|^Cijk_", re.I)),
 )
 REST = "pointwise"
 STEP = re.compile(r"^ProfilerStep\s*#\s*(\d+)")
@@ -33,7 +36,8 @@ COLLECTIVE_CLASSES = {
     "all_gather": "all-gather",
     "reduce_scatter": "reduce-scatter",
     "all_reduce": "all-reduce",
-    "point_to_point": "send and receive",
+    "point_to_point": "send, receive, all-to-all",
+    "all_to_all": "send, receive, all-to-all",
 }
 
 
@@ -77,7 +81,7 @@ def compare_with_trace(timeline: Timeline, path: Path) -> TraceComparison:
     first = min(float(e["ts"]) for e in kernels)
     measured["step"] = (max(float(e["ts"]) + float(e["dur"]) for e in kernels) - first) * 1e-6
     simulated = _simulated(timeline)
-    order = [name for name, _ in CLASSES] + [REST, "step"]
+    order = [*(name for name, _ in CLASSES), "step"]
     rows = [Compared(name, simulated.get(name, 0.0), measured.get(name, 0.0) / num_steps) for name in order]
     info = document.get("distributedInfo")
     rank = info.get("rank") if isinstance(info, dict) else None

@@ -1,19 +1,20 @@
 """Forecasting plans of many models on many clusters in one call: their operation lists laid end to end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.collectives.group import Group
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.constants import Constants, default_constants
 from flopcast.simulator.forecast import check
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.memory import Memory, memory
 from flopcast.simulator.model import Model
-from flopcast.simulator.operation import Array, Operation
+from flopcast.simulator.operation import Array, Collective, Operation
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.step import StepTime, step_time
@@ -84,10 +85,19 @@ def _laid_end_to_end(lists: Sequence[Sequence[Operation]]) -> list[Operation]:
 
 def _joined(parts: Sequence[Operation | None]) -> Operation:
     template = next(part for part in parts if part is not None)
-    joined: Operation = _join(template, [template if part is None else part for part in parts])
+    idle = _idle(template)
+    joined: Operation = _join(template, [idle if part is None else part for part in parts])
     present = np.array([part is not None for part in parts], dtype=np.float64)
     values = {field.name: getattr(joined, field.name) for field in fields(Operation)}
     return Operation(**{**values, "count": joined.count * present})
+
+
+def _idle(operation: Operation) -> Operation:
+    """What stands where an operation is absent: its collective is among groups that any machine holds."""
+    if not isinstance(operation.work, Collective):
+        return operation
+    one = np.ones_like(np.asarray(operation.work.group.size))
+    return replace(operation, work=replace(operation.work, group=Group(one, one, one)))
 
 
 def _join(template: Any, parts: Sequence[Any]) -> Any:

@@ -1,9 +1,10 @@
-"""Sums and maxima of arrays that broadcast against each other, done on as few axes as they can be."""
+"""Sums, maxima and pieces of arrays that broadcast against each other, done on as few axes as they can be."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flopcast.simulator.operation import Array
 
@@ -33,3 +34,25 @@ class Sum:
 def largest(terms: Iterable[Array]) -> Array:
     """The largest of the terms, plan by plan."""
     return reduce(np.maximum, terms)
+
+
+def only_axis(mask: NDArray[np.bool_]) -> int | None:
+    """The one axis of several that a mask varies along, so that what it picks is a slice; None where there is none."""
+    varied = [axis for axis, size in enumerate(mask.shape) if size > 1]
+    return varied[0] if mask.ndim > 1 and len(varied) == 1 else None
+
+
+def joined(parts: Sequence[tuple[NDArray[np.bool_], Array]]) -> Array:
+    """One array of those that each hold where its mask does; along a mask's only axis they are slices or constant."""
+    if len(parts) == 1:
+        return parts[0][1]
+    axes = {only_axis(mask) for mask, _ in parts}
+    axis = axes.pop() if len(axes) == 1 else None
+    if axis is None:
+        return reduce(lambda found, part: np.where(part[0], part[1], found), parts[1:], parts[0][1])
+    shape = list(np.broadcast_shapes(*((*part.shape[:axis], 1, *part.shape[axis + 1 :]) for _, part in parts)))
+    shape[axis] = parts[0][0].size
+    whole = np.empty(shape)
+    for mask, part in parts:
+        whole[(slice(None),) * axis + (np.flatnonzero(mask),)] = part
+    return whole

@@ -23,6 +23,8 @@ USUAL_ATTENTION: dict[str, AttentionKernel] = {
     "hopper": "cudnn",
     "blackwell": "cudnn",
 }
+# Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).
+MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flopcast.errors import InputError
 from flopcast.simulator.band import band
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.constants import Constants, default_constants
@@ -23,10 +24,17 @@ from flopcast.simulator.traffic import Traffic, traffic
 if TYPE_CHECKING:
     import pandas as pd
 
+# Share of a GPU's memory that a plan had better leave free: less, and the forecast's own error, the allocator or one
+# long sequence may decide whether it runs.
+MEMORY_MARGIN = 0.08
+
 
 @dataclass(frozen=True)
 class Row:
-    """One plan's forecast. Efficiencies are shares of the dense 16-bit peak under the forecast's FLOP convention."""
+    """One plan's forecast. Efficiencies are shares of the dense 16-bit peak under the forecast's FLOP convention.
+
+    ``tight``: it fits, but leaves less than :data:`MEMORY_MARGIN` of the GPU's memory free.
+    """
 
     strategy: str
     plan: dict[str, Any]
@@ -38,6 +46,7 @@ class Row:
     hfu: float
     memory_bytes: float
     fits: bool
+    tight: bool
     inter_node_bytes: float
     intra_node_bytes: float
     exposed_communication_s: float
@@ -93,6 +102,11 @@ class Forecast:
         return np.asarray(self.memory.total <= self.cluster.gpu.memory_bytes)
 
     @cached_property
+    def tight(self) -> np.ndarray:
+        """Whether the peak fits with less than :data:`MEMORY_MARGIN` to spare."""
+        return np.asarray(self.fits & (self.memory.total > (1 - MEMORY_MARGIN) * self.cluster.gpu.memory_bytes))
+
+    @cached_property
     def mfu(self) -> Array:
         """Model FLOPs per second over the peak: what training needs, recomputation not counted."""
         return self._efficiency(0.0)
@@ -126,6 +140,7 @@ class Forecast:
                 hfu=float(self.hfu[i]),
                 memory_bytes=float(self.memory.total[i]),
                 fits=bool(self.fits[i]),
+                tight=bool(self.tight[i]),
                 inter_node_bytes=float(self.traffic.inter_node_bytes[i]),
                 intra_node_bytes=float(self.traffic.intra_node_bytes[i]),
                 exposed_communication_s=float(self.step.exposed_communication[i]),
@@ -160,7 +175,7 @@ def forecast(
     """Step time, memory and traffic of ``model`` on ``cluster`` under each plan.
 
     Raises InputError for GPUs that do not fill nodes, a tensor- or expert-parallel size the model does not divide by,
-    more pipeline stages than layers, or an unknown convention.
+    more pipeline stages than layers, fp8 on a GPU without it, or an unknown convention.
     """
     if not isinstance(plans, Plans):
         plans = Plans.of([plans] if isinstance(plans, Plan) else plans)
@@ -196,10 +211,13 @@ def _waiting(step: StepTime, plans: Plans, cluster: Cluster) -> StepTime:
 
 def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None:
     """Raise InputError where the model or the cluster cannot carry a plan."""
-    from flopcast.errors import InputError
-
     if convention not in CONVENTIONS:
         raise InputError(f"convention '{convention}' is unknown; choose one of {', '.join(CONVENTIONS)}")
+    if cluster.gpu.fp8_flop_per_s == 0 and np.any(plans.has(precision="fp8")):
+        raise InputError(
+            f"precision=fp8: {cluster.gpu.name} has no 8-bit peak (fp8); choose bf16, or a GPU of the Hopper, Ada or "
+            "Blackwell generation"
+        )
     for num_gpus in np.unique(plans.num_gpus):
         cluster.check_num_gpus(int(num_gpus))
     for tp in np.unique(plans.tp):
@@ -215,8 +233,8 @@ def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None
 
 
 def best_of(rows: Sequence[Row]) -> Row:
-    """The fastest row that fits, or the one that needs least memory where none does."""
+    """The fastest row that fits and is not tight, else the fastest that fits, else the one that needs least memory."""
     fitting = [row for row in rows if row.fits]
     if fitting:
-        return min(fitting, key=lambda row: row.step_s)
+        return min(fitting, key=lambda row: (row.tight, row.step_s))
     return min(rows, key=lambda row: row.memory_bytes)

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flopcast.kernels.nf4.cost import payload_bytes
 from flopcast.simulator import placement
+from flopcast.simulator.blocks.computation import Workload
 from flopcast.simulator.broadcast import Sum, largest
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.sharding import Unit, units
+from flopcast.simulator.sharding import Unit, layers_by_kind, units
 
 
 @dataclass(frozen=True)
@@ -68,25 +70,43 @@ class Memory:
         return [Sum(moment.values()).total for moment in self.moments]
 
 
-def memory(model: Model, operations: Sequence[Operation], plans: Plans, constants: Constants) -> Memory:
+def memory(
+    model: Model, operations: Sequence[Operation], plans: Plans, constants: Constants, stage: int | None = None
+) -> Memory:
     """Peak memory per GPU under each plan: the worst of four moments of a step (:func:`_moments`), states included.
 
-    1F1B keeps p micro-batches in flight on the first stage and one on the last, which holds the logits instead.
+    1F1B keeps p micro-batches in flight on the first stage and one on the last, which holds the logits instead; the
+    worse of the two counts, or ``stage``, whose ``operations`` are given then.
     """
-    stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
-    parts = units(model, plans, stage_layers)
+    parts = units(model, plans, stage)
     sharded = _sum(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
     update = habit("update_bytes", plans.engine) * (plans.state_bytes > 0) * sharded
-    moments = _moments(model, operations, plans, parts, np.asarray(stage_layers, dtype=np.float64))
+    held = _activations(model, operations, plans, stage)
+    moments = _moments(model, plans, parts, held)
     in_one_piece = update + habit("bucket_bytes", plans.engine)
     return Memory(
         plans.state_bytes * sharded, tuple(moments), in_one_piece, constants.reserved_bytes, constants.allocator_slack
     )
 
 
-def _moments(
-    model: Model, operations: Sequence[Operation], plans: Plans, parts: Sequence[Unit], stage_layers: Array
-) -> list[dict[str, Array]]:
+@dataclass(frozen=True)
+class _Activations:
+    """What a stage's micro-batches keep: all their layers, and the one whose backward is first.
+
+    ``workspace``: what one layer's backward works in. ``logits``: what the loss works in. ``results``: what a stage of
+    a pipeline keeps of its own outputs, and the gradient it received. ``is_last``: whether it has the head.
+    """
+
+    layers: Array
+    one_layer: Array
+    workspace: Array
+    logits: Array
+    results: Array
+    in_flight: Array
+    is_last: NDArray[np.bool_]
+
+
+def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activations) -> list[dict[str, Array]]:
     """What is held, beside the optimizer's state, at the four moments of a step that can be its peak.
 
     The loss: every layer's activations and the logits. The backward of the last layers: nearly every layer's
@@ -94,11 +114,14 @@ def _moments(
     on its way into the reduction. The backward of the first layer: no activations but its own, every gradient. The
     reduction of the root's gradients. Written down from FSDP2 (torch 2.13), which drops each replicated copy in the
     last backward of a step as soon as it has been used, and adds up gradients that are not reduced yet in the
-    reduction's width. Other engines keep buffers of both (:class:`flopcast.simulator.engines.Habits`).
+    reduction's width. In a pipeline whose gradients are not sharded both wait until the last micro-batch has gone
+    backward; then comes one layer after another, the root first (PipelineStage.perform_reduce_grad). Other engines keep
+    buffers of both (:class:`flopcast.simulator.engines.Habits`).
     """
     p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
     static = has_habit("static_buffers", plans.engine)
-    accumulates = (plans.grad_accum > 1) | static
+    pipeline = plans.pp > 1
+    accumulates = (plans.grad_accum > 1) | pipeline | static
     # A lone micro-batch is reduced straight to the optimizer's shards, whatever the strategy's name.
     g = np.where(accumulates, g, o)
     width = np.where(has_habit("separate_gradients", plans.engine), 6.0, plans.gradient_bits / 8)
@@ -110,15 +133,12 @@ def _moments(
     gradients = width * _sum(unit.count * unit.sharded_elements(plans, g) for unit in parts)
     kept_bytes = _sum(unit.count * unit.gather_bytes(plans, o) / unit.ways(plans, p) for unit in parts)
     share_of_layer = layer / whole
-    head = 2.0 * model.vocab_size * model.hidden / plans.tp
-
-    activations, workspace, logits, in_flight = _activations(operations, plans, model.num_layers)
-    one_layer = activations / (stage_layers * in_flight)
+    head = held.is_last * _head_gradient_bytes(model, plans)
     sharded, in_node, replicated = p > 1, (p > 1) & (p < o), p == 1
     nothing = plans.zeros
     reduced = plans.shard_ranks > 1
     # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
-    kept = accumulates & (plans.gradient_shard > 1)
+    kept = pipeline | (accumulates & (plans.gradient_shard > 1))
 
     shards = 2.0 * static * _sum(unit.count * unit.sharded_elements(plans, p) for unit in parts)
     live = np.minimum(whole, habit("live_elements", plans.engine))
@@ -131,59 +151,62 @@ def _moments(
         left = np.where(static, whole, np.maximum(whole - released, 0.0))
         return np.select([replicated, in_node], [2.0 * left, kept_bytes * left / whole], shards)
 
-    def moment(**held: Array) -> dict[str, Array]:
+    def moment(**parts: Array) -> dict[str, Array]:
         names = ("parameters", "gradients", "activations", "workspace", "gathered", "quantised", "logits")
-        return {name: held.get(name, nothing) for name in names}
+        return {name: parts.get(name, nothing) for name in names}
 
     in_flight_gradients = reduced & ~static
-    reduction = in_flight_gradients * width * layer
+    # Where the reduction waits for the last backward, a layer's 16-bit gradient grows as what it works in shrinks.
+    late = pipeline & (plans.gradient_shard == 1) & ~static
+    growing = np.maximum(2.0 * layer - held.workspace, 0.0)
+    reduction = np.where(late, growing, in_flight_gradients * width * layer)
+    last_unit = np.where(late, np.maximum(root, layer), root)
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
     return [
         moment(
             parameters=copies(np.where(sharded, root, 0.0)),
             gradients=np.where(accumulates, gradients, 0.0),
-            activations=activations,
+            activations=held.layers + held.results,
             gathered=gathered(root),
-            logits=logits,
+            logits=held.logits,
         ),
         moment(
             parameters=copies(np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept, 0.0, layer))),
             gradients=np.where(accumulates, gradients, gradients * share_of_layer),
-            activations=activations - one_layer,
-            workspace=workspace,
+            activations=held.layers + held.results - held.one_layer,
+            workspace=held.workspace,
             gathered=gathered(root + layer * (1 + plans.prefetch)) + reduction + head,
             quantised=payloads,
         ),
         moment(
             parameters=copies(np.where(accumulates & in_node, root + layer, whole - root - layer)),
             gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
-            activations=one_layer * in_flight,
-            workspace=workspace,
+            activations=held.one_layer * held.in_flight,
+            workspace=held.workspace,
             gathered=gathered(root + layer) + reduction + head,
         ),
         moment(
-            parameters=copies(np.where(sharded, whole, whole - root)),
+            parameters=copies(np.where(sharded, whole, np.where(pipeline, last_unit, whole - root))),
             gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
-            gathered=in_flight_gradients * (width + np.maximum(2.0, width / g)) * root,
+            gathered=in_flight_gradients * (width + np.where(late, width / o, np.maximum(2.0, width / g))) * last_unit,
         ),
     ]
 
 
-def micro_batches_in_flight(plans: Plans) -> Array:
-    """Micro-batches whose activations the first stage holds at once, in units of a whole stage's layers.
+def micro_batches_in_flight(plans: Plans, stage: int = 0) -> Array:
+    """Micro-batches whose activations a stage holds at once, in units of a whole stage's layers.
 
-    1F1B: min(p, m). GPipe: m. Interleaved: p (1 + (p-1)/(p v)) (arXiv:2205.05198, section 4.2.3).
-    Zero bubble (ZB-H1): as 1F1B.
+    1F1B: min(p - stage, m). GPipe: m. Interleaved: p (1 + (p-1)/(p v)) (arXiv:2205.05198, section 4.2.3), the first
+    stage's. Zero bubble (ZB-H1): as 1F1B.
     """
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
-    one_f_one_b = np.minimum(p, m).astype(np.float64)
+    one_f_one_b = np.minimum(p - stage, m).astype(np.float64)
     interleaved = np.minimum(p * (1 + (p - 1) / (p * v)), m)
     flight = np.select([plans.has(schedule="gpipe"), plans.has(schedule="interleaved")], [m, interleaved], one_f_one_b)
     return np.where(p == 1, 1.0, flight)
 
 
-def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int) -> tuple[Array, Array, Array, Array]:
-    """Activations kept by layers, what one layer's backward works in, the logits, and micro-batches in flight."""
+def _activations(model: Model, operations: Sequence[Operation], plans: Plans, stage: int | None) -> _Activations:
     layers, head = plans.zeros, plans.zeros
     workspace: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
     for operation in operations:
@@ -193,17 +216,39 @@ def _activations(operations: Sequence[Operation], plans: Plans, num_layers: int)
             workspace[kind] = workspace[kind] + (operation.count > 0) * operation.workspace_bytes
         else:
             head = head + operation.count * operation.saved_bytes
-    fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
-    last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
-    in_flight = micro_batches_in_flight(plans)
-    head_on_first = np.where(plans.pp == 1, head, 0.0)
-    last_is_worse = layers * last_share + head > layers * in_flight + head_on_first
-    return (
-        np.where(last_is_worse, layers * last_share, layers * in_flight),
-        largest(workspace.values()),
-        np.where(last_is_worse, head, head_on_first),
-        np.where(last_is_worse, last_share, in_flight),
+    working = largest(workspace.values())
+    number = _sum(layers_by_kind(model, plans, stage).values())
+    in_flight = micro_batches_in_flight(plans, stage or 0)
+    load = Workload(plans, model.hidden, plans.num_gpus)
+    one = plans.zeros + 1
+    # A stage keeps its results until their gradients have come, the last one the logits of one micro-batch.
+    # Engines with buffers of their own let go of them.
+    keeps = ~has_habit("static_buffers", plans.engine)
+    outputs = keeps * (in_flight + 1) * load.residual_bytes
+    logits = keeps * 2.0 * load.tokens * model.vocab_size / plans.tp
+    if stage is None:
+        last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
+        on_last = logits + np.maximum(head, working + _head_gradient_bytes(model, plans))
+        last_is_worse = layers * last_share + on_last > layers * in_flight + outputs + working
+        flight = np.where(last_is_worse, last_share, in_flight)
+        is_last = last_is_worse | (plans.pp == 1)
+        flight = np.where(plans.pp == 1, one, flight)
+    else:
+        is_last = stage == plans.pp - 1
+        flight = in_flight
+    return _Activations(
+        layers=layers * flight,
+        one_layer=layers / number,
+        workspace=working,
+        logits=np.where(is_last, head, 0.0),
+        results=np.where(plans.pp > 1, np.where(is_last, logits, outputs), 0.0),
+        in_flight=flight,
+        is_last=is_last,
     )
+
+
+def _head_gradient_bytes(model: Model, plans: Plans) -> Array:
+    return np.asarray(2.0 * model.vocab_size * model.hidden / plans.tp)
 
 
 def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array]:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from flopcast.errors import InputError
@@ -85,7 +86,7 @@ class Block(Protocol):
 class Model:
     """A decoder-only language model.
 
-    ``context`` is the sequence length it was published with; ``layers`` holds one block per layer, in order.
+    ``context`` is the sequence length of most of its pre-training; ``layers`` holds one block per layer, in order.
     ``num_positions`` rows of learned positions exist only where ``positions`` is "learned".
     """
 
@@ -119,12 +120,12 @@ class Model:
         """Layers, the embedding and the head not counted."""
         return len(self.layers)
 
-    @property
+    @cached_property
     def kinds(self) -> dict[Block, int]:
         """How many layers of each kind of block, in order of first appearance."""
         return dict(Counter(self.layers))
 
-    @property
+    @cached_property
     def kind_names(self) -> dict[Block, str]:
         """A name for each kind of layer: the block's own, numbered from the second of that name on."""
         names: dict[Block, str] = {}

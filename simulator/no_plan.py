@@ -13,13 +13,17 @@ from flopcast.simulator.space import MIN_TOKENS_PER_RANK, Space
 COUNTS_TRIED = 64
 # Plans forecast at once while looking for one that fits.
 CHUNK = 50_000
-MULTIPLES = (2, 4, 8, 16, 32)
+MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
 
 
 def why_empty(space: Space) -> str:
     """The constraint that left no plan, and the nearest GPU count that has one."""
     nearest = nearest_legal(space)
-    mend = f"the nearest number of GPUs with a legal plan is {nearest}" if nearest else "other --fix values are needed"
+    mend = (
+        f"the nearest number of GPUs with a legal plan is {nearest:,}"
+        if nearest
+        else "no number of GPUs nearby has one either, so change what is fixed or the global batch"
+    )
     return f"{space.model.name} on {space.num_gpus} GPUs has no legal plan: {_constraint(space)}; {mend}"
 
 
@@ -40,13 +44,19 @@ def too_large(space: Space, smallest: Row, num_plans: int) -> str:
     """How much memory the smallest plan lacks, and what would make room."""
     limit = space.cluster.gpu.memory_bytes
     plan = smallest.plan
-    return (
-        f"{space.model.name} fits {space.num_gpus} x {space.cluster.gpu.name} under none of {num_plans:,} plans: the "
-        f"smallest ({smallest.strategy}, tp {plan['tp']}, cp {plan['cp']}, pp {plan['pp']}, ep {plan['ep']}, "
-        f"micro-batch {plan['micro_batch']}, recompute {plan['recompute']}) needs "
-        f"{smallest.memory_bytes / 1e9:.1f} GB per GPU, "
-        f"{(smallest.memory_bytes - limit) / 1e9:.1f} GB more than there is; {_mend(space)}"
+    degrees = [f"{name} {plan[name]}" for name in ("tp", "cp", "pp", "ep") if plan[name] > 1]
+    smallest_words = ", ".join(
+        [smallest.strategy, *degrees, f"micro-batch {plan['micro_batch']}", f"recompute {plan['recompute']}"]
     )
+    return (
+        f"{space.model.name} fits {space.num_gpus:,} x {space.cluster.gpu.name} under none of {num_plans:,} plans: the "
+        f"smallest ({smallest_words}) needs {_gigabytes(smallest.memory_bytes)} GB per GPU, "
+        f"{_gigabytes(smallest.memory_bytes - limit)} GB more than the {_gigabytes(limit)} there are; {_mend(space)}"
+    )
+
+
+def _gigabytes(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:,.0f}" if size_bytes >= 100e9 else f"{size_bytes / 1e9:.1f}"
 
 
 def _mend(space: Space) -> str:
@@ -62,7 +72,7 @@ def _mend(space: Space) -> str:
         except InputError:
             break
         if _fits(more):
-            return f"{more.num_gpus} GPUs would hold it"
+            return f"{more.num_gpus:,} GPUs would hold it"
     return "GPUs with more memory, a shorter sequence or a smaller model would help"
 
 
@@ -89,6 +99,8 @@ def _constraint(space: Space) -> str:
         return (
             f"pp={_listed(tried)} does not divide {gpus} GPUs or exceeds the {model.num_layers} layers of {model.name}"
         )
+    if not space.expert_sizes and not model.num_experts:
+        return f"{model.name} has no experts, so ep is 1"
     if not space.expert_sizes:
         return f"ep={_listed(space.tried('ep', [1]))} does not divide the {model.num_experts} experts of {model.name}"
     if not space.layouts:

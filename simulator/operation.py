@@ -20,13 +20,17 @@ Purpose = Literal["tensor", "context", "expert", "pipeline", "gather", "reduce",
 
 @dataclass(frozen=True)
 class Gemm:
-    """A matrix product of (m, k) by (k, n): 2 m n k FLOPs; ``number`` of them in one kernel (grouped, batched)."""
+    """A matrix product of (m, k) by (k, n): 2 m n k FLOPs; ``number`` of them in one kernel (grouped, batched).
+
+    ``of_weights``: its result is the gradient of a weight.
+    """
 
     m: Array
     n: Array
     k: Array
     fp8: NDArray[np.bool_]
     number: Array | float = 1.0
+    of_weights: bool = False
 
     @property
     def flop(self) -> Array:
@@ -108,6 +112,14 @@ class Operation:
     work: Work
     saved_bytes: Array
     workspace_bytes: Array
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether it belongs to what zero bubble puts off of a backward pass: no other stage waits for it."""
+        work = self.work
+        if isinstance(work, Collective):
+            return work.purpose == "reduce"
+        return (isinstance(work, Gemm) and work.of_weights) or self.name.endswith(".accumulate")
 
     def times(self, grad_accum: NDArray[np.int64]) -> Array:
         """Occurrences in one optimizer step of ``grad_accum`` micro-batches."""

@@ -1,6 +1,6 @@
 """What happens in one training step: one list of operations for a representative rank, whatever the plan."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,10 +14,11 @@ from flopcast.simulator import placement
 from flopcast.simulator.blocks.computation import (
     Computation,
     Workload,
+    embedding_exit,
+    head_entry,
     linear,
     pointwise,
     shared_loss,
-    tensor_parallel,
 )
 from flopcast.simulator.engines import habit
 from flopcast.simulator.model import Model
@@ -36,7 +37,7 @@ from flopcast.simulator.operation import (
 )
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.recompute import checkpoint, expand, selectively
-from flopcast.simulator.sharding import Unit, units
+from flopcast.simulator.sharding import Unit, layers_by_kind, units
 
 # Cross-entropy, bytes per logit: eager upcasts to fp32 and passes over it several times; compiled fuses the passes.
 LOSS_FUSED, LOSS_EAGER = (Pass(4, 2), Pass(6, 2)), (Pass(14, 4), Pass(18, 4))
@@ -48,18 +49,19 @@ CLIP_BYTES_PER_PARAMETER = 8
 GATHER_KERNELS = 3.0
 
 
-def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]) -> list[Operation]:
+def step_operations(
+    model: Model, plans: Plans, gpus_per_node: NDArray[np.int64], stage: int | None = None
+) -> list[Operation]:
     """Every operation of one optimizer step of ``model`` under each of the N plans, on nodes of G GPUs.
 
     The rank stands on the pipeline stage with most layers; what the first and the last stage have besides (section
-    "embedding", "head") is listed once and given to its stage by the readings.
+    "embedding", "head") is listed once and given to its stage by the readings. With ``stage``, counted from 0, the list
+    is exactly that stage's.
     """
     load = Workload(plans, model.hidden, gpus_per_node)
-    stage_layers = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
     operations: list[Operation] = []
     names = model.kind_names
-    for block, number in model.kinds.items():
-        count = number * stage_layers / model.num_layers
+    for block, count in layers_by_kind(model, plans, stage).items():
         operations.append(checkpoint(f"{names[block]}.checkpoint", load, count))
         num_products = 0
         for piece in block.computations(load):
@@ -67,14 +69,18 @@ def step_operations(model: Model, plans: Plans, gpus_per_node: NDArray[np.int64]
             kept = selectively(piece, plans, num_products % 2 == 1)
             operations += expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans, kept)
     for section, piece in _vocabulary(model, load):
-        operations += expand(f"{section}.{piece.name}", section, piece, plans.zeros + 1, plans)
-    for unit in units(model, plans, stage_layers):
+        here = plans.zeros + 1
+        if stage is not None:
+            here = here * (stage == (0 if section == "embedding" else plans.pp - 1))
+        operations += expand(f"{section}.{piece.name}", section, piece, here, plans)
+    parts = units(model, plans, stage)
+    for unit in parts:
         operations += _gathers(unit, plans, gpus_per_node)
         operations += _reductions(unit, plans, gpus_per_node)
         operations += _update(unit, plans)
-    operations += _shared_gradients(model, plans, gpus_per_node, stage_layers)
+    operations += _shared_gradients(parts, plans, gpus_per_node)
+    operations += _pipeline(load, stage)
     operations += _gradient_norm(plans, gpus_per_node)
-    operations += _pipeline(load)
     return [operation for operation in operations if np.any(operation.count)]
 
 
@@ -94,10 +100,11 @@ def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation
         pointwise("norm", elements, fused, norm_forward, norm_backward, load.residual_bytes),
         linear(load, "logits", model.hidden, vocabulary, load.residual_bytes, model.head_bias),
         pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * logit_bytes),
-        *tensor_parallel(load, "tensor_parallel"),
+        *head_entry(load),
         *shared_loss(load),
     ]
-    return [("embedding", embedding), *(("head", piece) for piece in head)]
+    lookup = [embedding, *embedding_exit(load)]
+    return [*(("embedding", piece) for piece in lookup), *(("head", piece) for piece in head)]
 
 
 def _gathers(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
@@ -234,12 +241,10 @@ def _slices(unit: Unit, plans: Plans) -> Operation:
     return Operation(f"{unit.name}.slices", "state", "step", "step", count, nothing, copies, nothing, nothing)
 
 
-def _shared_gradients(
-    model: Model, plans: Plans, gpus_per_node: NDArray[np.int64], stage_layers: NDArray[np.int64]
-) -> Iterator[Operation]:
+def _shared_gradients(parts: Sequence[Unit], plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
     """Gradients of which each tensor-parallel rank computed a share: one fp32 all-reduce after the last backward."""
     bytes_ = plans.zeros
-    for unit in units(model, plans, stage_layers):
+    for unit in parts:
         bytes_ = bytes_ + 4.0 * unit.count * unit.shared_gradient_elements(plans)
     group = placement.group(plans.tp, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
     work = Collective("all_reduce", bytes_, group, "tp", "norm")
@@ -255,14 +260,22 @@ def _gradient_norm(plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[O
     yield Operation("gradient_norm", "state", "step", "step", ones, ones, work, 0 * ones, 0 * ones)
 
 
-def _pipeline(load: Workload) -> Iterator[Operation]:
-    """Activations to the next stage forward, their gradients to the previous one backward, once per model chunk."""
+def _pipeline(load: Workload, stage: int | None) -> Iterator[Operation]:
+    """Activations to the next stage forward, their gradients to the previous one backward, once per model chunk.
+
+    Without ``stage`` both, as a stage between two others sends them. The last stage tells the others the loss.
+    """
     plans = load.plans
     group = placement.group(np.full_like(plans.pp, 2), plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
     purpose: Purpose = "pipeline"
     work: Work = Collective("point_to_point", load.residual_bytes, group, "pp", purpose)
     count = np.asarray(plans.virtual_pp * (plans.pp > 1), dtype=np.float64)
     phases: tuple[Phase, Phase] = ("forward", "backward")
+    nothing = plans.zeros
     for phase in phases:
-        nothing = plans.zeros
-        yield Operation("pipeline.send", "layer", phase, "every", count, nothing + 2.0, work, nothing, nothing)
+        sends = count if stage is None else count * (stage != (plans.pp - 1 if phase == "forward" else 0))
+        yield Operation("pipeline.send", "layer", phase, "every", sends, nothing + 2.0, work, nothing, nothing)
+    stages = placement.group(plans.pp, plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
+    loss = Collective("broadcast", nothing + 4, stages, "pp", "norm")
+    told = np.asarray(plans.pp > 1, dtype=np.float64)
+    yield Operation("pipeline.loss", "state", "step", "step", told, told, loss, nothing, nothing)

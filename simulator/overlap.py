@@ -1,10 +1,13 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array
+from flopcast.simulator.plan import Plans
 
 
 class Compute:
@@ -20,27 +23,46 @@ class Compute:
 class Links:
     """Seconds of collectives that may be hidden, apart by the links they keep busy, which work side by side.
 
-    ``end_inside``, ``end_between``: those of one layer and of the root, which open a forward or close a backward.
+    ``end_inside``, ``end_between``: those of one layer and of the root, which open a forward or close a backward;
+    ``root``: those of the root among them, which a pass through several model chunks has once.
     """
 
     def __init__(self, zeros: Array) -> None:
         self.any = False
-        self.inside = self.between = self.end_inside = self.end_between = zeros
+        self.inside = self.between = self.end_inside = self.end_between = self.root = zeros
 
     def add(self, time: Array, count: Array, crosses_nodes: NDArray[np.bool_]) -> None:
-        """``count`` collectives of ``time`` seconds each, over the network or within a node."""
+        """``count`` collectives of ``time`` seconds each, over the network or within a node; one stands at an end."""
         self.any = True
-        end = np.where(count > 0, np.minimum(time, time * count), 0.0)
-        self.between = self.between + np.where(crosses_nodes, time * count, 0.0)
-        self.inside = self.inside + np.where(crosses_nodes, 0.0, time * count)
+        whole = time * count
+        end = np.where(count > 0, np.minimum(time, whole), 0.0)
+        self.between = self.between + np.where(crosses_nodes, whole, 0.0)
+        self.inside = self.inside + np.where(crosses_nodes, 0.0, whole)
         self.end_between = self.end_between + np.where(crosses_nodes, end, 0.0)
         self.end_inside = self.end_inside + np.where(crosses_nodes, 0.0, end)
 
     def __add__(self, other: "Links") -> "Links":
+        if not (self.any and other.any):
+            return self if self.any else other
         links = Links(self.inside)
-        links.any = self.any or other.any
-        for name in ("inside", "between", "end_inside", "end_between"):
+        links.any = True
+        for name in ("inside", "between", "end_inside", "end_between", "root"):
             setattr(links, name, getattr(self, name) + getattr(other, name))
+        return links
+
+    def of_layers(self, share: Array | float, at_end: NDArray[np.bool_] | bool = True) -> "Links":
+        """A share of them, whose ends are the pass's where ``at_end``."""
+        if not self.any:
+            return self
+        links = Links(self.inside * share)
+        links.any, links.between, links.root = True, self.between * share, 0.0 * links.inside
+        links.end_inside, links.end_between = self.end_inside * at_end, self.end_between * at_end
+        return links
+
+    def of_root(self, at_end: NDArray[np.bool_]) -> "Links":
+        """The same as the root's."""
+        links = self.of_layers(1.0, at_end)
+        links.root = links.end_inside + links.end_between
         return links
 
     @property
@@ -48,28 +70,172 @@ class Links:
         """Seconds where nothing else runs and one follows the other."""
         return self.inside + self.between
 
-    def exposed(self, compute: Compute, prefetch: NDArray[np.int64], constants: Constants) -> Array:
-        """What of them the computation beside them does not hide.
 
-        E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what
-        goes on beside the computation T has the share s of NVLink or the network that the step leaves it, what is
-        left over has all of it. Without prefetch nothing is hidden, and with it no more is exposed than without.
-        """
-        alone = self.alone
-        if not self.any or not np.any(prefetch > 0):
-            return alone
-        inside, between = self._hidden
-        left = np.maximum(inside - compute.nvlink, between - compute.network)
-        ends = self.end_inside + self.end_between
-        overlapped = np.maximum(left, 0.0) + self.contention(compute, constants) + ends
-        return np.where(prefetch > 0, np.minimum(overlapped, alone), alone)
+class Overlap:
+    """Collectives beside the computation of one pass.
 
-    def contention(self, compute: Compute, constants: Constants) -> Array:
-        """What running beside them costs the computation: leak min(C / s, T)."""
-        inside, between = self._hidden
+    E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what goes on beside
+    the computation T has the share s of NVLink or the network that the step leaves it, what is left over has all of
+    it. Without prefetch nothing is hidden, and with it no more is exposed than without.
+    """
+
+    def __init__(self, links: Links, compute: Compute, prefetch: NDArray[np.int64], constants: Constants) -> None:
+        self.alone = self.contention = links.alone
+        self._any = links.any
+        if not links.any:
+            return
+        inside = np.maximum(links.inside - links.end_inside, 0.0)
+        between = np.maximum(links.between - links.end_between, 0.0)
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
-        return np.minimum(constants.overlap_leak * beside, compute.leak)
+        self._beside, self._most = constants.overlap_leak * beside, compute.leak
+        self.contention = np.minimum(self._beside, self._most)
+        self._left = np.maximum(inside - compute.nvlink, between - compute.network)
+        self._ends, self._root = links.end_inside + links.end_between, links.root
+        # Without prefetch the smaller of this and what they take alone is the latter.
+        self._unhidden = np.where(prefetch > 0, 0.0, np.inf)
+        self._links, self._constants = links, constants
+
+    def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+        """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
+        if not self._any:
+            return self.alone
+        ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
+        overlapped = np.maximum(self._left + self._ends + self._unhidden, ends) + self.slowed(num_passes)
+        return np.asarray(np.minimum(overlapped, self.alone))
+
+    def slowed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+        """What the computation loses to them: of several passes, the ends of each have none beside them to slow."""
+        if not self._any or isinstance(num_passes, int):
+            return self.contention
+        links, constants = self._links, self._constants
+        ends = links.end_inside / constants.nvlink_share + links.end_between / constants.network_share
+        leak_of_ends = constants.overlap_leak * ends
+        return np.minimum(np.maximum(self._beside - (num_passes - 1) * leak_of_ends, 0.0), self._most)
+
+    def within(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
+        """The same as :meth:`exposed` where what opens a pass falls into a wait before it."""
+        if not self._any:
+            return self.alone
+        left = self._left if isinstance(num_passes, int) else self._left - (num_passes - 1) * self._ends
+        return np.asarray(np.minimum(np.maximum(left, 0.0) + self._unhidden + self.slowed(num_passes), self.alone))
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Seconds that a stage waits for gathers and reductions in one pass: in the first forward, in any other, and so on.
+
+    ``apart``: the reductions are those of zero bubble's pass of weight gradients.
+    """
+
+    first: Array
+    later: Array
+    backward: Array
+    reduce: Array
+    reduce_last: Array
+    apart: bool
+
+
+@dataclass(frozen=True)
+class Passing:
+    """Seconds that gathers and reductions hold up a micro-batch on its way through a stage that waits for it.
+
+    ``first``: the step's first on its way forward; ``later``: any other; ``back``: backward; ``last``: the step's last,
+    backward. The way back is slowed by the reductions beside it, or waits for them where nothing overlaps.
+    """
+
+    first: Array
+    later: Array
+    back: Array
+    last: Array
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A stage's gathers in the first forward, another one and a backward; its reductions, and those in the last."""
+
+    first: Links
+    later: Links
+    backward: Links
+    reduce: Links
+    reduce_last: Links
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The computation beside a stage's gathers and reductions.
+
+    ``inputs`` runs beside the backward gathers and ``weight`` beside the reductions; but for zero bubble they are the
+    same backward pass, whose gathers and reductions then run side by side.
+    """
+
+    forward: Compute
+    inputs: Compute
+    weight: Compute
 
     @property
-    def _hidden(self) -> tuple[Array, Array]:
-        return np.maximum(self.inside - self.end_inside, 0.0), np.maximum(self.between - self.end_between, 0.0)
+    def apart(self) -> bool:
+        """Whether the gradients of the weights have a pass of their own."""
+        return self.weight is not self.inputs
+
+
+class Communication:
+    """A stage's gathers and reductions beside its computation."""
+
+    def __init__(self, traffic: Traffic, passes: Passes, plans: Plans, constants: Constants) -> None:
+        self._apart = passes.apart
+        # Parameters that stay gathered are there before the micro-batch is.
+        self._sharded = plans.parameter_shard > 1
+        self._prefetch = plans.prefetch > 0
+
+        known: dict[tuple[int, int], Overlap] = {}
+
+        def overlap(links: Links, compute: Compute, prefetch: NDArray[np.int64] = plans.prefetch) -> Overlap:
+            key = (id(links), id(compute))
+            if key not in known:
+                known[key] = Overlap(links, compute, prefetch, constants)
+            return known[key]
+
+        # What only the update has changed may have to be there before anything starts.
+        opening = np.where(plans.overlap_update | self._sharded, plans.prefetch, 0)
+
+        backward = traffic.backward
+        self._first = overlap(traffic.first, passes.forward, opening)
+        self._later = overlap(traffic.later, passes.forward)
+        self._backward = overlap(backward, passes.inputs)
+        self._reductions = self._all = overlap(traffic.reduce, passes.weight)
+        self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)
+        if not passes.apart:
+            both = backward + traffic.reduce
+            last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
+            self._all, self._all_last = overlap(both, passes.inputs), overlap(last, passes.inputs)
+
+    def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
+        """What the stage itself waits for in a pass of so many model chunks."""
+        backward, reduce, last = (o.exposed(num_chunks) for o in (self._backward, self._all, self._all_last))
+        if not self._apart:
+            reduce, last = reduce - backward, last - backward
+        first, later = self._first.exposed(num_chunks), self._later.exposed(num_chunks)
+        return Waits(first, later, backward, reduce, last, self._apart)
+
+    def passing(self, num_chunks: NDArray[np.int64] | int) -> Passing:
+        """What holds up a micro-batch on its way through the stage, when that waits for it."""
+        slowed = last = np.where(self._prefetch, self._reductions.slowed(num_chunks), 0.0)
+        if self._reductions_last is not self._reductions:
+            last = np.where(self._prefetch, self._reductions_last.slowed(num_chunks), 0.0)
+        if not np.any(self._sharded):
+            none = 0.0 * self._later.alone
+            return Passing(none, none, none, none) if self._apart else Passing(none, none, slowed, last)
+        first, later, back = (
+            self._if_sharded(overlap.within(num_chunks), 0.0) for overlap in (self._first, self._later, self._backward)
+        )
+        if self._apart:
+            return Passing(first, later, back, back)
+        # The next layer waits for the first reduction of the one before it, not for what follows in the last backward.
+        reduce = self._if_sharded(self._all.within(num_chunks), slowed)
+        if self._reductions_last is self._reductions:
+            return Passing(first, later, reduce, reduce)
+        alone = self._if_sharded(self._reductions_last.alone - self._reductions.alone, 0.0)
+        return Passing(first, later, reduce, reduce + np.where(self._prefetch, last - slowed, alone))
+
+    def _if_sharded(self, held_up: Array, else_: Array | float) -> Array:
+        return held_up if np.all(self._sharded) else np.where(self._sharded, held_up, else_)

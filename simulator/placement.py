@@ -24,6 +24,13 @@ def layers_of_fullest_stage(num_layers: int | IntArray, pp: IntArray) -> IntArra
     return np.asarray(-(-num_layers // pp))
 
 
+def stage_layers(num_layers: int, num_stages: int, stage: int) -> range:
+    """The layers of a stage, dealt out evenly, the first stages one more where they do not divide."""
+    each, more = divmod(num_layers, num_stages)
+    first = stage * each + min(stage, more)
+    return range(first, first + each + (stage < more))
+
+
 def layers_of_last_stage(num_layers: int | IntArray, pp: IntArray) -> IntArray:
     """Layers of the last stage: one fewer than the fullest where L does not divide by pp, for it also has the head."""
     fullest = layers_of_fullest_stage(num_layers, pp)

@@ -11,8 +11,8 @@ from flopcast.simulator.operation import Array
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.region import SHARDING
 
-# What tells one placement from another, with the strategy; everything else about it is chosen by the search.
-PLACEMENT = ("tp", "cp", "pp", "ep")
+# The fastest plan is sought on GPUs of at most so many times the memory: with more than that none is to be had.
+MORE_MEMORY = 2.0
 # Intervals of memory with a least time each, by which nearly all plans are seen not to be on the front.
 INTERVALS = 4096
 MOST_CANDIDATES = 20_000
@@ -53,6 +53,10 @@ class Candidates:
         """Bytes per GPU of each."""
         return np.concatenate([np.empty(0), *self._memory_bytes])
 
+    def column(self, name: str) -> NDArray[np.int64]:
+        """One field of each."""
+        return np.concatenate([getattr(plans, name) for plans in self._plans])
+
     def plans(self, order: Sequence[int] | NDArray[np.int64]) -> Plans:
         """Those plans, in that order."""
         names = [field.name for field in fields(Plan)]
@@ -60,7 +64,10 @@ class Candidates:
 
 
 class Ranking:
-    """The best of the legal plans seen so far on GPUs of ``limit_bytes``, by time or by memory."""
+    """The best of the legal plans seen so far within ``limit_bytes`` per GPU, by time or by memory.
+
+    ``fastest`` is sought within :data:`MORE_MEMORY` times that, ``smallest`` without limit.
+    """
 
     def __init__(self, limit_bytes: float, by_memory: bool) -> None:
         self._limit_bytes, self._by_memory = limit_bytes, by_memory
@@ -74,9 +81,11 @@ class Ranking:
         self.num_plans += int(np.count_nonzero(legal))
         num_fitting = int(np.count_nonzero(fits))
         self.num_fitting += num_fitting
-        for of, values in ((self.fastest, step_s), (self.smallest, memory_bytes)):
-            least = np.where(legal, values, np.inf).argmin()
-            of.add(plans, np.array([least]), step_s, memory_bytes)
+        within = legal & (memory_bytes <= MORE_MEMORY * self._limit_bytes)
+        for of, where, values in ((self.fastest, within, step_s), (self.smallest, legal, memory_bytes)):
+            least = np.where(where, values, np.inf).argmin()
+            if where.flat[least]:
+                of.add(plans, np.array([least]), step_s, memory_bytes)
         if num_fitting:
             self._add_best(plans, fits, step_s, memory_bytes)
             self._add_front(plans, fits, step_s, memory_bytes)
@@ -103,20 +112,38 @@ class Ranking:
         np.minimum.at(lower, interval.ravel()[ahead] + 1, step_s.ravel()[ahead])
         self._least_s = np.minimum(self._least_s, np.minimum.accumulate(lower)[:INTERVALS])
 
+    @property
+    def least_bytes(self) -> float:
+        """Memory of the plan that needs least, whether it fits or not."""
+        return float(self.smallest.memory_bytes.min(initial=np.inf))
+
     def best_of_placements(self) -> Plans:
         """The best plan of each placement, the best placement first."""
-        places = self._best_places()
-        return self.best.plans(places)
+        return self.best.plans(self._best_places())
+
+    def best_in_full_precision(self) -> Plans | None:
+        """The best plan that reduces gradients in 32 bits and gathers parameters in 16, alone; None if none does."""
+        exact = (self.best.column("gradient_bits") == 32) & (self.best.column("gather_bits") == 16)
+        order = self._order()
+        places = order[exact[order]]
+        return self.best.plans(places[:1]) if places.size else None
 
     def front_plans(self) -> Plans:
         """The plans that no other beats in both time and memory, the fastest first."""
         return self.front.plans(on_front(self.front.step_s, self.front.memory_bytes))
 
-    def _best_places(self) -> NDArray[np.int64]:
+    def _order(self) -> NDArray[np.int64]:
         first, second = self.best.step_s, self.best.memory_bytes
-        order = np.lexsort((first, second) if self._by_memory else (second, first))
+        return np.lexsort((first, second) if self._by_memory else (second, first))
+
+    def _best_places(self, *also: str) -> NDArray[np.int64]:
+        """The best of each placement, told apart by the columns ``also`` as well."""
+        order = self._order()
         plans = self.best.plans(order)
-        columns = zip(*(getattr(plans, name).tolist() for name in PLACEMENT), plans.strategy, strict=True)
+        # Sequences split over cp ranks where whole ones could be dealt out are a slower way to do that.
+        split = plans.cp // np.gcd(plans.cp, plans.micro_batch)
+        told_apart = (plans.tp, split, plans.pp, plans.ep, *(getattr(plans, name) for name in also))
+        columns = zip(*(column.tolist() for column in told_apart), plans.strategy, strict=True)
         seen: dict[tuple[object, ...], int] = {}
         for place, (*layout, strategy) in zip(order, columns, strict=True):
             # hsdp is one strategy, whatever number of nodes it spans.
@@ -126,7 +153,7 @@ class Ranking:
     def _forget(self) -> None:
         """Drop what has been overtaken, once it is much."""
         if len(self.best) > MOST_CANDIDATES:
-            self.best.keep(self._best_places())
+            self.best.keep(self._best_places("gradient_bits"))
         if len(self.front) > MOST_CANDIDATES:
             self.front.keep(on_front(self.front.step_s, self.front.memory_bytes))
 

@@ -44,9 +44,11 @@ def expand(
         saved = np.select([full, selective], [nothing, kept], whole)
         again = count * ((full & piece.recomputed) | (selective & redone))
     forward_kernels = nothing + piece.forward_kernels
-    yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, saved, whole - saved)
-    if kept_selectively is not None:
-        yield Operation(name, section, "recompute", "every", again, forward_kernels, piece.forward, nothing, nothing)
+    if piece.forward is not None:
+        yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, saved, whole - saved)
+        if kept_selectively is not None:
+            redone_work = (again, forward_kernels, piece.forward, nothing, nothing)
+            yield Operation(name, section, "recompute", "every", *redone_work)
     for index, work in enumerate(piece.backward):
         kernels = nothing + piece.backward_kernels / len(piece.backward)
         suffix = f".{index + 1}" if len(piece.backward) > 1 else ""

@@ -11,15 +11,20 @@ import numpy as np
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import USUAL_ATTENTION, checked_seq_len, default_tokens_per_gpu
+from flopcast.simulator.compare import (
+    MOST_GLOBAL_BATCH_TOKENS,
+    USUAL_ATTENTION,
+    checked_seq_len,
+    default_tokens_per_gpu,
+)
 from flopcast.simulator.fixed import checked
-from flopcast.simulator.forecast import Forecast, Row, forecast
+from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast
 from flopcast.simulator.model import Model
 from flopcast.simulator.no_plan import has_plan, too_large, why_empty
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.ranking import Ranking
 from flopcast.simulator.region import Region
-from flopcast.simulator.space import Space
+from flopcast.simulator.space import Space, divisors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +44,8 @@ CHUNK = 150_000
 class SearchRequest:
     """What to search: one or several GPU counts at one global batch; ``fixed`` gives fields of a plan values to try.
 
-    ``top``: how many placements a reader wants to see. None is left to the search.
+    ``memory_margin``: share of the GPU's memory that a plan leaves free. ``top``: how many placements a reader wants
+    to see. None is left to the search.
     """
 
     num_gpus: Sequence[int]
@@ -47,6 +53,7 @@ class SearchRequest:
     global_batch_tokens: int | None = None
     seq_len: int | None = None
     fixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    memory_margin: float = MEMORY_MARGIN
     top: int = 5
     convention: str = "causal"
 
@@ -55,17 +62,21 @@ class SearchRequest:
 class Found:
     """What the search found on one number of GPUs.
 
-    ``num_plans`` legal plans were forecast, of which ``num_fitting`` fit the GPU. ``best``: of every placement (tp, cp,
-    pp, ep and strategy) the best plan that fits, best first. ``front``: the plans that no other beats in both time and
-    memory, fastest first. ``fastest``: the fastest plan, whether it fits or not. ``complete``: not interrupted.
+    ``num_plans`` legal plans were forecast, of which ``num_fitting`` fit with ``memory_margin`` of the GPU's memory to
+    spare: what the request asks for, or 0 where no plan leaves that much. ``best``: of every placement (tp, cp, pp, ep
+    and strategy) the best plan that fits, best first. ``front``: the plans that no other beats in both time and memory,
+    fastest first. ``full_precision``: the best that reduces gradients in 32 bits and gathers parameters in 16, if any.
+    ``with_twice_the_memory``: the fastest plan on such GPUs. ``complete``: not interrupted.
     """
 
     num_gpus: int
     num_plans: int
     num_fitting: int
+    memory_margin: float
     best: Forecast
     front: Forecast
-    fastest: Row
+    full_precision: Row | None
+    with_twice_the_memory: Row
     complete: bool
 
     @cached_property
@@ -133,26 +144,22 @@ def search(
     started = time.perf_counter()
     spaces, left_out = _spaces(model, cluster, request)
     sizes = [sum(region.size for region in space.regions()) for space in spaces]
-    done = 0
     found: list[Found] = []
-    for space, size in zip(spaces, sizes, strict=True):
-        ranking = Ranking(cluster.gpu.memory_bytes, request.objective == "memory")
-        complete = True
-        try:
-            for region, after in _pieces(space):
-                cast = forecast(model, cluster, region.plans, request.convention)
-                shape = region.plans.shape
-                step_s, memory_bytes = (np.broadcast_to(a, shape) for a in (cast.step_s, cast.memory.total))
-                ranking.add(region.plans, region.legal, step_s, memory_bytes)
-                progress((done + after) / sum(sizes), sum(f.num_plans for f in found) + ranking.num_plans)
-        except KeyboardInterrupt:
-            if not (ranking.num_fitting or found):
-                raise
-            complete = False
-        done += size
+    for place, space in enumerate(spaces):
+        before, forecast_before = sum(sizes[:place]), sum(f.num_plans for f in found)
+
+        def heard(done: int, num_plans: int, before: int = before, forecast_before: int = forecast_before) -> None:
+            progress((before + done) / sum(sizes), forecast_before + num_plans)
+
+        for margin in (request.memory_margin, 0.0):
+            ranking, complete = _ranked(space, request, (1 - margin) * cluster.gpu.memory_bytes, heard)
+            if ranking.num_fitting or not complete or ranking.least_bytes > cluster.gpu.memory_bytes:
+                break
+        if not complete and not (ranking.num_fitting or found):
+            raise KeyboardInterrupt
         if ranking.num_fitting:
-            found.append(_found(space, request, ranking, complete))
-        else:
+            found.append(_found(space, request, ranking, margin, complete))
+        elif complete:
             left_out[space.num_gpus] = too_large(space, _smallest(space, request, ranking), ranking.num_plans)
         if not complete:
             break
@@ -170,12 +177,29 @@ def search(
     )
 
 
+def _ranked(
+    space: Space, request: SearchRequest, limit_bytes: float, heard: Callable[[int, int], None]
+) -> tuple[Ranking, bool]:
+    """The space's plans ranked within a limit of memory, and whether all were: a KeyboardInterrupt ends it early."""
+    ranking = Ranking(limit_bytes, request.objective == "memory")
+    try:
+        for region, done in _pieces(space):
+            cast = forecast(space.model, space.cluster, region.plans, request.convention)
+            shape = region.plans.shape
+            step_s, memory_bytes = (np.broadcast_to(a, shape) for a in (cast.step_s, cast.memory.total))
+            ranking.add(region.plans, region.legal, step_s, memory_bytes)
+            heard(done, ranking.num_plans)
+    except KeyboardInterrupt:
+        return ranking, False
+    return ranking, True
+
+
 def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[list[Space], dict[int, str]]:
     """A space for every GPU count that has a legal plan, and why the others have none."""
     _check(cluster, request)
     seq_len = checked_seq_len(model, request.seq_len)
     most = max(request.num_gpus)
-    tokens = request.global_batch_tokens or default_tokens_per_gpu(most, seq_len) * most
+    tokens = request.global_batch_tokens or default_batch_sequences(most, seq_len) * seq_len
     sequences, rest = divmod(tokens, seq_len)
     if rest or not sequences:
         step = math.lcm(*request.num_gpus)
@@ -198,6 +222,16 @@ def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[lis
     return spaces, left_out
 
 
+def default_batch_sequences(num_gpus: int, seq_len: int) -> int:
+    """Sequences per step where none are given: as :func:`compare` has them, less where that is more than 16 Mi tokens.
+
+    A whole share of the GPUs, then, for several of them work on one sequence (tp, cp, pp).
+    """
+    usual = default_tokens_per_gpu(num_gpus, seq_len) * num_gpus // seq_len
+    most = max(MOST_GLOBAL_BATCH_TOKENS // seq_len, 1)
+    return usual if usual <= most else max(share for share in divisors(num_gpus) if share <= most)
+
+
 def _check(cluster: Cluster, request: SearchRequest) -> None:
     if request.objective not in OBJECTIVES:
         raise InputError(f"--objective is '{request.objective}'; choose of {', '.join(OBJECTIVES)}")
@@ -213,6 +247,8 @@ def _check(cluster: Cluster, request: SearchRequest) -> None:
         raise InputError("--gpus is empty; give at least one number")
     for num_gpus in request.num_gpus:
         cluster.check_num_gpus(num_gpus)
+    if not 0 <= request.memory_margin < 1:
+        raise InputError(f"--memory-margin is {request.memory_margin}; give a share of the memory, e.g. 0.08")
     if request.top < 1:
         raise InputError(f"--top is {request.top}; ask for at least 1")
     if request.global_batch_tokens is not None and request.global_batch_tokens < 1:
@@ -233,17 +269,20 @@ def _smallest(space: Space, request: SearchRequest, ranking: Ranking) -> Row:
     return forecast(space.model, space.cluster, smallest, request.convention).rows()[0]
 
 
-def _found(space: Space, request: SearchRequest, ranking: Ranking, complete: bool) -> Found:
+def _found(space: Space, request: SearchRequest, ranking: Ranking, margin: float, complete: bool) -> Found:
     def cast(plans: Plans) -> Forecast:
         return forecast(space.model, space.cluster, plans, request.convention)
 
     fastest = ranking.fastest.plans([int(np.argmin(ranking.fastest.step_s))])
+    exact = ranking.best_in_full_precision()
     return Found(
         num_gpus=space.num_gpus,
         num_plans=ranking.num_plans,
         num_fitting=ranking.num_fitting,
+        memory_margin=margin,
         best=cast(ranking.best_of_placements()),
         front=cast(ranking.front_plans()),
-        fastest=cast(fastest).rows()[0],
+        full_precision=None if exact is None else cast(exact).rows()[0],
+        with_twice_the_memory=cast(fastest).rows()[0],
         complete=complete,
     )

@@ -1,5 +1,6 @@
 """How many elements and bytes a unit of parameters has on a rank, and travels as, under a plan: padding included."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.kernels.nf4.format import aligned, payload_bytes
-from flopcast.simulator.model import Model, ParameterTensor
+from flopcast.simulator import placement
+from flopcast.simulator.model import Block, Model, ParameterTensor
 from flopcast.simulator.operation import Array, Section
 from flopcast.simulator.plan import Plans
 
@@ -100,35 +102,47 @@ class Unit:
         return np.where(plans.gather_bits == 4, _total(parts), raw)
 
 
-def units(model: Model, plans: Plans, stage_layers: IntArray) -> list[Unit]:
+def layers_by_kind(model: Model, plans: Plans, stage: int | None) -> dict[Block, Array]:
+    """Layers of each kind on a stage, for a list of plans; without ``stage`` on the fullest, mixed as in the model."""
+    if stage is None:
+        share = placement.layers_of_fullest_stage(model.num_layers, plans.pp) / model.num_layers
+        return {block: number * share for block, number in model.kinds.items()}
+    held = [
+        Counter(model.layers[n] for n in placement.stage_layers(model.num_layers, int(pp), stage)) for pp in plans.pp
+    ]
+    return {block: np.array([float(counter[block]) for counter in held]) for block in model.kinds}
+
+
+def units(model: Model, plans: Plans, stage: int | None = None) -> list[Unit]:
     """One unit for each kind of layer, another for its experts, and the root: embedding, final norm, head.
 
-    In a pipeline the root is the larger of what the first and the last stage hold.
+    In a pipeline the root is what ``stage`` holds of it, or the larger of what the first and the last stage hold.
     """
-    share = stage_layers / model.num_layers
     names = model.kind_names
     layers = []
-    for block, number in model.kinds.items():
+    for block, number in layers_by_kind(model, plans, stage).items():
         tensors = block.tensors(model.hidden)
         by_all = tuple(t for t in tensors if t.num_experts == 1)
         experts = tuple(t for t in tensors if t.num_experts > 1)
-        layers.append(Unit(names[block], "layer", by_all, number * share, block.kv_heads_per_rank))
+        layers.append(Unit(names[block], "layer", by_all, number, block.kv_heads_per_rank))
         if experts:
             name = f"{names[block]}.experts"
-            layers.append(Unit(name, "layer", experts, number * share, block.kv_heads_per_rank, of_experts=True))
+            layers.append(Unit(name, "layer", experts, number, block.kv_heads_per_rank, of_experts=True))
     root = model.root_tensors()
     first = tuple(t for t in root if t.name.startswith(("embedding", "positions")))
     last = tuple(t for t in root if t not in first)
     if model.tied_embeddings:
         last = (*last, first[0])
-    larger = max((first, last), key=lambda part: sum(t.num_parameters for t in part))
     whole = (plans.pp == 1).astype(np.float64)
     none = model.layers[0].kv_heads_per_rank
-    return [
-        *layers,
-        Unit("root", "head", root, whole, none),
-        Unit("stage_root", "head", larger, 1 - whole, none),
-    ]
+    roots = [Unit("root", "head", root, whole, none)]
+    if stage is None:
+        larger = max((first, last), key=lambda part: sum(t.num_parameters for t in part))
+        roots += [Unit("stage_root", "head", larger, 1 - whole, none)]
+    else:
+        roots += [Unit("first_root", "embedding", first, (1 - whole) * (stage == 0), none)]
+        roots += [Unit("last_root", "head", last, (1 - whole) * (stage == plans.pp - 1), none)]
+    return [*layers, *roots]
 
 
 def _local_shape(

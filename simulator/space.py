@@ -252,7 +252,9 @@ class Space:
             # A single micro-batch passes through a pipeline in one way only, and is reduced once.
             "a schedule other than 1f1b has several micro-batches": several | plans.has(schedule="1f1b"),
             "a strategy is unlike the others: several ranks to shard over, several nodes for one in the node": apart,
-            "zero2 has several micro-batches": several | (plans.gradient_shard == 1) | (plans.parameter_shard > 1),
+            "zero2 is unlike zero1: several micro-batches, or gradients to be widened": (
+                several | (plans.gradient_bits == 32) | (plans.gradient_shard == 1) | (plans.parameter_shard > 1)
+            ),
         }
         for name in DERIVED:
             if name in self.values:

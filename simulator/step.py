@@ -1,26 +1,24 @@
 """The closed form: seconds of one optimizer step, from its operations, for all plans at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.simulator import placement
-from flopcast.simulator.broadcast import Sum
+from flopcast.simulator.broadcast import Sum, joined, only_axis
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Compute, Links
+from flopcast.simulator.overlap import Communication, Compute, Passes, Traffic, Waits
+from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
+from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds
 
 SERIAL = ("tensor", "context", "expert", "pipeline")
-# What remains of 1F1B's bubble: ZB-H1 leaves (p-1)(F + B - W) of (p-1)(F + B + W) (arXiv:2401.10241, table 1).
-ZERO_BUBBLE_SHARE = 1 / 3
-
-CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -67,25 +65,6 @@ class StepTime:
         return sum((part for name, part in self.parts.items() if name.endswith("_communication")), np.zeros(1))
 
 
-class _Pass:
-    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed."""
-
-    def __init__(self, zeros: Array) -> None:
-        self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
-
-
-class _Stage:
-    """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
-
-    def __init__(self, sections: Sequence[tuple[_Pass, Array]]) -> None:
-        self.causes = {
-            name: Sum(section.sums[name].total * share for section, share in sections).total
-            for name in (*CAUSES, "launch", "recompute")
-        }
-        self.device = Sum(self.causes[cause] for cause in CAUSES).total
-        self.busy = busy_seconds(self.device, self.causes["launch"])
-
-
 def step_time(
     operations: Sequence[Operation],
     plans: Plans,
@@ -100,9 +79,9 @@ def step_time(
     step = m t_slowest + (sum of stages - t_slowest) / v + once per step. ``num_layers`` is L of each plan's model.
     """
     zeros = plans.zeros
-    passes = {(s, p): _Pass(zeros) for s in ("layer", "embedding", "head") for p in ("forward", "backward")}
-    gathers = {key: Links(zeros) for key in ("first", "every", "later", "backward")}
-    reduces = {key: Links(zeros) for key in ("every", "last")}
+    passes = {(section, direction): Pass(zeros) for section in SECTIONS for direction in DIRECTIONS}
+    moved: list[tuple[Operation, Array]] = []
+    sends = {"forward": zeros, "backward": zeros, "host": zeros}
     optimizer = zeros
     cost = Costs(hardware, constants)
     for operation in operations:
@@ -111,28 +90,24 @@ def step_time(
         if operation.phase == "step":
             optimizer = optimizer + time * operation.count
             continue
+        if isinstance(work, Collective) and work.purpose == "pipeline":
+            sends[operation.phase], sends["host"] = time, host_seconds(operation, constants)
+            continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
-            crosses = work.group.num_nodes > 1
-            if work.purpose == "reduce":
-                reduces[operation.when].add(time, operation.count, crosses)
-            else:
-                key = "backward" if operation.phase == "backward" else operation.when
-                gathers[key].add(time, operation.count, crosses)
+            moved.append((operation, time))
         section = "layer" if operation.section == "state" else operation.section
-        target = passes[section, "forward" if operation.phase == "forward" else "backward"]
-        _charge(target, operation, time * _exposed_share(operation, plans, constants), constants)
+        direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
+        _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
-    return _combine(passes, gathers, reduces, optimizer, plans, num_layers, constants)
+    stages = Stages(passes, plans, num_layers)
+    schedules = _Schedules(stages, Moves(moved, zeros), sends, plans, constants)
+    return _combine(stages, schedules, optimizer, plans, constants)
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
-    """Of communication within a layer, what its own chunks (tensor) or another model chunk (interleaved sends) hide."""
+    """Of tensor-parallel communication, what its own chunks hide."""
     work = operation.work
-    if not isinstance(work, Collective) or work.purpose not in SERIAL:
-        return 1.0
-    if work.purpose == "pipeline":
-        return np.where(plans.has(schedule="interleaved"), constants.overlap_leak, 1.0)
-    if work.purpose == "expert":
+    if not isinstance(work, Collective) or work.purpose not in ("tensor", "context"):
         return 1.0
     return chunk_share(work, plans)
 
@@ -147,7 +122,7 @@ def chunk_share(work: Collective, plans: Plans) -> Array:
     return np.where(plans.overlap_tensor, 1.0 / ranks, 1.0)
 
 
-def _charge(target: _Pass, operation: Operation, time: Array, constants: Constants) -> None:
+def _charge(target: Pass, operation: Operation, time: Array, constants: Constants) -> None:
     work = operation.work
     if operation.when not in ("every", "later"):
         return
@@ -157,7 +132,7 @@ def _charge(target: _Pass, operation: Operation, time: Array, constants: Constan
     if isinstance(work, Collective):
         if work.purpose not in SERIAL:
             return
-        cause = work.purpose if work.purpose in ("expert", "pipeline") else "tensor"
+        cause = "expert" if work.purpose == "expert" else "tensor"
     elif isinstance(work, Gemm):
         cause = "gemm"
     else:
@@ -167,77 +142,127 @@ def _charge(target: _Pass, operation: Operation, time: Array, constants: Constan
         target.sums["recompute"].add(time * operation.count)
 
 
-def _combine(
-    passes: dict[tuple[str, str], _Pass],
-    gathers: dict[str, Links],
-    reduces: dict[str, Links],
-    optimizer: Array,
-    plans: Plans,
-    num_layers: NDArray[np.int64],
-    constants: Constants,
-) -> StepTime:
-    single = (plans.pp == 1) * 1.0
-    last_share = placement.layers_of_last_stage(num_layers, plans.pp) / -(-num_layers // plans.pp)
-    one = plans.zeros + 1
+@dataclass(frozen=True)
+class _Exposed:
+    """What depends on the schedule: the stage's sends, and the step's exposed gathers and reductions and its bubble."""
 
-    def stage(layers: Array, embedding: Array, head: Array) -> tuple[_Stage, _Stage]:
-        shares = {"layer": layers, "embedding": embedding, "head": head}
-        forward, backward = (
-            _Stage([(passes[section, direction], share) for section, share in shares.items()])
-            for direction in ("forward", "backward")
+    sent: Array
+    gather: Array
+    reduce: Array
+    bubble: Array
+
+    @classmethod
+    def of(cls, sent: Array, waits: Waits, bubble: Array, m: NDArray[np.int64]) -> "_Exposed":
+        gather = waits.first + (m - 1) * waits.later + m * waits.backward
+        reduce = waits.reduce_last if np.all(m == 1) else (m - 1) * waits.reduce + waits.reduce_last
+        return cls(sent, gather, reduce, bubble)
+
+
+class _Schedules:
+    """What the pipeline schedules among the plans cost, family by family."""
+
+    def __init__(
+        self, stages: Stages, moves: Moves, sends: dict[str, Array], plans: Plans, constants: Constants
+    ) -> None:
+        self._stages, self._moves, self._sends, self._plans, self._constants = stages, moves, sends, plans, constants
+        self._traffic = moves.of_pace(plans, stages)
+        self.busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
+        self._whole = self._communication(self._traffic, *self.busy)
+
+    def exposed(self) -> _Exposed:
+        """Of every plan, whatever its schedule."""
+        plans, whole, several = self._plans, self._whole, self._plans.pp > 1
+        found = [] if np.all(several) else [
+            (~several, _Exposed.of(plans.zeros, whole.waits(1), plans.zeros, plans.grad_accum))
+        ]  # fmt: skip
+        if np.any(several):
+            others = self._others(BACKWARD)
+            families: dict[tuple[str, ...], Callable[[Sequence[str]], list[_Exposed]]] = {
+                ("1f1b", "gpipe"): lambda names: self._family(names, plans, whole, others),
+                ("zero-bubble",): self._zero_bubble,
+                ("interleaved",): lambda names: self._family(names, _interleaved_of(plans), whole, others),
+            }
+            for family, of in families.items():
+                where = {name: several & plans.has(schedule=name) for name in family}
+                names = [name for name, here in where.items() if np.any(here)]
+                if names:
+                    found += zip([where[name] for name in names], of(names), strict=True)
+        return _Exposed(*(joined([(here, getattr(e, f.name)) for here, e in found]) for f in fields(_Exposed)))
+
+    def _zero_bubble(self, names: Sequence[str]) -> list[_Exposed]:
+        stages = self._stages
+        apart = (stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in BACKWARD)
+        own = self._communication(self._traffic, self.busy[0], *apart)
+        return self._family(names, self._plans, own, self._others(*((d,) for d in BACKWARD)))
+
+    def _family(self, names: Sequence[str], plans: Plans, own: Communication, others: Communication) -> list[_Exposed]:
+        """Of each of several schedules that share what their passes consist of, on the one that paces and on others."""
+        stages, m = self._stages, plans.grad_accum
+        is_interleaved = "interleaved" in names
+        chunks = plans.virtual_pp if is_interleaved else 1
+        # What of a send another chunk's passes hide is still to be waited for by the next stage.
+        share = self._constants.overlap_leak if is_interleaved else 1.0
+        host = self._sends["host"]
+        forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
+        sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
+        waits = own.waits(chunks)
+        pipeline = Pipeline(
+            *stages.kinds(forth, back, chunks, "zero-bubble" in names),
+            stages.layers(chunks),
+            head=stages.part("head", "forward", *BACKWARD).busy,
+            latency=self._sends["forward"] * (1 - share),
+            waits=waits,
+            passing=others.passing(chunks),
         )
-        return forward, backward
+        passes = m * (self.busy[0] + self.busy[1] + sent)
+        bubbles = [SCHEDULES[name](pipeline, plans) - passes for name in names]
+        first = _Exposed.of(sent, waits, bubbles[0], m)
+        return [first, *(replace(first, bubble=bubble) for bubble in bubbles[1:])]
 
-    first, last, middle = stage(one, one, single), stage(last_share, single, one), stage(one, 0 * one, 0 * one)
-    time_first, time_last, time_middle = (forward.busy + backward.busy for forward, backward in (first, last, middle))
-    head_paces = time_last > time_first
-    others = np.where(single > 0, 0.0, np.minimum(time_first, time_last) + np.maximum(plans.pp - 2, 0) * time_middle)
-    m = plans.grad_accum
+    def _others(self, *backward: tuple[str, ...]) -> Communication:
+        """On a stage between the first and the last, whose backward consists of one part or two."""
+        moved = self._moves.of_middle(self._stages.mean_share)
+        forward, *again = (self._stages.part("middle", *d).busy for d in (("forward",), *backward))
+        return self._communication(moved, forward, *again)
+
+    def _communication(
+        self, moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None
+    ) -> Communication:
+        beside = Compute(inputs, self._constants)
+        apart = beside if weight is None else Compute(weight, self._constants)
+        passes = Passes(Compute(forward, self._constants), beside, apart)
+        return Communication(moved, passes, self._plans, self._constants)
+
+
+def _interleaved_of(plans: Plans) -> Plans:
+    """Those of a space of plans that are interleaved, or all of them where that is no slice of it."""
+    here = plans.has(schedule="interleaved")
+    axis = only_axis(here)
+    if axis is None or plans.virtual_pp.shape != here.shape:
+        return plans
+    some = copy(plans)
+    some.schedule, some.virtual_pp = (np.compress(here.ravel(), c, axis) for c in (plans.schedule, plans.virtual_pp))
+    return some
+
+
+def _combine(stages: Stages, schedules: _Schedules, optimizer: Array, plans: Plans, constants: Constants) -> StepTime:
+    m, busy, exposed = plans.grad_accum, schedules.busy, schedules.exposed()
+    device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
 
     def of_passes(cause: str) -> Array:
+        if cause == "pipeline":
+            return np.asarray(m * exposed.sent)
         if cause == "launch":
-            device = np.where(head_paces, last[0].device + last[1].device, first[0].device + first[1].device)
-            return np.asarray(m * (busy[0] + busy[1] - device))
-        ends = [stages[0].causes[cause] + stages[1].causes[cause] for stages in (last, first)]
-        return np.asarray(m * np.where(head_paces, *ends))
+            return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
+        last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
+        return np.asarray(m * stages.pace(last, first))
 
-    busy = [np.where(head_paces, last[d].busy, first[d].busy) for d in (0, 1)]
-    forward, backward = (Compute(seconds, constants) for seconds in busy)
-
-    def exposed(links: Links, beside: Compute) -> Array:
-        return links.exposed(beside, plans.prefetch, constants)
-
-    # Backward gathers and reductions run side by side with the same computation.
-    both = gathers["backward"] + reduces["every"]
-    backward_every, backward_final = exposed(both, backward), exposed(both + reduces["last"], backward)
-    gather_every = exposed(gathers["every"], forward)
-    gather_first = np.where(plans.overlap_update, exposed(gathers["first"], forward), gathers["first"].alone)
-    gather_alone = exposed(gathers["backward"], backward)
-    gather = Sum([gather_first, m * (gather_every + gather_alone), (m - 1) * exposed(gathers["later"], forward)]).total
-    reduce = (m - 1) * (backward_every - gather_alone) + (backward_final - gather_alone)
-    # On its way through the other stages a micro-batch waits for their gathers, unless the parameters stay gathered,
-    # and the last one is slowed by their reductions, or waits for them where nothing overlaps.
-    sharded = plans.parameter_shard > 1
-    waits = np.where(sharded, gather_first + gather_every + gather_alone, 0.0)
-    reduced = reduces["every"] + reduces["last"]
-    slowed = np.where(
-        plans.prefetch > 0, reduced.contention(backward, constants), np.where(sharded, reduced.alone, 0.0)
-    )
-    others = others + np.maximum(plans.pp - 1, 0) * (waits + slowed)
-    share = np.where(plans.has(schedule="zero-bubble"), ZERO_BUBBLE_SHARE, 1.0) / plans.virtual_pp
     return StepTime(
-        passes=m * (busy[0] + busy[1]),
-        gather_communication=gather,
-        reduce_communication=reduce,
-        bubble=others * share,
+        passes=m * (busy[0] + busy[1] + exposed.sent),
+        gather_communication=exposed.gather,
+        reduce_communication=exposed.reduce,
+        bubble=exposed.bubble,
         optimizer=optimizer,
         overhead=plans.zeros + constants.step_overhead_s,
         of_passes=of_passes,
     )
-
-
-def busy_seconds(device: Array, dispatch: Array) -> Array:
-    """Time of a pass in which stretches are bound by the device and others by the host: (d^p + h^p)^(1/p), p = 4."""
-    larger = np.maximum(np.maximum(device, dispatch), 1e-30)
-    ratio = np.minimum(device, dispatch) / larger
-    return np.asarray(larger * np.sqrt(np.sqrt(1 + (ratio * ratio) ** 2)))

@@ -1,9 +1,11 @@
-"""One of several gloo ranks that train the same small models under many plans and write down what came out.
+"""Several gloo ranks that train the same small models under many plans and write down what came out.
 
-Run as a script: ``python engine_ranks.py RANK WORLD_SIZE FOLDER``. The test reads FOLDER/results.json.
+Run as a script: ``python engine_ranks.py WORLD_SIZE FOLDER``. The test reads FOLDER/results.json. Ranks are forked
+after the imports, which cost as much as many of the cases.
 """
 
 import json
+import multiprocessing
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -149,7 +151,7 @@ def reference(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "evaluations": each.tolist()}
 
 
-def built(case: Case) -> Engine:
+def built(case: Case, z_loss: float = 0.0) -> Engine:
     return build(
         MODELS[case.model],
         case.plan(),
@@ -159,6 +161,7 @@ def built(case: Case) -> Engine:
         seed=SEED,
         optimizer=SETTINGS,
         numerics=NUMERICS,
+        z_loss=z_loss,
     )
 
 
@@ -175,8 +178,8 @@ def one_step(engine: Engine, case: Case, step: int) -> tuple[float, float]:
     return float(total) / WORLD_SIZE, norm
 
 
-def train(case: Case) -> dict[str, Any]:
-    engine = built(case)
+def train(case: Case, engine: Engine | None = None) -> dict[str, Any]:
+    engine = engine or built(case)
     losses, norms = zip(*(one_step(engine, case, step) for step in range(case.steps)), strict=True)
     return {"losses": losses, "norms": norms, "evaluation": evaluation(engine, case)}
 
@@ -190,11 +193,19 @@ def evaluation(engine: Engine, case: Case) -> float:
     return float(loss) / WORLD_SIZE
 
 
+def z_loss(case: Case) -> dict[str, Any]:
+    """The loss of a batch without and with z-loss, evaluated and trained on."""
+    return {
+        "evaluated": [evaluation(built(case, weight), case) for weight in (0.0, 1.0)],
+        "trained": [one_step(built(case, weight), case, 0)[0] for weight in (0.0, 1.0)],
+    }
+
+
 def quantised(strategy: str) -> dict[str, Any]:
     """Losses under the 4-bit all-gather, and whether every rank computed with the same weights."""
     case = Case("tiny-plamo", strategy, steps=4)
-    result = train(case)
     engine = built(case)
+    result = train(case, engine)
     tokens = batch(PLAMO, 0)[0, :1]
     own = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
     both = torch.stack([own, -own])
@@ -202,9 +213,24 @@ def quantised(strategy: str) -> dict[str, Any]:
     return {**result, "same_everywhere": bool(both[0] == -both[1])}
 
 
+def quantised_resumed(folder: Path) -> list[float]:
+    """Four steps of zero3-node+q4, the last two from a checkpoint."""
+    case = Case("tiny-plamo", "zero3-node+q4")
+    checkpoints = Checkpoints(folder / "quantised", keep=1)
+    first = built(case)
+    losses = [one_step(first, case, step)[0] for step in range(2)]
+    checkpoints.save(2, first.state(), {})
+    checkpoints.wait()
+    second = built(case)
+    state = second.state()
+    checkpoints.load(2, state, {})
+    second.load(state)
+    return losses + [one_step(second, case, step)[0] for step in range(2, 4)]
+
+
 def resumed(folder: Path) -> dict[str, Any]:
-    """Half the steps under one strategy, the other half from its checkpoint under another, three times over."""
-    order = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1")] + [
+    """Every step under another strategy, from the checkpoint of the one before."""
+    order = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-node", "zero2")] + [
         Case("tiny-plamo", "tp2", sequence_parallel=True),
         Case("tiny-plamo", "zero3", tp=2),
         Case("tiny-plamo", "zero1", pp=2),
@@ -224,14 +250,16 @@ def resumed(folder: Path) -> dict[str, Any]:
     return {"losses": losses}
 
 
-def main() -> None:
-    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def work(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=120))
     results: dict[str, Any] = {case.key: train(case) for case in cases()}
     results |= {name: quantised(name) for name in ("zero3+q4", "zero3-node+q4", "hsdp+q4")}
     results["resumed"] = resumed(folder)
+    results["quantised resumed"] = quantised_resumed(folder)
+    for pp in (1, 2):
+        results[f"z-loss {pp}"] = z_loss(Case("tiny-plamo", "zero1", pp=pp))
     if rank == 0:
         for name, dtype in {(case.model, case.dtype) for case in cases()}:
             results[f"{name} {dtype}"] = reference(MODELS[name], getattr(torch, dtype))
@@ -239,5 +267,16 @@ def main() -> None:
     dist.destroy_process_group()
 
 
+def main() -> int:
+    world_size, folder = int(sys.argv[1]), Path(sys.argv[2])
+    forking = multiprocessing.get_context("fork")
+    ranks = [forking.Process(target=work, args=(rank, world_size, folder)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return int(any(rank.exitcode for rank in ranks))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

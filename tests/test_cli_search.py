@@ -1,5 +1,6 @@
 """``flopcast search`` as a user meets it."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 from flopcast.cli import main
+from flopcast.cli.search import search
+from flopcast.simulator.forecast import MEMORY_MARGIN
 from flopcast.simulator.ranking import Ranking
 
 LLAMA = ["search", "llama-7b", "--cluster", "dgx-a100", "--gpus", "8"]
@@ -31,12 +34,27 @@ def test_a_figure_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Best by time" in capsys.readouterr().out
 
 
+def test_several_gpu_counts_are_drawn_as_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(
+            [*LLAMA, "16", "--fix", "pp=1", "cp=1", "--figure", str(tmp_path / "scaling.svg"), "--memory-margin", "0.2"]
+        )
+    assert (tmp_path / "scaling.svg").read_text().startswith("<?xml")
+    assert "leave 20 % of 42.9 GB free" in capsys.readouterr().out
+
+
+def test_the_default_margin_is_the_simulators() -> None:
+    assert inspect.signature(search).parameters["memory_margin"].default == MEMORY_MARGIN
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         (["--fix", "pp=0"], "at least 1"),
         (["--fix", "tp=3"], "does not divide num_heads"),
         (["--objective", "cost"], "no gpu_hour_price"),
+        (["--fix", "precision=fp8"], "a100-40gb has no 8-bit peak"),
+        (["--memory-margin", "1"], "--memory-margin is 1"),
         (["--figure", "absent/folder/front.svg"], "cannot be written"),
     ],
 )

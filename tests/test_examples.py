@@ -1,4 +1,4 @@
-"""Every console example in the documentation shows what the command prints; UPDATE_EXAMPLES=1 rewrites them."""
+"""Console examples and the README's figure show what the program says; UPDATE_EXAMPLES=1 rewrites them."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flopcast.cli import main
+from flopcast.reports.figures.readme import asked, description, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"```console\n\$ (flopcast [^\n]*)\n(.*?)```", re.DOTALL)
@@ -33,6 +34,16 @@ def test_example(
         page.write_text(text)
     else:
         assert output == golden
+
+
+def test_the_readmes_figure_shows_the_forecast() -> None:
+    figure = ROOT / "docs" / "figures" / "plamo-13b-strategies.svg"
+    assert figure.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text()
+    if os.environ.get("UPDATE_EXAMPLES"):
+        draw(figure)
+    text = figure.read_text()
+    assert len(text) < 150_000
+    assert f"<dc:description>{description(asked())}</dc:description>" in text
 
 
 def test_there_are_examples() -> None:

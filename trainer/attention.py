@@ -1,6 +1,8 @@
 """Causal attention over shared key/value heads, and the order in which a checkpoint lists its query heads."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,8 @@ from flopcast.simulator.blocks.transformer import Attention
 
 # What the kernel for sequences of many lengths computes in.
 VARIED_LENGTH_DTYPES = (torch.bfloat16, torch.float16)
+# Whether it shares key/value heads by itself: PyTorch 2.13 does, 2.11 has no such argument.
+SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ def _by_length(
     bounds = None if documents is None else documents.bounds
     if bounds is None:
         bounds = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=q.device)
+    shared = q.shape[2] != k.shape[2]
+    if shared and not SHARES_HEADS:
+        k, v = (heads.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for heads in (k, v))
+    sharing: dict[str, Any] = {"enable_gqa": shared} if SHARES_HEADS else {}
     out = varlen_attn(
         q.flatten(0, 1),
         k.flatten(0, 1),
@@ -80,7 +88,7 @@ def _by_length(
         length,
         length,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[2] != k.shape[2],
+        **sharing,
     )
     assert isinstance(out, torch.Tensor)
     return out.view(q.shape)

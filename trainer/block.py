@@ -75,12 +75,14 @@ class Block(nn.Module):
         parallel: TensorParallel,
         recompute: Recompute,
         fused: bool,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         attention, mlp = block.attention, block.mlp
         _check(block)
         self.block, self.parallel, self.recompute, self.fused = block, parallel, recompute, fused
-        self.activation = numerics.activation_of(mlp.gated)
+        self.activation, self.compiled = numerics.activation_of(mlp.gated), compiled
+        self._compute = torch.compile(self.compute) if compiled else self.compute
         for index in range(block.num_norms):
             norm = Normalisation(hidden, block.norm, block.norm_bias, numerics.norm_eps, fused)
             self.add_module(f"norm{index + 1}", norm)
@@ -105,11 +107,11 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """[B, S, D] to [B, S, D]; what backward needs is kept, or computed again, as ``recompute`` says."""
         if self.recompute == "none" or not torch.is_grad_enabled():
-            return self.compute(x, angles, documents)
+            return self._compute(x, angles, documents)
         context: dict[str, Any] = {}
         if self.recompute == "selective":
             context["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
-        y: torch.Tensor = checkpoint(self.compute, x, angles, documents, use_reentrant=False, **context)
+        y: torch.Tensor = checkpoint(self._compute, x, angles, documents, use_reentrant=False, **context)
         return y
 
     def compute(self, x: torch.Tensor, angles: Angles | None, documents: Documents | None) -> torch.Tensor:
@@ -144,7 +146,9 @@ class Block(nn.Module):
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """The MLP of this rank's features, projected back to [B, S, D] without the bias."""
         if self.block.mlp.gated:
-            return self.down.product(pointwise.gated(self.gate(x), self.up(x), self.activation))
+            # The compiler fuses the product and finds by itself that its two inputs are enough to keep.
+            gated = pointwise.gated_by_parts if self.compiled else pointwise.gated
+            return self.down.product(gated(self.gate(x), self.up(x), self.activation))
         return self.down.product(pointwise.activate(self.up(x), self.activation))
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

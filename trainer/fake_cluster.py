@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,19 +25,20 @@ _COLLECTIVES = {
     "c10d::_allgather_base_": ("all_gather", 0),
     "c10d::_reduce_scatter_base_": ("reduce_scatter", 1),
     "c10d::broadcast_": ("broadcast", 0),
+    "c10d::send": ("point_to_point", 0),
 }
-# What moves no data that a forecast could count.
-_SILENT = ("c10d::barrier", "c10d::monitored_barrier_")
+# What moves no data that a forecast could count, and the other end of what another rank sends.
+_SILENT = ("c10d::barrier", "c10d::monitored_barrier_", "c10d::recv_")
 
 
 @contextmanager
-def fake_cluster(num_ranks: int) -> Iterator[None]:
-    """Make this process rank 0 of ``num_ranks`` while it holds. Raises InputError inside a process group."""
+def fake_cluster(num_ranks: int, rank: int = 0) -> Iterator[None]:
+    """Make this process one of ``num_ranks`` while it holds. Raises InputError inside a process group."""
     if dist.is_initialized():
         raise InputError("a process group is already running; verify in a process of its own, not under torchrun")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
+    dist.init_process_group("fake", rank=rank, world_size=num_ranks, store=FakeStore())
     try:
         yield
     finally:
@@ -53,12 +54,16 @@ def fake_tensors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Issued:
-    """One collective that the engine issued: bytes of the full tensor, and the ranks of its group."""
+    """One collective that the engine issued: bytes of the full tensor, and the ranks of its group.
+
+    ``to``: of a send, the place in the group of the rank that receives it.
+    """
 
     collective: str
     tensor_bytes: int
     ranks: tuple[int, ...]
     phase: str
+    to: int | None = None
 
 
 @dataclass
@@ -100,6 +105,8 @@ class Recorder(TorchDispatchMode):
         name = operator.name().split(".")[0]
         if name.startswith(("c10d::", "_c10d_functional::")):
             self._log(name, args)
+        if name == "aten::_local_scalar_dense" and isinstance(args[0], FakeTensor):
+            return 1  # the one number asked for: a pipeline's stages vote whether the shapes they were given hold
         result = operator(*args, **(kwargs or {}))
         for value in result if isinstance(result, list | tuple) else (result,):
             if isinstance(value, torch.Tensor):
@@ -133,4 +140,5 @@ class Recorder(TorchDispatchMode):
         ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(group)))
         in_backward = torch._C._current_graph_task_id() != -1
         phase = self.phase or ("backward" if in_backward else "forward")
-        self.issued.append(Issued(collective, sum(t.nbytes for t in tensors), ranks, phase))
+        to = args[2] if collective == "point_to_point" else None
+        self.issued.append(Issued(collective, sum(t.nbytes for t in tensors), ranks, phase, to))

@@ -198,13 +198,11 @@ class Run:
         )
 
     def _evaluate(self) -> float:
-        """The mean validation loss over all ranks: cross-entropy alone, for comparison of runs with z-loss."""
+        """The mean validation loss over all ranks."""
         total, batches = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        setattr(self.engine.module, "z_loss", 0.0)  # noqa: B010
         for micro in self.data.validation(self.plan.micro_batch, self.engine.data_rank, self.engine.data_ranks):
             total += self.engine.evaluate(*self._inputs(micro)).double()
             batches += 1
-        setattr(self.engine.module, "z_loss", self.settings.optimizer.z_loss)  # noqa: B010
         dist.all_reduce(total)
         return float(total) / max(batches, 1) / dist.get_world_size()
 

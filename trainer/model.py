@@ -35,6 +35,7 @@ class Decoder(nn.Module):
         parallel: TensorParallel | None = None,
         recompute: Recompute = "none",
         fused_kernels: bool = True,
+        compiled: bool = False,
         z_loss: float = 0.0,
         layers: Sequence[int] | None = None,
     ) -> None:
@@ -48,7 +49,7 @@ class Decoder(nn.Module):
         blocks = {n: _transformer(model, n) for n in numbers}
         self.layers = nn.ModuleDict(
             {
-                str(n): Block(block, model.hidden, self.numerics, self.parallel, recompute, fused_kernels)
+                str(n): Block(block, model.hidden, self.numerics, self.parallel, recompute, fused_kernels, compiled)
                 for n, block in blocks.items()
             }
         )
@@ -84,11 +85,15 @@ class Decoder(nn.Module):
         logits = self._logits(x)
         if targets is None:
             return logits
-        first_row = self.first_vocabulary_row
-        return cross_entropy(logits.flatten(0, 1), targets.flatten(), self.z_loss, self.parallel, first_row)
+        return self.loss(logits, targets)
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of this rank's logits [B, S, V], with z-loss while training (see ``eval()``)."""
+        z_loss = self.z_loss if self.training else 0.0
+        return cross_entropy(logits.flatten(0, 1), targets.flatten(), z_loss, self.parallel, self._first_vocabulary_row)
 
     @property
-    def first_vocabulary_row(self) -> int:
+    def _first_vocabulary_row(self) -> int:
         """The first row of the vocabulary of which this rank computes logits."""
         return self.parallel.rank * -(-self.model.vocab_size // self.parallel.size)
 

@@ -35,7 +35,9 @@ class PlanTable(Table):
     ``strategy``: as the planner names it (zero3-node, hsdp+q4, tp8, ...). ``gpus_per_node``: ranks of a node; by
     default as many as torchrun starts on one. ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank
     and pass. ``global_batch``: sequences per optimizer step over all ranks. ``pp``: pipeline stages.
-    ``dtype``: what matrices are multiplied in; master weights, gradients' sums and optimizer state are fp32.
+    ``fused_kernels``: RMSNorm and RoPE in the hand-written kernels on a GPU, else op by op. ``compiled``: every layer
+    goes through torch.compile. ``dtype``: what matrices are multiplied in; master weights, gradients' sums and
+    optimizer state are fp32.
     """
 
     strategy: Text = "zero3"
@@ -45,6 +47,8 @@ class PlanTable(Table):
     global_batch: Count = Field(examples=["256"])
     pp: Count = 1
     recompute: Literal["none", "selective", "full"] = "none"
+    fused_kernels: bool = True
+    compiled: bool = False
     dtype: Literal["bf16", "fp32"] = "bf16"
 
 

@@ -7,8 +7,6 @@ CUDA context, NCCL's buffers and the holes of the caching allocator.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,102 +20,9 @@ from flopcast.simulator.plan import Plan, Plans, placement
 from flopcast.simulator.traffic import collective_totals
 from flopcast.trainer.engine import OptimizerSettings, assemble
 from flopcast.trainer.fake_cluster import Issued, Recorder, fake_cluster, fake_tensors
-
-MEMORY_TOLERANCE = 0.05
+from flopcast.trainer.verification import Row, StageVerification, Verification
 
 Key = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """All calls of one collective over one kind of group in one phase; bytes sum full tensors, padding included.
-
-    ``group``: "world" (all data-parallel ranks), "node", "across-nodes" or "tp". ``phase``: forward, backward (which
-    recomputes) or step. ``count``: the engine's calls.
-    """
-
-    collective: str
-    group: str
-    phase: str
-    count: int
-    engine_bytes: int
-    forecast_bytes: int
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What the engine did and what was forecast, for one step of ``plan``."""
-
-    model: str
-    plan: Plan
-    gpus_per_node: int
-    rows: tuple[Row, ...]
-    engine_memory_bytes: int
-    forecast_memory_bytes: int
-
-    @property
-    def max_byte_error(self) -> int:
-        """The largest difference of a row, in bytes."""
-        return max((abs(row.engine_bytes - row.forecast_bytes) for row in self.rows), default=0)
-
-    @property
-    def memory_error(self) -> float:
-        """How far the forecast of memory is above the engine's, as a share of the engine's."""
-        return self.forecast_memory_bytes / self.engine_memory_bytes - 1
-
-    @property
-    def agrees(self) -> bool:
-        """Every byte of every collective, and memory within 5 %."""
-        return self.max_byte_error == 0 and abs(self.memory_error) <= MEMORY_TOLERANCE
-
-    def as_json(self) -> dict[str, Any]:
-        """The document that ``flopcast verify --json`` prints."""
-        return {
-            "model": self.model,
-            "strategy": self.plan.strategy,
-            "num_gpus": self.plan.num_gpus,
-            "gpus_per_node": self.gpus_per_node,
-            "micro_batches": self.plan.grad_accum,
-            "seq_len": self.plan.seq_len,
-            "rows": [asdict(row) for row in self.rows],
-            "max_byte_error": self.max_byte_error,
-            "engine_memory_bytes": self.engine_memory_bytes,
-            "forecast_memory_bytes": self.forecast_memory_bytes,
-            "memory_error": self.memory_error,
-            "agrees": self.agrees,
-        }
-
-    def as_text(self) -> str:
-        """A table for people, and the verdict."""
-        plan = self.plan
-        head = ("collective", "group", "phase", "calls", "engine bytes", "forecast bytes", "difference")
-        lines = [
-            (r.collective, r.group, r.phase, f"{r.count:,}", f"{r.engine_bytes:,}", f"{r.forecast_bytes:,}",
-             f"{r.forecast_bytes - r.engine_bytes:+,}" if r.forecast_bytes != r.engine_bytes else "0")
-            for r in self.rows
-        ]  # fmt: skip
-        widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-        aligned = [str.ljust] * 3 + [str.rjust] * 4
-        table = [
-            "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
-            for line in (head, *lines)
-        ]
-        title = (
-            f"{self.model}, {plan.strategy} on {plan.num_gpus} GPUs, {self.gpus_per_node} per node: one optimizer step "
-            f"of {plan.grad_accum} micro-batch{'es' if plan.grad_accum > 1 else ''} of {plan.seq_len} tokens, PyTorch "
-            f"{torch.__version__.split('+')[0]} on fake ranks"
-        )
-        traffic = (
-            "Traffic agrees to the byte."
-            if self.max_byte_error == 0
-            else f"Traffic DIFFERS by up to {self.max_byte_error:,} bytes."
-        )
-        held = (
-            f"Memory: engine {self.engine_memory_bytes / 2**30:.2f} GiB of tensors at the peak, forecast "
-            f"{self.forecast_memory_bytes / 2**30:.2f} GiB without slack ({self.memory_error:+.1%}, "
-            f"{'within' if abs(self.memory_error) <= MEMORY_TOLERANCE else 'OUTSIDE'} {MEMORY_TOLERANCE:.0%})."
-        )
-        return "\n".join([title, "", *table, "", traffic, held])
 
 
 def verify(
@@ -129,31 +34,38 @@ def verify(
     seq_len: int | None = None,
     tp: int = 1,
     sequence_parallel: bool = False,
+    pp: int = 1,
 ) -> Verification:
     """Trace one optimizer step of the engine on ``num_gpus`` fake ranks and set the forecast beside it.
 
-    ``tp`` splits layers under a strategy other than tpN too. Raises InputError for a plan that the engine cannot run,
-    and inside a running process group.
+    ``tp`` splits layers under a strategy other than tpN too, ``pp`` deals them out to the stages of a 1F1B pipeline, of
+    which the first, a middle and the last are traced. Raises InputError for a plan that the engine cannot run, and
+    inside a running process group.
     """
-    plan = _plan(model, num_gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel)
-    issued, peak_bytes = trace(model, plan, gpus_per_node)
-    forecast, forecast_memory = _forecast(model, plan, gpus_per_node)
+    plan = _plan(model, num_gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel, pp)
+    stages = tuple(_verify_stage(model, plan, gpus_per_node, stage) for stage in sorted({0, pp // 2, pp - 1}))
+    return Verification(model.name, plan, gpus_per_node, stages, _forecast(model, plan, gpus_per_node)[1])
+
+
+def _verify_stage(model: Model, plan: Plan, gpus_per_node: int, stage: int) -> StageVerification:
+    issued, peak_bytes = trace(model, plan, gpus_per_node, stage)
+    forecast, forecast_memory = _forecast(model, plan, gpus_per_node, stage)
     count: Counter[Key] = Counter()
     engine: Counter[Key] = Counter()
     for call in issued:
         if len(call.ranks) > 1:
-            key = (call.collective, _group_name(call.ranks, plan, gpus_per_node), call.phase)
+            key = _key(call, plan, gpus_per_node, stage)
             count[key] += 1
             engine[key] += call.tensor_bytes
     keys = dict.fromkeys([*engine, *forecast])
     rows = tuple(Row(*key, count[key], engine[key], forecast.get(key, 0)) for key in keys)
-    return Verification(model.name, plan, gpus_per_node, rows, peak_bytes, forecast_memory)
+    return StageVerification(stage, rows, peak_bytes, forecast_memory)
 
 
-def trace(model: Model, plan: Plan, gpus_per_node: int) -> tuple[list[Issued], int]:
-    """The collectives of one step of the engine's rank 0, and the peak of its memory in bytes."""
+def trace(model: Model, plan: Plan, gpus_per_node: int, stage: int = 0) -> tuple[list[Issued], int]:
+    """The collectives of one step of the first rank of a stage, and the peak of its memory in bytes."""
     device = torch.device("cpu")
-    with fake_cluster(plan.num_gpus):
+    with fake_cluster(plan.num_gpus, _first_rank(plan, stage)):
         skeleton = assemble(model, plan, gpus_per_node=gpus_per_node, device_type=device.type, dtype=torch.bfloat16)
         with fake_tensors(), Recorder() as recorder:
             engine = skeleton.materialise(device, OptimizerSettings())
@@ -178,15 +90,17 @@ def _plan(
     seq_len: int | None,
     tp: int,
     sequence_parallel: bool,
+    pp: int,
 ) -> Plan:
-    for name, value in (("gpus", num_gpus), ("gpus-per-node", gpus_per_node), ("micro-batches", micro_batches)):
+    counts = {"gpus": num_gpus, "gpus-per-node": gpus_per_node, "micro-batches": micro_batches, "tp": tp, "pp": pp}
+    for name, value in counts.items():
         if value < 1:
             raise InputError(f"--{name} is {value}; it must be at least 1")
     if num_gpus > gpus_per_node and num_gpus % gpus_per_node:
         raise InputError(
             f"--gpus is {num_gpus}: it does not fill nodes of --gpus-per-node {gpus_per_node}; use a multiple of it"
         )
-    fields = placement(strategy, num_gpus, gpus_per_node, tp=tp)
+    fields = placement(strategy, num_gpus, gpus_per_node, tp=tp, pp=pp)
     return Plan(
         **fields,  # type: ignore[arg-type]
         seq_len=seq_len or model.context,
@@ -196,21 +110,40 @@ def _plan(
     )
 
 
-def _forecast(model: Model, plan: Plan, gpus_per_node: int) -> tuple[dict[Key, int], int]:
+def _forecast(model: Model, plan: Plan, gpus_per_node: int, stage: int | None = None) -> tuple[dict[Key, int], int]:
     plans = Plans.of([plan])
-    operations = step_operations(model, plans, np.array([gpus_per_node]))
+    operations = step_operations(model, plans, np.array([gpus_per_node]), stage)
     totals = {
         (total.collective, total.group, total.phase): total.tensor_bytes
         for total in collective_totals(operations, plans, 0)
         if total.count
     }
-    held = memory(model, operations, plans, default_constants())
+    held = memory(model, operations, plans, default_constants(), stage)
     return totals, round(float(held.total[0] - held.parts["slack"][0]))
 
 
-def _group_name(ranks: tuple[int, ...], plan: Plan, gpus_per_node: int) -> str:
-    if len(ranks) in (plan.num_gpus, plan.shard_ranks) and ranks[0] == 0 and ranks != tuple(range(plan.tp)):
-        return "world"
-    if plan.tp > 1 and ranks == tuple(range(plan.tp)):
+def _first_rank(plan: Plan, stage: int) -> int:
+    return stage * plan.num_gpus // plan.pp
+
+
+def _key(call: Issued, plan: Plan, gpus_per_node: int, stage: int) -> Key:
+    group = _group_name(call, plan, gpus_per_node, stage)
+    phase = call.phase
+    if call.to is not None:
+        phase = "forward" if call.to > stage else "backward"
+    elif group == "pp":  # the loss, from the last stage
+        phase = "step"
+    elif plan.pp > 1 and group != "tp" and call.collective in ("reduce_scatter", "all_reduce") and phase == "forward":
+        phase = "backward"  # a pipeline reduces gradients when its last backward is over, outside of autograd
+    return call.collective, group, phase
+
+
+def _group_name(call: Issued, plan: Plan, gpus_per_node: int, stage: int) -> str:
+    if call.collective in ("point_to_point", "broadcast"):
+        return "pp"
+    ranks, first = call.ranks, _first_rank(plan, stage)
+    if plan.tp > 1 and ranks == tuple(range(first, first + plan.tp)):
         return "tp"
-    return "node" if ranks[-1] < gpus_per_node else "across-nodes"
+    if ranks in (tuple(range(plan.num_gpus)), tuple(range(first, first + plan.num_gpus // plan.pp, plan.tp))):
+        return "world"
+    return "node" if ranks[0] // gpus_per_node == ranks[-1] // gpus_per_node else "across-nodes"

@@ -37,6 +37,8 @@ def make_plan(settings: PlanTable, num_ranks: int, gpus_per_node: int) -> Plan:
         seq_len=settings.seq_len,
         micro_batch=settings.micro_batch,
         recompute=settings.recompute,
+        fused_kernels=settings.fused_kernels,
+        compiled=settings.compiled,
     )
     sequences = plan.dp * settings.micro_batch
     if settings.global_batch % sequences:

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from flopcast.reports.document.further import further_table, further_words
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study, room
@@ -28,7 +29,7 @@ def strategies(study: Study) -> Section:
             number(row.tokens_per_s_per_gpu, thousands(row.tokens_per_s_per_gpu)),
             number(100 * row.mfu, percent(row.mfu)),
             number(100 * row.hfu, percent(row.hfu)),
-            number(row.memory_bytes, gigabytes(row.memory_bytes) + room(study, row.memory_bytes)),
+            number(row.memory_bytes, gigabytes(row.memory_bytes) + room(row)),
             number(row.days, digits(row.days) if row.fits else "-"),
             text(row.runs_as),
         )
@@ -44,9 +45,15 @@ def strategies(study: Study) -> Section:
     return Section(
         "strategies",
         "Strategies side by side",
-        ("Each runs with the micro-batch and recomputation that fit and are fastest, unless they were given.",),
+        (
+            "Each runs with the micro-batch and recomputation that fit and are fastest, unless they were given. "
+            + further_words(study.further, study.best),
+        ),
         (Picture("strategies-figure", strategies_figure(frame), "Seconds per step and their band.", alternative),),
-        (Table("strategies-table", "The strategies, fastest first", headings, rows, (0,) if study.best.fits else ()),),
+        (
+            Table("strategies-table", "The strategies, best first", headings, rows, (0,) if study.best.fits else ()),
+            *([further_table(study.further, study.num_tokens)] if study.further else []),
+        ),
         (
             "Runs as: micro-batch x passes per step, recomputation. Days include failures and checkpoints.",
             f"MFU and HFU are shares of {study.cluster.gpu.tensor_flop_per_s / 1e12:,.0f} dense TFLOP/s, counting "

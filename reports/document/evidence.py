@@ -2,7 +2,8 @@
 
 import math
 
-from flopcast.reports.document.numbers import digits, percent, thousands, tokens
+from flopcast.reports.comparison import assumptions
+from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, tokens
 from flopcast.reports.document.recommendation import median_error
 from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study
@@ -12,7 +13,7 @@ from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.units import format_count
 
 CHOSEN = {
-    "seq_len": "tokens per sequence: the model's context",
+    "seq_len": "tokens per sequence: as in the model's pre-training, for a config.json its longest",
     "tokens_per_gpu": "tokens per step: about 4 Mi over all GPUs",
     "micro_batch": "micro-batch: the fastest that fits, per strategy",
     "recompute": "recomputation: the fastest that fits, per strategy",
@@ -91,8 +92,8 @@ def question(study: Study) -> Section:
         ("model", f"{model.name}, {model.num_layers} layers, {thousands(model.num_parameters)} parameters{active}"),
         ("cluster", cluster.name),
         ("GPUs", f"{thousands(comparison.num_gpus)} x {gpu.name}, nodes: {nodes:,} of {in_node}"),
-        ("a GPU", f"{digits(gpu.tensor_flop_per_s / 1e12)} TFLOP/s dense, {gpu.memory_bytes / 2**30:.0f} GiB at "
-                  f"{digits(gpu.memory_bytes_per_s / 1e9)} GB/s"),
+        ("a GPU", f"{digits(gpu.tensor_flop_per_s / 1e12)} TFLOP/s dense, {gpu.memory_bytes / 2**30:.0f} GiB "
+                  f"({gigabytes(gpu.memory_bytes)} GB) at {digits(gpu.memory_bytes_per_s / 1e9)} GB/s"),
         ("in a node", f"{digits(cluster.nvlink_bytes_per_s / 1e9)} GB/s one way per GPU"),
         ("between nodes", f"{cluster.nics_per_node} x {digits(cluster.nic_bytes_per_s * 8e-9)} Gbit/s, "
                           f"{cluster.fabric}"),
@@ -101,7 +102,7 @@ def question(study: Study) -> Section:
         ("training", budget),
     )  # fmt: skip
     rows = tuple((text(name), text(words)) for name, words in asked)
-    assumed = [*cluster.assumptions, *model.assumptions, *study.cost.assumed]
+    assumed = [*assumptions(model, cluster), *study.cost.assumed]
     basis = [(text("measured"), text(what)) for what in cluster.measured.what] if cluster.measured else []
     if cluster.calibration:
         plans = Plans.of([Plan(**row.plan) for row in comparison.rows])

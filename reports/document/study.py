@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from flopcast.errors import InputError
-from flopcast.reports.comparison import TIGHT, TOKENS_PER_PARAMETER
+from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
+from flopcast.reports.document.further import further
 from flopcast.reports.document.nearest_runs import nearest_runs
-from flopcast.reports.explain import NOT_TOLD_APART, bound_by, runs_as
+from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as
 from flopcast.reports.scaling import fastest_at_each_count, scaling
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
@@ -20,8 +22,8 @@ from flopcast.simulator.forecast import Row, best_of
 from flopcast.simulator.goodput import RunCost, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
+from flopcast.simulator.search import SearchResult
 from flopcast.simulator.timeline import Timeline, exposed_collectives, play, waterfall
-from flopcast.simulator.units import format_count
 
 # What a reader is shown together: category -> the forecast's parts. Others stand under their own names.
 MEMORY_CATEGORIES = {
@@ -40,8 +42,8 @@ class Study:
     """The numbers of a report. ``best`` is the plan it recommends, or the smallest where none fits.
 
     ``scaling`` and ``sensitivity``: the columns of :func:`scaling` and :func:`sensitivity`; ``scaling_left_out`` says
-    why a GPU count has no row. ``effects`` and ``nearest`` likewise. ``low``, ``cost``, ``high``: the run at the
-    band's ends and at the forecast.
+    why a GPU count has no row. ``effects`` and ``nearest`` likewise; ``further``: what a search of all plans found.
+    ``low``, ``cost``, ``high``: the run at the band's ends and at the forecast.
     """
 
     comparison: Comparison
@@ -57,6 +59,7 @@ class Study:
     scaling_left_out: dict[int, str]
     sensitivity: pd.DataFrame
     nearest: pd.DataFrame
+    further: SearchResult | None
 
     @property
     def model(self) -> Model:
@@ -75,16 +78,18 @@ class Study:
 
     @cached_property
     def ranked(self) -> list[Row]:
-        """The fastest that fits first; those that do not fit last."""
-        return sorted(self.comparison.rows, key=lambda row: (not row.fits, row.step_s))
+        """The strategies, best first; those that do not fit last."""
+        return ranked(self.comparison.rows)
 
     @property
     def equals(self) -> list[str]:
         """Strategies that the forecast cannot tell from the best."""
-        if not self.best.fits:
-            return []
-        near = [row for row in self.ranked if row.fits and row.step_s < NOT_TOLD_APART * self.best.step_s]
-        return [row.strategy for row in near if row.strategy != self.best.strategy]
+        return [row.strategy for row in equals(self.ranked)] if self.best.fits else []
+
+    @property
+    def faster_but_tight(self) -> list[str]:
+        """Strategies that would be faster if their memory held."""
+        return [row.strategy for row in faster_but_tight(self.ranked)] if self.best.fits else []
 
     @cached_property
     def strategies(self) -> pd.DataFrame:
@@ -101,6 +106,7 @@ class Study:
                     "hfu": row.hfu,
                     "memory_bytes": row.memory_bytes,
                     "fits": row.fits,
+                    "tight": row.tight,
                     "days": run_cost(self.model, self.cluster, row, self.num_tokens).days,
                     "runs_as": runs_as(row),
                     "inter_node_bytes": row.inter_node_bytes,
@@ -139,17 +145,9 @@ class Study:
         return fastest_at_each_count(self.scaling)
 
 
-def room(study: Study, memory_bytes: float) -> str:
-    """Of a plan's memory: " too big", " tight" where the forecast's own error may decide, else nothing."""
-    card = study.cluster.gpu.memory_bytes
-    return " too big" if memory_bytes > card else " tight" if memory_bytes > TIGHT * card else ""
-
-
-def parameters(model: Model) -> str:
-    """How many, and of a mixture of experts how many of them one token uses."""
-    words = f"{format_count(model.num_parameters)} parameters"
-    active = model.num_active_parameters
-    return words if active == model.num_parameters else f"{words}, {format_count(active)} active"
+def room(row: Any) -> str:
+    """Of a plan's memory, by ``fits`` and ``tight``: " too big", " tight" (its own error may decide), or nothing."""
+    return " tight" if row.tight else "" if row.fits else " too big"
 
 
 def study(
@@ -159,7 +157,7 @@ def study(
     num_tokens: float | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """Forecast everything that a report says, in a second or two.
+    """Forecast everything that a report says, in a few seconds.
 
     ``num_tokens``: what the training sees, by default 20 per parameter. Raises InputError as :func:`compare` does,
     for a token budget that is not positive, and for a cluster on which the run would make no progress.
@@ -175,7 +173,7 @@ def study(
     )
     progress(f"playing a step of {best.strategy}")
     timeline = play(model, cluster, Plan(**best.plan))
-    progress("scaling, sensitivity and the nearest published runs")
+    progress("searching for more, scaling, sensitivity and the nearest published runs")
     grown, left_out = scaling(model, cluster, request, comparison, tokens)
     return Study(
         comparison=comparison,
@@ -191,4 +189,5 @@ def study(
         scaling_left_out=left_out,
         sensitivity=sensitivity(model, cluster, request, comparison, tokens),
         nearest=nearest_runs(model, cluster, best),
+        further=further(comparison, request),
     )

@@ -9,13 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 from flopcast.errors import InputError
+from flopcast.reports.comparison import num_parameters
 from flopcast.reports.document.html import as_html
 from flopcast.reports.document.markdown import as_markdown
 from flopcast.reports.document.numbers import digits, tokens
 from flopcast.reports.document.recommendation import Recommendation, recommend
 from flopcast.reports.document.section import Heading, Section
 from flopcast.reports.document.sections import sections
-from flopcast.reports.document.study import Study, parameters
+from flopcast.reports.document.study import Study
 
 FORMATS = ("html", "markdown")
 ENDINGS = ("svg", "png")
@@ -86,7 +87,7 @@ def in_a_line(study: Study) -> str:
     nodes = math.ceil(comparison.num_gpus / node)
     batch = comparison.tokens_per_gpu * comparison.num_gpus
     return (
-        f"{parameters(study.model)}; {nodes} node{'s' if nodes > 1 else ''} of {min(node, comparison.num_gpus)}; "
+        f"{num_parameters(study.model)}; {nodes} node{'s' if nodes > 1 else ''} of {min(node, comparison.num_gpus)}; "
         f"{digits(batch / 1e6)} M tokens per step, {tokens(study.num_tokens)} in all"
     )
 

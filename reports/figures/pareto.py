@@ -1,6 +1,7 @@
 """Figure of a search: the front of time and memory that no plan beats in both, before every placement."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,14 @@ def draw(result: SearchResult) -> Figure:
         axes.set_title(
             f"{result.model.name} on {found.num_gpus:,} x {result.cluster.gpu.name}: {found.num_plans:,} plans"
         )
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis, digits in ((axes.xaxis, "235"), (axes.yaxis, "2345678")):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+            axis.set_minor_formatter(_beginning_with(digits))
         axes.grid(color=GREY, alpha=0.3, linewidth=0.8)
         figure.legend(loc="outside right upper")
     return figure
+
+
+def _beginning_with(digits: str) -> Callable[[float, float], str]:
+    """Labels of the ticks whose first digit is one of those."""
+    return lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""

@@ -64,10 +64,11 @@ class Computation:
     ``in_attention``: scores, which are computed again where selective recompute means attention alone.
     ``recomputed``: full recompute runs the forward work again; what nothing in the backward reads is not.
     ``backward_bytes``: what its backward holds beyond what it frees. ``present`` 0 makes the piece absent from a plan.
+    ``forward`` None: there is work in the backward alone.
     """
 
     name: str
-    forward: Work
+    forward: Work | None
     backward: tuple[Work, ...]
     forward_kernels: Array | float
     backward_kernels: Array | float
@@ -97,7 +98,7 @@ def linear(
     return Computation(
         name,
         Gemm(rows, outer, inner, fp8),
-        (Gemm(rows, inner, outer, fp8), Gemm(inner, outer, rows, fp8)),
+        (Gemm(rows, inner, outer, fp8), Gemm(inner, outer, rows, fp8, of_weights=True)),
         forward_kernels=1.0,
         backward_kernels=3.0 if bias else 2.0,
         saved_bytes=input_bytes,
@@ -141,29 +142,53 @@ def tensor_parallel(
     a layer is not computed again: no gradient depends on its result (torch.utils.checkpoint stops before it). Absent
     where not ``present``.
     """
-    plans = load.plans
-    stride = np.ones_like(plans.tp)
-    group = placement.group(plans.tp, stride, load.gpus_per_node, plans.num_gpus)
-    tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
-    split = plans.sequence_parallel
-
-    def both_ways(
-        suffix: str, collective: str, back: str, here: NDArray[np.bool_], kernels: float, recomputed: bool = True
-    ) -> Computation:
-        def work(kind: str) -> Collective:
-            return Collective(kind, tensor_bytes, group, "tp", "tensor")
-
-        operation, gradient = work(collective), (work(back),)
-        here = here & present
-        return Computation(
-            f"{name}.{suffix}", operation, gradient, kernels, kernels, present=here, recomputed=recomputed
-        )
-
+    split = load.plans.sequence_parallel
+    whole = (load.plans.tp > 1) & ~split
     return [
-        both_ways("sum", "all_reduce", "all_reduce", (plans.tp > 1) & ~split, 1.0, not last_of_layer),
-        both_ways("gather", "all_gather", "reduce_scatter", split, SPLIT_KERNELS),
-        both_ways("scatter", "reduce_scatter", "all_gather", split, SPLIT_KERNELS, not last_of_layer),
+        _exchange(load, f"{name}.sum", "all_reduce", "all_reduce", whole & present, not last_of_layer),
+        _exchange(load, f"{name}.gather", "all_gather", "reduce_scatter", split & present),
+        _exchange(load, f"{name}.scatter", "reduce_scatter", "all_gather", split & present, not last_of_layer),
     ]
+
+
+def embedding_exit(load: Workload) -> Sequence[Computation]:
+    """The second half of such a pair: rows looked up in a shared vocabulary are summed over the ranks."""
+    split = load.plans.sequence_parallel
+    return [
+        _exchange(load, "tensor_parallel.sum", "all_reduce", None, (load.plans.tp > 1) & ~split),
+        _exchange(load, "tensor_parallel.scatter", "reduce_scatter", "all_gather", split),
+    ]
+
+
+def head_entry(load: Workload) -> Sequence[Computation]:
+    """The first half: every rank computes its own logits from all tokens."""
+    split = load.plans.sequence_parallel
+    return [
+        _exchange(load, "tensor_parallel.sum", None, "all_reduce", (load.plans.tp > 1) & ~split),
+        _exchange(load, "tensor_parallel.gather", "all_gather", "reduce_scatter", split),
+    ]
+
+
+def _exchange(
+    load: Workload,
+    name: str,
+    forward: str | None,
+    backward: str | None,
+    present: NDArray[np.bool_],
+    recomputed: bool = True,
+) -> Computation:
+    """Collectives of (T, D) between tensor-parallel ranks, one each way."""
+    plans = load.plans
+    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+    tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
+
+    def work(kind: str) -> Collective:
+        return Collective(kind, tensor_bytes, group, "tp", "tensor")
+
+    there = work(forward) if forward else None
+    back = (work(backward),) if backward else ()
+    kernels = 1.0 if "all_reduce" in (forward, backward) else SPLIT_KERNELS
+    return Computation(name, there, back, kernels, kernels, present=present, recomputed=recomputed)
 
 
 def shared_loss(load: Workload) -> Sequence[Computation]:

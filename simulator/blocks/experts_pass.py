@@ -49,7 +49,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
             Gemm(routed, plans.zeros + experts.num_experts, plans.zeros + hidden, no_fp8),
             (
                 Gemm(routed, plans.zeros + hidden, plans.zeros + experts.num_experts, no_fp8),
-                Gemm(plans.zeros + hidden, plans.zeros + experts.num_experts, routed, no_fp8),
+                Gemm(plans.zeros + hidden, plans.zeros + experts.num_experts, routed, no_fp8, of_weights=True),
             ),
             1.0,
             2.0,
@@ -110,7 +110,7 @@ def grouped(
     return Computation(
         name,
         Gemm(rows, outer, inner, fp8, busy),
-        (Gemm(rows, inner, outer, fp8, busy), Gemm(inner, outer, rows, fp8, busy)),
+        (Gemm(rows, inner, outer, fp8, busy), Gemm(inner, outer, rows, fp8, busy, of_weights=True)),
         forward_kernels=1.0,
         backward_kernels=2.0,
         saved_bytes=input_bytes,

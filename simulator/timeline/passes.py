@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.model import Model
-from flopcast.simulator.step import busy_seconds as busy_seconds
+from flopcast.simulator.stages import busy_seconds
 from flopcast.simulator.timeline.program import Piece, Program, TransferKind, UnitProgram
 from flopcast.simulator.timeline.schedule import Direction, layers_of_chunks
 
@@ -124,7 +124,7 @@ class Passes:
                 name = piece.name.rpartition(".")[2]
                 if (name == "dequantise" and not gathered) or (name == "accumulate" and not reduced):
                     return False
-                return not self._split or forward or (direction == "weight") == self._is_weight(piece)
+                return not self._split or forward or (direction == "weight") == piece.of_weights
 
             pieces = [p for unit in units for p in (unit.forward if forward else unit.backward) if kept(p)]
             gathers, reductions = [], []
@@ -147,10 +147,6 @@ class Passes:
         if not forward:
             drafts.reverse()
         return drafts
-
-    @staticmethod
-    def _is_weight(piece: Piece) -> bool:
-        return piece.is_weight_gradient or piece.name.endswith(".accumulate")
 
 
 def _host_s(draft: _Draft) -> float:

@@ -56,22 +56,22 @@ class Timeline:
         difference = self.step_s / self.closed_form_s - 1
         if abs(difference) <= CLOSED_FORM_TOLERANCE:
             return None
-        causes = list(_departures(self.plan, bool(self.disturbance)))
+        causes = list(_departures(self.plan, bool(self.disturbance), len(self.forecast.model.kinds)))
         return f"{difference:+.1%}: " + ("; ".join(causes) or "no simplification of the closed form explains it")
 
 
-def _departures(plan: Plan, disturbed: bool) -> Iterator[str]:
+def _departures(plan: Plan, disturbed: bool, num_kinds: int) -> Iterator[str]:
     """What the closed form leaves out for such a plan."""
     if disturbed:
         yield "it knows no slow nodes, slow links and jitter"
     if plan.pp > 1:
-        if plan.schedule == "zero-bubble":
-            yield "it takes a third of 1F1B's bubble, as if forward, input and weight gradients took equally long"
+        yield "it takes the stages between the first and the last, and each kind of layer on them, as evenly spread"
         if plan.virtual_pp > 1:
-            yield "it divides the bubble by virtual_pp, whatever the chunks wait for each other"
-        if plan.parameter_shard > 1:
-            yield "it charges each pass with its gathers, of which part falls into the bubble"
-        yield "it takes one stage to set the pace, while embedding, head and uneven layers make stages differ"
+            yield "it takes a stage's model chunks as equal, while the slower ones hold up all that run beside them"
+        if plan.parameter_shard > 1 or plan.shard_ranks > 1:
+            yield "it takes gathers and reductions as those of a pass that runs through, while some fall into waits"
+    if num_kinds > 1 and plan.shard_ranks > 1:
+        yield "it takes layers of several kinds as mixed, while each one's gathers and reductions run beside its own"
     if 1 < plan.gradient_shard < plan.shard_ranks:
         yield "it lets a gradient's second reduction run beside its first"
 
@@ -168,6 +168,7 @@ class _Game:
             Device(self.env, self._constants.overlap_leak, self._link_shares),
             plan.prefetch,
             plan.parameter_shard > 1,
+            plan.parameter_shard == 1 and not plan.overlap_update,
             self._meet,
             jitter,
         )
@@ -182,6 +183,7 @@ class _Game:
             if done.triggered:
                 raise
             raise DeadlockError(self._who_waits()) from error
+        assert all(sent.transfer.done.triggered for rank in self.ranks for sent in rank.sent)
         for rank in self.ranks:
             late = self.env.now - sum(rank.seconds.values())
             rank.seconds[self._late_cause] += late

@@ -57,7 +57,7 @@ class Piece:
     group: str = ""
     group_size: int = 1
     link: Link | None = None
-    is_weight_gradient: bool = False
+    of_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _piece(operation: Operation, spent: float, times: float, plans: Plans, const
         group=group,
         group_size=group_size,
         link=link,
-        is_weight_gradient=isinstance(work, Gemm) and operation.phase == "backward" and operation.name.endswith(".2"),
+        of_weights=operation.of_weights,
     )
 
 

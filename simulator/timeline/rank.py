@@ -66,6 +66,7 @@ class Rank:
         device: Device,
         prefetch: int,
         sharded: bool,
+        waits_for_update: bool,
         meet: Callable[["Rank", Meeting, float], Transfer],
         jitter: Callable[[], float] | None,
     ) -> None:
@@ -79,6 +80,7 @@ class Rank:
         self.waits_for: str | None = None
         self._prefetch = prefetch
         self._sharded = sharded
+        self._waits_for_update = waits_for_update
         self._meet = meet
         self._jitter = jitter
         self._communicators: dict[tuple[str, str], Communicator] = {}
@@ -93,16 +95,17 @@ class Rank:
     ) -> Process:
         """One pass: gathers run ``prefetch`` stations ahead of use, reductions behind; it ends with the last of them.
 
-        Parameters that stay gathered are asked for all at once. Without prefetch nothing overlaps: gathers come before
-        and reductions after the computation they belong to, that of a layer where parameters are sharded and that of
-        the whole pass where not. ``send`` hands the result on as soon as it is computed.
+        Parameters that stay gathered are asked for all at once, and waited for where the update is not hidden. Without
+        prefetch nothing overlaps: gathers come before and reductions after the computation they belong to, that of a
+        layer where parameters are sharded and that of the whole pass where not. ``send`` hands the result on as soon
+        as it is computed.
         """
         mb = action.micro_batch
         ahead = self._prefetch if self._sharded else len(stations)
         gathered: dict[int, list[Sent]] = {}
         for k in range(min(ahead, len(stations))):
             gathered[k] = self._gather(stations[k], mb)
-            if not self._prefetch:
+            if not self._prefetch or self._waits_for_update:
                 yield from self._wait_for_all(gathered[k])
         if arrival is not None:
             yield from self._wait(arrival, "bubble", f"{action.direction} of micro-batch {mb} from its neighbour")
@@ -114,7 +117,7 @@ class Rank:
             if not ahead or self._prefetch:
                 if reductions and self._sharded:
                     yield from self._wait_for(reductions[-1][0])
-                reductions.append(self._reduce(station, mb, part, share, 0))
+                reductions.append(self._reduce(station, mb, part, share))
             else:
                 put_off.append((station, part, share))
             if not ahead:
@@ -129,7 +132,7 @@ class Rank:
             shares = _batches(station, max(MOST_BATCHES // len(stations), 1))
             yield from self._compute(station.segment, station.layer, mb, shares, partial(reduce, station))
         yield from send
-        reductions += [self._reduce(station, mb, part, share, 0) for station, part, share in put_off]
+        reductions += [self._reduce(station, mb, part, share) for station, part, share in put_off]
         for chain in reductions:
             yield from self._wait_for_all(chain)
 
@@ -180,19 +183,23 @@ class Rank:
     def _gather(self, station: Station, micro_batch: int) -> list[Sent]:
         return [self._post(kind, station.layer, micro_batch, 0, kind.calls) for kind in station.gathers]
 
-    def _reduce(self, station: Station, micro_batch: int, part: int, share: float, index: int) -> list[Sent]:
-        """Post one reduction of a chain; the one that follows is posted when it is over."""
-        kind = station.reductions[index]
-        sent = [self._post(kind, station.layer, micro_batch, part, share * kind.calls)]
-        if index + 1 < len(station.reductions):
+    def _reduce(self, station: Station, micro_batch: int, part: int, share: float) -> list[Sent]:
+        """Post the first of a chain of reductions; the next is posted, and joins the list, when one is over."""
+        chain: list[Sent] = []
+        kinds = iter(station.reductions)
 
-            def follow(_: simpy.Event) -> None:
-                sent.extend(self._reduce(station, micro_batch, part, share, index + 1))
+        def follow(_: simpy.Event | None = None) -> None:
+            kind = next(kinds, None)
+            if kind is None:
+                return
+            sent = self._post(kind, station.layer, micro_batch, part, share * kind.calls)
+            chain.append(sent)
+            callbacks = sent.transfer.done.callbacks
+            assert callbacks is not None
+            callbacks.append(follow)
 
-            done = sent[0].transfer.done
-            assert done.callbacks is not None
-            done.callbacks.append(follow)
-        return sent
+        follow()
+        return chain
 
     def _post(self, kind: TransferKind, layer: int, micro_batch: int, part: int, calls: float) -> Sent:
         transfer = self._meet(self, (kind, layer, micro_batch, part), kind.seconds * calls)

@@ -1,15 +1,19 @@
 """The sentences of a comparison against the numbers they are made of."""
 
+import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from builders import cluster, plan, small_model
+from rich.console import Console
 
-from flopcast import Request, compare
-from flopcast.reports.comparison import as_json
-from flopcast.reports.explain import bound_by, runs_as, verdict
+from flopcast import Request, compare, load_cluster, load_model
+from flopcast.reports.comparison import as_json, print_to
+from flopcast.reports.document.numbers import digits
+from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
-from flopcast.simulator.forecast import forecast
+from flopcast.simulator.forecast import best_of, forecast
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,18 +30,39 @@ def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:
 def test_shares_in_the_sentence_are_those_of_the_step() -> None:
     row = forecast(small_model(), cluster(), plan("zero3", 16)).rows()[0]
     words = bound_by(row, 80 * 2**30)
-    assert f"{row.seconds['gemm'] / row.step_s:.0%} matrix products" in words
+    assert f"{100 * row.seconds['gemm'] / row.step_s:.0f} % matrix products" in words
 
 
 def test_the_verdict_names_the_fastest_that_fits_and_its_equals() -> None:
     rows = forecast(small_model(), cluster(), [plan("zero3", 16), plan("zero3", 16), plan("ddp", 16)]).rows()
     best, same, other = sorted(rows, key=lambda row: row.step_s)
     words = verdict([best, same, other], 80 * 2**30)
-    assert words.startswith(f"Fastest that fits: {best.strategy}, {best.step_s:.3g} s")
+    assert words.startswith(f"Fastest that fits: {best.strategy}, {digits(best.step_s)} s")
     assert (same.strategy in words.split("told apart")[-1]) == (same.step_s < 1.03 * best.step_s)
     big = small_model(hidden=8192, num_heads=64, num_kv_heads=64, intermediate=28672, num_layers=80)
     words = verdict(forecast(big, cluster(), [plan("ddp", 8), plan("zero1", 8)]).rows(), 80 * 2**30)
     assert words.startswith("Nothing fits: zero1 needs least")
+
+
+def test_the_verdict_says_what_is_one_plan_and_what_is_tight() -> None:
+    rows = ranked(compare(small_model(), cluster(), Request(8, strategies=["zero3", "hsdp", "ddp"])).rows)
+    words = verdict(rows, 80 * 2**30)
+    if rows[0].strategy != "ddp":
+        assert "here the same plan: " in words
+    slow, fast = sorted(rows, key=lambda row: row.step_s)[::-2]
+    tight = [replace(slow, tight=False), replace(fast, tight=True, step_s=slow.step_s / 2)]
+    assert ranked(reversed(tight)) == tight
+    assert f"faster but tight in memory: {fast.strategy}" in verdict(tight, 80 * 2**30)
+    assert best_of(tight) == tight[0]
+    assert "tight: " in verdict(tight[1:], 80 * 2**30)
+
+
+def test_no_table_is_cut_short_on_a_narrow_terminal() -> None:
+    comparison = compare(load_model("llama-3-70b"), load_cluster("dgx-h100"), Request(1024))
+    out = io.StringIO()
+    print_to(Console(width=100, file=out), comparison, None)
+    assert "…" not in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 100
 
 
 def test_what_was_chosen_in_a_few_words() -> None:

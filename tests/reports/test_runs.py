@@ -102,6 +102,10 @@ def test_a_local_batch_in_a_pipeline_is_cut_into_micro_batches() -> None:
         ({"hidden": None}, "hidden is blank"),
         ({"n_gpus": "many"}, "n_gpus is 'many'"),
         ({"tp": 3}, "does not divide"),
+        ({"tp": 64}, "does not divide"),
+        ({"pp": 2, "vpp": 32, "micro_batch": 1}, "one stage per layer"),
+        ({"precision": "nvfp4"}, "4-bit products"),
+        ({"global_batch_seqs": None}, "global_batch_seqs is blank"),
     ],
 )
 def test_refused_with_the_reason(cells: dict[str, Any], words: str) -> None:
@@ -110,11 +114,49 @@ def test_refused_with_the_reason(cells: dict[str, Any], words: str) -> None:
     assert run.plan is None
 
 
+def test_shapes_that_a_table_leaves_out_are_the_usual_ones() -> None:
+    run = changed(n_heads=None, n_kv_heads=None, ffn_hidden=None)
+    assert run.model is not None
+    assert run.model.num_parameters == 6_738_415_616  # LLaMA's own rule makes LLaMA-7B
+    assert {"n_heads 32", "ffn_hidden 11008"} <= set(run.assumed)
+    plain = changed(mlp_type="gelu", ffn_hidden=None)
+    assert "ffn_hidden 16384" in plain.assumed
+
+
+def test_a_rate_stands_for_the_step() -> None:
+    run = changed(measured_step_s=None, measured_tokens_per_s_per_gpu=1024)
+    assert run.measured_step_s == 256 * 4096 / (1024 * 64)
+    batch = changed(global_batch_seqs=None, grad_accum=2)
+    assert batch.plan is not None
+    assert batch.plan.global_batch_sequences == 256
+    assert batch.share_of_step == 1.0
+
+
+def test_nvlink_across_a_rack_makes_one_node() -> None:
+    run = changed(gpu="GB200", gpus_per_node=4, n_gpus=256, node_gbit=1600)
+    assert run.cluster is not None
+    assert run.cluster.gpus_per_node == 64
+    assert run.cluster.node_bytes_per_s == pytest.approx(16 * 200e9)
+
+
+def test_embedding_and_head_may_stand_in_chunks_of_their_own() -> None:
+    run = changed(pp=2, vpp=17, micro_batch=1, sharding="ddp")
+    assert run.plan is not None
+    assert run.plan.virtual_pp == 16
+    assert any("vpp 16" in words for words in run.assumed)
+
+
+def test_torchtitan_keeps_parameters_gathered_in_a_pipeline() -> None:
+    plan = changed(pp=8, micro_batch=32).plan
+    assert plan is not None
+    assert (plan.parameter_shard, plan.gradient_shard, plan.optimizer_shard) == (1, 1, 8)
+
+
 def test_the_published_table_is_read_whole() -> None:
     runs = read_runs(PUBLISHED_RUNS)
     assert len(runs) == 1138
     refused = [run for run in runs if run.skipped]
-    assert [run.skipped for run in refused] == ["measured_step_s is blank"] * 4
+    assert [run.skipped for run in refused] == ["global_batch_seqs is blank"] * 4
 
 
 def test_not_a_table(tmp_path: Path) -> None:
@@ -130,4 +172,6 @@ def test_not_a_table(tmp_path: Path) -> None:
 def test_frameworks_by_name() -> None:
     assert not framework_of("Megatron-DeepSpeed").overlap
     assert framework_of("NeMo 24.07 (Megatron-Core)").overlap_tensor
+    assert framework_of("Megatron-Bridge (25.11)") == framework_of("NeMo 25.04")
+    assert framework_of("Megatron-LM (FlagPerf)") != framework_of("NeMo 25.04")
     assert framework_of("something new").gradient_bits == 32

@@ -12,8 +12,9 @@ from rich.console import Console
 from flopcast import InputError
 from flopcast.reports.comparison import row_as_json
 from flopcast.reports.figures.pareto import draw, save
+from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.runner_up import why_behind
-from flopcast.reports.search import as_json, described, memory_steps, render, settings, verdict
+from flopcast.reports.search import as_json, described, memory_steps, render, settings, varied, verdict
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchRequest, SearchResult, search
@@ -85,9 +86,10 @@ def test_a_plan_that_recomputes_says_so() -> None:
 
 def test_what_the_terminal_shows() -> None:
     text = printed(RESULT)
-    assert f"{RESULT.num_plans:,} legal plans forecast" in text
+    assert f"{RESULT.num_plans:,} legal plans" in text
     assert described(RESULT.found[0].rows[1]).split()[0] in text
     assert "why it is behind the first" in text
+    assert "With gradients in 32 bits and no 4-bit gather the best is" in " ".join(text.split())
     several = printed(found(num_gpus=[8, 16, 32]))
     assert "The best placements on 32 GPUs" in several
     assert "kept of the" in several
@@ -101,12 +103,19 @@ def test_memory_steps_are_on_the_front_and_ever_smaller() -> None:
     assert places[0] == 0
 
 
+def test_what_was_varied_is_said_of_each_plan() -> None:
+    result = found(fixed={"compiled": [True, False], "precision": ["bf16", "fp8"], "tp": [1, 2]})
+    row = result.found[0].rows[0]
+    assert settings(row, varied(result)).endswith("compiled true, precision fp8")
+    assert "% MFU of the 16-bit peak" in verdict(result)
+
+
 def test_settings_say_what_was_chosen() -> None:
     fields = {"strategy": "zero1", "num_gpus": 16, "seq_len": 2048, "optimizer_shard": 4, "grad_accum": 4}
     plan = Plan(**fields, tp=2, pp=2, sequence_parallel=True, schedule="gpipe", recompute="full", bucket_bytes=2**31)  # type: ignore[arg-type]
     row = forecast(MODEL, MACHINE, plan).rows()[0]
     assert described(row) == "zero1 with tp 2, pp 2"
-    assert settings(row) == ("1 x 4, recompute full, sequence parallel, gpipe, 32-bit gradients, buckets 2,048 MiB")
+    assert settings(row) == ("1 x 4, recompute full, sequence parallel, gpipe, 32-bit gradients in 2 GiB buckets")
 
 
 def test_the_figure_has_the_front_and_is_written(tmp_path: Path) -> None:
@@ -120,3 +129,16 @@ def test_the_figure_has_the_front_and_is_written(tmp_path: Path) -> None:
         assert (tmp_path / f"front.{ending}").stat().st_size > 1000
     with pytest.raises(InputError, match="cannot be written"):
         save(figure, tmp_path / "front.unknown")
+
+
+def test_the_figure_of_several_gpu_counts_has_each_and_the_ideal(tmp_path: Path) -> None:
+    result = found(num_gpus=[8, 16, 32])
+    figure = search_scaling(result)
+    left, right = figure.axes
+    ideal, forecast_s = left.lines
+    rows = [f.rows[0] for f in result.found]
+    assert list(forecast_s.get_xdata()) == [8, 16, 32]  # type: ignore[arg-type]
+    assert list(forecast_s.get_ydata()) == [row.step_s for row in rows]  # type: ignore[arg-type]
+    assert list(ideal.get_ydata()) == pytest.approx([rows[0].step_s * 8 / n for n in (8, 16, 32)])  # type: ignore[arg-type]
+    assert list(right.lines[0].get_ydata()) == [100 * row.mfu for row in rows]  # type: ignore[arg-type]
+    save(figure, tmp_path / "scaling.svg")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -211,13 +210,11 @@ def test_every_data_file_is_the_form_that_a_user_writes() -> None:
             assert data["source"], entry.name
 
 
-def test_one_entry_loads_quickly_without_torch() -> None:
+def test_an_entry_loads_without_torch_and_matplotlib() -> None:
     program = (
         "import sys\n"
         "from flopcast.simulator.catalogue import load_model, load_cluster\n"
         "load_model('plamo-13b'), load_cluster('abci-a')\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert time.perf_counter() - start < 2.0  # 0.2 s on an idle core

@@ -81,9 +81,9 @@ def test_more_bandwidth_is_never_slower(p: Plan, factor: float) -> None:
 @settings(max_examples=20)
 @given(st.lists(plans(), min_size=2, max_size=12))
 def test_one_plan_at_a_time_is_the_same_as_many(many: list[Plan]) -> None:
-    together = forecast(MODEL, cluster(), many)
+    together = forecast(MODEL, cluster(H100), many)
     for index, one in enumerate(many):
-        alone = forecast(MODEL, cluster(), one)
+        alone = forecast(MODEL, cluster(H100), one)
         assert alone.step_s[0] == pytest.approx(together.step_s[index], rel=1e-12)
         assert alone.memory.total[0] == pytest.approx(together.memory.total[index], rel=1e-12)
         assert alone.traffic.inter_node_bytes[0] == pytest.approx(together.traffic.inter_node_bytes[index], rel=1e-12)
@@ -91,6 +91,8 @@ def test_one_plan_at_a_time_is_the_same_as_many(many: list[Plan]) -> None:
 
 def test_a_batch_of_models_and_clusters_is_the_same_as_each() -> None:
     cases = [
+        # Groups of 64 in one node, beside machines that have no such nodes.
+        Case(small_model(num_layers=3), cluster(H100, gpus_per_node=64, nics_per_node=64), plan("zero3", 64, 64)),
         Case(small_model(), cluster(), plan("zero3", 16)),
         Case(small_model(parallel=True, num_layers=6), cluster(H100), plan("tp8", 32, recompute="full")),
         Case(small_model(gated=False), cluster(), plan("zero1", 16, pp=2, grad_accum=4)),
@@ -124,3 +126,8 @@ def test_what_the_model_or_cluster_cannot_carry(change: dict[str, int], words: s
 def test_unknown_convention() -> None:
     with pytest.raises(InputError, match="choose one of 6n, causal, full"):
         forecast(MODEL, cluster(), plan(), convention="8n")
+
+
+def test_fp8_needs_a_gpu_that_has_it() -> None:
+    with pytest.raises(InputError, match="precision=fp8: a100-80gb has no 8-bit peak"):
+        forecast(MODEL, cluster(), plan("zero1", 16, precision="fp8"))

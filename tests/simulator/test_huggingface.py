@@ -204,11 +204,9 @@ def test_the_catalogue_says_what_the_config_says(config: str, entry: str) -> Non
     read, catalogued = read_config(CONFIGS / f"{config}.json"), load_model(entry)
     assert read.layers == catalogued.layers
     assert read.root_tensors() == catalogued.root_tensors()
-    assert (read.context, read.positions, read.norm) == (
-        catalogued.context,
-        catalogued.positions,
-        catalogued.norm,
-    )
+    assert (read.positions, read.norm) == (catalogued.positions, catalogued.norm)
+    # A config.json says what a model was extended to, the catalogue what most of its pre-training ran on.
+    assert read.context >= catalogued.context
 
 
 def test_plamos_shared_heads_win_over_its_num_key_value_heads() -> None:

@@ -52,7 +52,7 @@ def by_hand(space: Space) -> set[Plan]:
             if space.num_sequences % (dp * micro):
                 continue
             accum = space.num_sequences // (dp * micro)
-            if accum == 1 and (schedule != "1f1b" or name == "zero2"):
+            if accum == 1 and schedule != "1f1b":
                 continue
             shards = placement(name, gpus, 8, tp, pp)
             replicated = shards["parameter_shard"] == 1
@@ -60,6 +60,8 @@ def by_hand(space: Space) -> set[Plan]:
             for (bucket, prefetch), bits, split, recompute in product(
                 tuned, (16, 32), (False, True), space.values["recompute"]
             ):
+                if accum == 1 and name == "zero2" and bits == 16:
+                    continue  # as zero1
                 try:
                     found.add(
                         Plan(

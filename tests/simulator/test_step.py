@@ -53,7 +53,7 @@ def test_parts_add_up_and_recompute_is_not_counted_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "virtual", "share"), [("1f1b", 1, 1.0), ("interleaved", 2, 0.5), ("zero-bubble", 1, 1 / 3)]
+    ("schedule", "virtual", "share"), [("1f1b", 1, 1.0), ("gpipe", 1, 1.0), ("interleaved", 2, 0.5)]
 )
 def test_bubble_of_an_even_pipeline(schedule: str, virtual: int, share: float) -> None:
     """(p-1)/v stages' time for one micro-batch, beside m of them: no head, no communication that differs."""
@@ -84,3 +84,36 @@ def test_the_host_bounds_tiny_models() -> None:
     compiled = forecast(tiny, cluster(), plan("ddp", 8, seq_len=128, compiled=True)).step
     assert eager.parts["launch"][0] > 5 * (eager.parts["gemm"] + eager.parts["attention"] + eager.parts["pointwise"])[0]
     assert compiled.parts["launch"][0] < eager.parts["launch"][0]
+
+
+def test_unfused_attention_over_misaligned_heads_runs_where_fp32_does() -> None:
+    def seconds(head_dim: float, kernel: str) -> float:
+        code = np.array([CHOICES["attention"].index(kernel)])
+        work = AttentionCore(array(1e12), code, array(head_dim), array(2048), backward=False)
+        return float(attention_seconds(work, Hardware.of([cluster(A100)]), C)[0])
+
+    assert seconds(108, "unfused") == pytest.approx(seconds(104, "unfused") * 312 / 19.5, rel=0.01)
+    assert seconds(108, "flash2") == pytest.approx(seconds(104, "flash2"), rel=0.01)
+
+
+def test_tensor_parallelism_in_chunks_exposes_one_of_them() -> None:
+    settings = {"tp": 4, "sequence_parallel": True, "seq_len": 4096}
+    waits, chunks = (
+        forecast(small_model(), cluster(), plan("ddp", 8, overlap_tensor=o, **settings)).step for o in (0, 1)
+    )
+    assert chunks.parts["tensor_communication"][0] == pytest.approx(waits.parts["tensor_communication"][0] / 4)
+
+
+def test_an_update_that_is_not_hidden_is_exposed_whole() -> None:
+    long = {"micro_batch": 8, "seq_len": 8192}
+    beside, before = (forecast(small_model(), cluster(), plan("zero1", overlap_update=o, **long)).step for o in (1, 0))
+    assert before.gather_communication[0] > 1.1 * beside.gather_communication[0]
+    assert before.reduce_communication[0] == beside.reduce_communication[0]
+
+
+def test_a_sliced_update_copies_every_tensor_of_every_rank_twice() -> None:
+    model = small_model()
+    whole, sliced = (forecast(model, cluster(), plan("zero1", 16, sliced_update=s)).step for s in (0, 1))
+    tensors = sum(len(block.tensors(model.hidden)) for block in model.layers) + len(model.root_tensors())
+    copies = 2 * 16 * tensors
+    assert sliced.optimizer[0] - whole.optimizer[0] == pytest.approx(copies * C.copy_launch_s)

@@ -17,17 +17,12 @@ WORKER = Path(engine_ranks.__file__)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": str(WORKER.parent), "OMP_NUM_THREADS": "1"}
-    arguments = [str(engine_ranks.WORLD_SIZE), str(folder)]
-    ranks = []
-    for rank in range(engine_ranks.WORLD_SIZE):
-        log = (folder / f"log{rank}").open("wb")
-        command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER), str(rank), *arguments]
-        ranks.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-        log.close()
-    codes = [rank.wait(timeout=600) for rank in ranks]
-    logs = "\n".join((folder / f"log{rank}").read_text()[-2000:] for rank in range(len(ranks)) if codes[rank])
-    assert not any(codes), logs
+    search = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER)]
+    command += [str(engine_ranks.WORLD_SIZE), str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    assert ended.returncode == 0, ended.stderr[-4000:]
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
 
@@ -61,3 +56,14 @@ def test_what_the_node_keeps_is_what_was_gathered(results: dict[str, Any]) -> No
 def test_a_run_goes_on_under_another_strategy(results: dict[str, Any]) -> None:
     losses = results["resumed"]["losses"]
     assert losses == pytest.approx(results["tiny-plamo float32"]["losses"][: len(losses)], abs=1e-5)
+
+
+def test_a_quantised_run_goes_on_as_if_nothing_had_been(results: dict[str, Any]) -> None:
+    assert results["quantised resumed"] == pytest.approx(results["zero3-node+q4"]["losses"], abs=1e-6)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_what_is_evaluated_is_cross_entropy_alone(results: dict[str, Any], stages: int) -> None:
+    found = results[f"z-loss {stages}"]
+    assert found["evaluated"][0] == pytest.approx(found["evaluated"][1], abs=1e-7)
+    assert found["trained"][1] > found["trained"][0] + 1

@@ -115,6 +115,14 @@ def test_attention_sees_what_it_should(monkeypatch: pytest.MonkeyPatch, window: 
         documents = Documents(documents.numbers, torch.tensor([0, 7, 16, 32], dtype=torch.int32))  # type: ignore[union-attr]
     torch.testing.assert_close(attention_module._by_length(q, k, v, window, documents), expected)
 
+    def without_sharing(q, k, v, *arguments, window_size):  # type: ignore[no-untyped-def]
+        assert k.shape == v.shape == q.shape
+        return each_by_itself(q, k, v, *arguments, window_size=window_size, enable_gqa=True)
+
+    monkeypatch.setattr(attention_module, "varlen_attn", without_sharing)
+    monkeypatch.setattr(attention_module, "SHARES_HEADS", False)
+    torch.testing.assert_close(attention_module._by_length(q, k, v, window, documents), expected)
+
 
 def test_documents_of_a_packed_sequence_do_not_see_each_other() -> None:
     decoder = Decoder(TINY)

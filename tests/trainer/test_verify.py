@@ -13,7 +13,8 @@ from flopcast.simulator.model import Model
 from flopcast.trainer import verify as module
 from flopcast.trainer.engine import in_node
 from flopcast.trainer.fake_cluster import Recorder
-from flopcast.trainer.verify import MEMORY_TOLERANCE, Verification, verify
+from flopcast.trainer.verification import MEMORY_TOLERANCE, Verification
+from flopcast.trainer.verify import verify
 
 # Nothing divides by 24 ranks: 1000 features, 2800 in the MLP, 5 tiled key/value heads, a vocabulary of 10007.
 TILED = Model(
@@ -78,6 +79,41 @@ def test_tensor_parallel_to_the_byte(model: Model, strategy: str, tp: int, seque
     found = verify(model, 32, strategy, seq_len=1024, tp=tp, sequence_parallel=sequence_parallel)
     assert found.max_byte_error == 0, found.as_text()
     assert {row.group for row in found.rows} >= {"tp", "world"}
+
+
+@pytest.mark.parametrize(
+    ("model", "num_gpus", "strategy", "pp", "micro_batches", "sequence_parallel"),
+    [
+        (TILED, 24, "ddp", 3, 4, False),
+        (TILED, 32, "zero1", 4, 4, False),
+        (NEOX, 32, "zero1", 4, 5, False),
+        (TILED, 32, "tp2", 4, 5, False),
+        (NEOX, 32, "tp4", 4, 5, True),
+    ],
+    ids=["ddp", "zero1", "uneven", "tp", "sequence-parallel"],
+)
+def test_every_stage_of_a_pipeline_to_the_byte(
+    model: Model, num_gpus: int, strategy: str, pp: int, micro_batches: int, sequence_parallel: bool
+) -> None:
+    """The first, a middle and the last stage; six layers do not deal out evenly over four."""
+    found = verify(model, num_gpus, strategy, micro_batches=micro_batches, pp=pp, sequence_parallel=sequence_parallel)
+    assert found.max_byte_error == 0, found.as_text()
+    sends = [
+        [(row.phase, row.count) for row in stage.rows if row.collective == "point_to_point"] for stage in found.stages
+    ]
+    forward, backward = ("forward", micro_batches), ("backward", micro_batches)
+    assert sends == [[forward], [forward, backward], [backward]]
+
+
+def test_memory_of_every_stage_of_a_pipeline() -> None:
+    plamo = load_model("plamo-13b")
+    shorter = dataclasses.replace(plamo, layers=plamo.layers[:9])
+    found = verify(shorter, 64, "zero1", micro_batches=5, pp=4)
+    assert_agrees(found)
+    document = found.as_json()
+    assert [stage["stage"] for stage in document["stages"]] == [0, 2, 3]
+    assert {row["stage"] for row in document["rows"]} == {0, 2, 3}
+    assert document["engine_memory_bytes"] == max(stage["engine_memory_bytes"] for stage in document["stages"])
 
 
 @pytest.mark.parametrize("strategy", ["zero3-node", "tp8"])
@@ -160,8 +196,14 @@ def test_memory_counts_storages_as_they_come_and_go() -> None:
         ({"num_gpus": 16, "strategy": "zero4"}, "zero4"),
         ({"num_gpus": 16, "strategy": "tp16"}, "does not divide"),
         ({"num_gpus": 16, "strategy": "zero3", "micro_batches": 0}, "--micro-batches is 0"),
+        ({"num_gpus": 16, "strategy": "zero1", "pp": 0}, "--pp is 0"),
+        ({"num_gpus": 16, "strategy": "zero1", "pp": 4}, "needs at least pp=4 micro-batches"),
+        ({"num_gpus": 16, "strategy": "zero3", "pp": 2, "micro_batches": 2}, "use ddp or zero1"),
     ],
-    ids=["none", "part of a node", "tp in node", "unknown", "tp beyond node", "no micro-batch"],
+    ids=[
+        *("none", "part of a node", "tp in node", "unknown", "tp beyond node", "no micro-batch"),
+        *("no stage", "pipeline not full", "sharded pipeline"),
+    ],
 )
 def test_what_cannot_be_verified_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):

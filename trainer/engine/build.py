@@ -7,12 +7,13 @@ import torch.distributed as dist
 
 from flopcast.errors import InputError
 from flopcast.simulator.model import Model
+from flopcast.simulator.placement import stage_layers
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.engine import weights
 from flopcast.trainer.engine.check import check_plan
 from flopcast.trainer.engine.engine import Engine, Passes, Sharding, WholePasses
 from flopcast.trainer.engine.mesh import PIPELINE, TENSOR, Ranks
-from flopcast.trainer.engine.pipeline import PipelinePasses, stage_layers
+from flopcast.trainer.engine.pipeline import PipelinePasses
 from flopcast.trainer.engine.settings import OptimizerSettings
 from flopcast.trainer.engine.sharding import Fsdp2
 from flopcast.trainer.engine.split import split_over
@@ -99,6 +100,7 @@ def assemble(
             parallel=ranks.tensor_parallel,
             recompute=plan.recompute,
             fused_kernels=plan.fused_kernels,
+            compiled=plan.compiled,
             z_loss=z_loss,
             layers=stage_layers(model.num_layers, plan.pp, ranks.place(PIPELINE)),
         )

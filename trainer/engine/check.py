@@ -20,6 +20,8 @@ def check_plan(model: Model, plan: Plan, world_size: int) -> None:
         _refuse(plan, f"precision={plan.precision}: the trainer computes in bf16 or fp32; set precision=bf16")
     _check_shards(plan)
     if plan.tp > 1:
+        if plan.compiled:
+            _refuse(plan, f"compiled with tp={plan.tp}: the trainer compiles whole layers; set tp=1 or compiled=false")
         _check_tensor_parallel(model, plan)
     if plan.pp > 1:
         _check_pipeline(model, plan)

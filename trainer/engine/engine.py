@@ -126,10 +126,13 @@ class Engine:
     def evaluate(
         self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The mean loss of one micro-batch, without gradients; every rank of the job takes part."""
-        loss = self._passes.evaluate(tokens, targets, positions)
-        self._passes.release()
-        return loss
+        """The mean cross-entropy of one micro-batch, without z-loss or gradients; every rank of the job takes part."""
+        self.module.eval()
+        try:
+            return self._passes.evaluate(tokens, targets, positions)
+        finally:
+            self.module.train()
+            self._passes.release()
 
     def state(self) -> dict[str, Any]:
         """``model`` and ``optimizer``, flat dictionaries of DTensors and numbers by parameter name.

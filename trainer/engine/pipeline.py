@@ -11,15 +11,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.engine.engine import Sharding
 from flopcast.trainer.engine.mesh import PIPELINE, Ranks
-from flopcast.trainer.loss import cross_entropy
 from flopcast.trainer.model import Decoder
-
-
-def stage_layers(num_layers: int, num_stages: int, stage: int) -> range:
-    """The layers of a stage, dealt out evenly, the first stages one more where they do not divide."""
-    each, more = divmod(num_layers, num_stages)
-    first = stage * each + min(stage, more)
-    return range(first, first + each + (stage < more))
 
 
 class PipelinePasses:
@@ -32,6 +24,7 @@ class PipelinePasses:
         self._dtype = dtype
         self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._schedules: dict[bool, PipelineScheduleSingle] = {}
+        self._stages: dict[bool, PipelineStage] = {}
 
     def train(
         self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None, is_last: bool
@@ -64,6 +57,8 @@ class PipelinePasses:
         run = cast("Callable[..., Any]", schedule.step if training else schedule.eval)
         inputs = (tokens,) if self.module.is_first else ()
         run(*inputs, **keywords, **({"return_outputs": False} if training else {}))
+        if training:
+            self._share_buffers(self._stages[training])
         total = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=tokens.device)
         dist.broadcast(total, group=self._group, group_src=self.plan.pp - 1)
         return total
@@ -73,7 +68,8 @@ class PipelinePasses:
         if training not in self._schedules:
             kind = Schedule1F1B if training and self.plan.schedule == "1f1b" else ScheduleGPipe
             micro_batches = self.plan.grad_accum if training else 1
-            self._schedules[training] = kind(self._stage(tokens), micro_batches, loss_fn=self._loss)
+            self._stages[training] = self._stage(tokens)
+            self._schedules[training] = kind(self._stages[training], micro_batches, loss_fn=self.module.loss)
         return self._schedules[training]
 
     def _stage(self, tokens: torch.Tensor) -> PipelineStage:
@@ -95,8 +91,13 @@ class PipelinePasses:
             group=self._group,
         )
 
-    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        module = self.module
-        return cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), module.z_loss, module.parallel, module.first_vocabulary_row
-        )
+    def _share_buffers(self, stage: PipelineStage) -> None:
+        """Receive into as many buffers as micro-batches are in flight; PyTorch makes one for each of the step's.
+
+        An input is needed until its micro-batch has gone backward, a gradient only until the next one comes.
+        """
+        in_flight = self.plan.pp - self._stage_index if self.plan.schedule == "1f1b" else self.plan.grad_accum
+        for buffers, number in ((stage.args_recv_info, in_flight), (stage.grad_recv_info, 1)):
+            for micro_batch, received in buffers.items():
+                for own, shared in zip(received, buffers[micro_batch % number], strict=True):
+                    own.buffer = shared.buffer

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 # Columns of a table written to a file or a pipe.
 PIPE_WIDTH = 120
+# A narrower terminal breaks lines itself, where a table of its width would cut numbers short.
+LEAST_WIDTH = 100
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -17,7 +19,10 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def console() -> "Console":
-    """A terminal at its own width; a file or a pipe at one that holds every table."""
+    """A terminal at its own width, unless that is too little; a file or a pipe at one that holds every table."""
+    import shutil
+
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    width = max(shutil.get_terminal_size().columns, LEAST_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, highlight=False)

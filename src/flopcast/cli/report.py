@@ -55,7 +55,7 @@ def report(
     tokens_per_gpu
         Tokens per GPU and optimizer step; by default about 4 Mi tokens over all GPUs.
     seq_len
-        Tokens per sequence; by default the model's context.
+        Tokens per sequence; by default those of the model's pre-training, for a config.json its longest.
     micro_batch
         Sequences per rank and pass.
     ep

@@ -28,6 +28,7 @@ def search(
     global_batch_tokens: int | None = None,
     seq_len: int | None = None,
     fix: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    memory_margin: float = 0.08,
     top: int = 5,
     convention: Literal["6n", "causal", "full"] = "causal",
     figure: Path | None = None,
@@ -49,17 +50,19 @@ def search(
         What to have least of: time, cost or energy of a step, or memory per GPU. Cost needs gpu_hour_price in the
         cluster file, energy node_power.
     global_batch_tokens
-        Tokens per optimizer step over all GPUs; by default about 4 Mi.
+        Tokens per optimizer step over all GPUs; by default about 4 Mi, at most 16 Mi.
     seq_len
-        Tokens per sequence; by default the model's context.
+        Tokens per sequence; by default those of the model's pre-training, for a config.json its longest.
     fix
         FIELD=VALUE, any field of a plan (pp=1, recompute=full); several values (tp=2,4) are all tried.
+    memory_margin
+        Share of the GPU's memory that a plan leaves free; 0 uses all of it.
     top
         Placements shown.
     convention
         What MFU and HFU count: 6n (no attention), causal (half the scores) or full.
     figure
-        Draw all placements in time and memory, with the front (.svg, .png, .pdf).
+        Draw all placements in time and memory, with the front (.svg, .png, .pdf); of several GPU counts the scaling.
     json
         Print one JSON document and nothing else.
 
@@ -75,6 +78,7 @@ def search(
         global_batch_tokens=global_batch_tokens,
         seq_len=seq_len,
         fixed=parse_fixed(fix or []),
+        memory_margin=memory_margin,
         top=top,
         convention=convention,
     )
@@ -84,8 +88,9 @@ def search(
     print(f"flopcast: {result.num_plans:,} plans in {result.elapsed_s:.2f} s, {rate:,.0f} plans/s", file=sys.stderr)
     if figure is not None:
         from flopcast.reports.figures.pareto import draw, save
+        from flopcast.reports.figures.scaling import search_scaling
 
-        save(draw(result), figure)
+        save(draw(result) if len(result.found) == 1 else search_scaling(result), figure)
     if json:
         from flopcast.reports.search import as_json
 

@@ -20,6 +20,7 @@ def verify(
     micro_batches: int = 1,
     seq_len: int | None = None,
     tp: int = 1,
+    pp: int = 1,
     sequence_parallel: Annotated[bool, Parameter(negative="")] = False,
     json: Flag = False,
 ) -> None:
@@ -44,6 +45,8 @@ def verify(
         Tokens per sequence; by default the model's context.
     tp
         Tensor-parallel ranks under a strategy other than tpN.
+    pp
+        Stages of a 1F1B pipeline, under ddp, zero1 or tpN; its first, a middle and its last stage are traced.
     sequence_parallel
         Split the activations between tensor-parallel exchanges over those ranks.
     json
@@ -56,7 +59,7 @@ def verify(
     require_torch()
     from flopcast.trainer.verify import verify as run
 
-    found = run(load_model(model), gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel)
+    found = run(load_model(model), gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel, pp)
     if json:
         print_json(found.as_json())
     else:

@@ -17,6 +17,8 @@ def accuracy(
     runs: Path | None = None,
     collectives: str | None = None,
     regret: Flag = False,
+    check: Flag = False,
+    figure: Path | None = None,
     json: Flag = False,
 ) -> None:
     """The forecast against measured training steps, or collectives: the error of every source, beside a null model's.
@@ -30,6 +32,10 @@ def accuracy(
     regret
         Instead: of every sweep in RUNS (same model, machine, GPU count and batch) how much slower than the fastest run
         the one is that the forecast ranks first.
+    check
+        Instead: look for faults in RUNS themselves: cells, units, rates that contradict each other, FLOP conventions.
+    figure
+        Draw predicted against measured step times (.svg, .png, .pdf).
     json
         Print one JSON document and nothing else: every row, the sources, the whole.
 
@@ -42,6 +48,9 @@ def accuracy(
             print_json(sweeps.as_json())
         else:
             console().print(search_regret.render(sweeps))
+        return
+    if check:
+        _check(runs, json)
         return
     if collectives:
         from flopcast.reports import collective_accuracy as by_size
@@ -57,6 +66,11 @@ def accuracy(
     from flopcast.reports.accuracy import accuracy as measure
 
     result = measure(runs or PUBLISHED_RUNS)
+    if figure is not None:
+        from flopcast.reports.figures.accuracy import accuracy_figure
+        from flopcast.reports.figures.pareto import save
+
+        save(accuracy_figure(result.rows), figure)
     if json:
         print_json(result.as_json())
         return
@@ -65,6 +79,19 @@ def accuracy(
     out = console()
     for part in render(result):
         out.print(part)
+
+
+def _check(runs: Path | None, json: bool) -> None:
+    from flopcast.reports.run_check import PUBLISHED_RUNS, check_table, render
+
+    found = check_table(runs or PUBLISHED_RUNS)
+    if json:
+        print_json(found.as_json())
+    else:
+        for part in render(found):
+            console().print(part)
+    if found.faults:
+        sys.exit(1)
 
 
 @app.command

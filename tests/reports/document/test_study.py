@@ -9,8 +9,10 @@ from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.study import Study, study
+from flopcast.reports.document.table import numbers_in
 from flopcast.reports.document.write import Report
 from flopcast.reports.runs import read_runs
+from flopcast.reports.search import described
 from flopcast.simulator.forecast import forecast
 
 
@@ -58,6 +60,30 @@ def test_where_nothing_fits_the_report_says_what_would() -> None:
     assert "The plan does not fit" in found.as_html()
     found.as_markdown()
     found.as_json()
+
+
+def test_a_search_of_all_plans_is_beside_the_strategies(report: Report) -> None:
+    found = report.study
+    assert found.further is not None
+    row = found.further.winner[1]
+    assert row.plan["gradient_bits"] == found.best.plan["gradient_bits"]
+    assert row.step_s <= found.best.step_s * (1 + 1e-9)
+    (table,) = [t for s in report.sections for t in s.tables if t.name == "further-table"]
+    assert table.rows[0][1].order == row.step_s
+
+
+def test_where_no_strategy_fits_but_a_plan_does_the_report_recommends_it() -> None:
+    model, machine = load_model("llama-3-70b"), load_cluster("dgx-h100")
+    found = Report(study(model, machine, Request(128, seq_len=131072)))
+    assert not found.study.best.fits
+    assert found.study.further is not None
+    row = found.study.further.winner[1]
+    assert row.fits
+    assert f"Run {described(row)}: " in found.recommendation.sentence
+    tables = set().union(*(table.numbers() for section in found.sections for table in section.tables))
+    said = found.recommendation.sentence + " ".join(f" {a.answer} {a.note}" for a in found.recommendation.answers)
+    assert set(numbers_in(said)) <= tables
+    assert "nothing" not in found.as_markdown()[:2000].lower()
 
 
 def test_one_gpu_and_one_strategy_make_a_report() -> None:

@@ -1,0 +1,183 @@
+"""Pipeline schedules in closed form: the longest chain of passes that wait for each other.
+
+The chain goes down the stages with the first micro-batch, along one stage with all of them, and up with the last. It
+leaves that stage for those behind it where they take longer than what the stage does meanwhile: while the first
+micro-batch is on its way to the end and back, and the last one. Which stage it keeps to is a matter of trying the
+first, the last of the fullest ones between, and the last.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.simulator.broadcast import largest
+from flopcast.simulator.operation import Array
+from flopcast.simulator.overlap import Passing, Waits
+from flopcast.simulator.plan import Plans
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Seconds of one micro-batch on one stage, what it waits out of its sends included.
+
+    Zero bubble runs ``weight``, the gradients of the weights, apart; elsewhere it is 0 and ``backward`` the whole.
+    """
+
+    forward: Array
+    backward: Array
+    weight: Array
+
+    @property
+    def way(self) -> Array:
+        """What a micro-batch waits for on its way forward and back."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How the layers lie on the p stages of each plan.
+
+    ``num_full`` stages between the first and the last have as many as the first, ``num_short`` of them ``short`` of
+    it; ``num_longer`` stages in all have one more than the last. ``first_chunk``, ``last_chunk``: what of a full
+    stage's layers the first and the last of its v model chunks have.
+    """
+
+    num_full: NDArray[np.int64]
+    num_short: NDArray[np.int64]
+    short: Array
+    num_longer: NDArray[np.int64]
+    first_chunk: Array
+    last_chunk: Array
+
+    @property
+    def between(self) -> Array:
+        """The stages between the first and the last, counted in full ones."""
+        return np.asarray(self.num_full + self.short * self.num_short)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The p stages of each plan: the ``first``, one like ``middle`` for each full one between, and the ``last``.
+
+    ``head``: seconds of ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the start of the
+    next stage's, beside what the sender waits. ``waits``: for gathers and reductions, on the stage that sets the pace;
+    ``passing``: on another, that waits for the micro-batch.
+    """
+
+    first: Stage
+    middle: Stage
+    last: Stage
+    layers: Layers
+    head: Array
+    latency: Array
+    waits: Waits
+    passing: Passing
+
+
+def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
+    """The sum of F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
+    first, middle, last = pipeline.first, pipeline.middle, pipeline.last
+    full = pipeline.layers.num_full > 0
+    slowest = [
+        largest([getattr(first, way), getattr(last, way), np.where(full, getattr(middle, way), 0.0)])
+        for way in ("forward", "backward")
+    ]
+    once = first.way + pipeline.layers.between * middle.way + last.way
+    busy = once + (plans.grad_accum - 1) * (slowest[0] + slowest[1])
+    return np.asarray(busy + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
+
+
+def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
+    """The longest over stages q of sum_{i<q} (F+B) + m (F_q+B_q) + [S - n F_q]+ + [S - n B_q]+ (arXiv:2104.04473, 2.2).
+
+    S = sum_{i>q} (F+B), the way to the end and back, while stage q runs n = min(p-1-q, m-1) forwards, or backwards.
+    Even stages: (m + p - 1) (F+B). ZB-H1 runs its backwards without the weights' gradients W, of which stage s puts s
+    off (arXiv:2401.10241, 2.1), so that W too goes on while the last micro-batch is away; after its last B stage q has
+    min(m, q+1) W left, which the way up to the first stage and its one W may outlast. Even stages with F, B > W:
+    m (F+B+W) + (p-1) (F+B-W).
+    """
+    first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
+    p, m, passing = plans.pp, plans.grad_accum, pipeline.passing
+    reduce = waits.reduce
+    own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, plans.zeros)
+    going, coming = passing.first + passing.back, passing.later + passing.last
+
+    def along(stage: Stage, index: NDArray[np.int64] | Array, behind: Array) -> Array:
+        """All micro-batches on stage ``index``, and the way of the first and the last through those behind it."""
+        forward, backward = stage.forward + waits.later, stage.backward + own_backward
+        weight = stage.weight + own_weight
+        num_behind = p - 1 - index
+        n = np.minimum(num_behind, m - 1)
+        put_off = np.clip(m - 1 - index, 0, n) * weight
+        first_away = np.maximum(behind + num_behind * going - n * forward, 0.0)
+        last_away = np.maximum(behind + num_behind * coming - n * backward - put_off, 0.0)
+        both = np.where(m - 1 > num_behind, first_away + last_away, np.maximum(first_away, last_away))
+        return m * (stage.forward + stage.backward + stage.weight) + both
+
+    def ways(stage: Stage, index: NDArray[np.int64] | Array, down: Array, up: Array) -> Array:
+        """To that stage and from it back to the first, or as long as its own weights' gradients take."""
+        left = np.minimum(m, index + 1) * (stage.weight + own_weight)
+        up = up + index * passing.last + first.weight + own_weight
+        return down + index * passing.first + np.maximum(up - left, 0.0)
+
+    after_middle = pipeline.layers.short * pipeline.layers.num_short * middle.way + last.way
+    after_first = pipeline.layers.between * middle.way + last.way
+    full, between = pipeline.layers.num_full, pipeline.layers.between
+    to_middle = [getattr(first, way) + (full - 1) * getattr(middle, way) for way in ("forward", "backward")]
+    to_last = [getattr(first, way) + between * getattr(middle, way) for way in ("forward", "backward")]
+    by_middle = np.asarray(along(middle, full, after_middle) + ways(middle, full, *to_middle))
+    by_last = along(last, p - 1, 0.0 * last.forward) + ways(last, p - 1, *to_last)
+    return largest([along(first, 0 * p, after_first), np.where(full > 0, by_middle, 0.0), by_last])
+
+
+def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
+    """1F1B with v chunks per stage: the way to the last stage and back is that of one chunk (arXiv:2104.04473, 2.2).
+
+    Before and after the steady state a micro-batch goes round all stages v - 1 times, p passes of one chunk or p sends'
+    latency longer. Even stages: m (F+B) + (p-1) (F+B) / v.
+    """
+    first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
+    p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
+    latency, passing = pipeline.latency, pipeline.passing
+    hops = passing.first + passing.last
+    backward = waits.backward + waits.reduce
+    embedding = first.way - middle.way
+
+    def to(index: NDArray[np.int64] | Array) -> Array:
+        """The way of the first chunk to a stage, and back."""
+        chunks = index * (middle.way * pipeline.layers.first_chunk)
+        return np.asarray(chunks + embedding + index * (hops / v + 2 * latency))
+
+    def behind(index: NDArray[np.int64] | Array, stage: Stage) -> Array:
+        """What the way of the last chunk to the end and back gains over the stage's own passes meanwhile."""
+        num_behind = p - 1 - index
+        away = (
+            num_behind * (middle.way * pipeline.layers.last_chunk + 2 * latency) + pipeline.head + num_behind * hops / v
+        )
+        # So many passes of the warm-up remain when the first micro-batch comes to the last chunk.
+        n = np.minimum(2 * num_behind, (m - p) * v + p - 1) / v
+        going = np.maximum(away - n * (stage.forward + waits.later), 0.0)
+        coming = np.maximum(away - n * (stage.backward + backward), 0.0)
+        return np.asarray(np.where(m > p, going + coming, np.maximum(going, coming)))
+
+    by_first = m * first.way + behind(plans.zeros, first)
+    full = pipeline.layers.num_full
+    by_middle = np.where(full > 0, to(full) + m * middle.way + behind(full, middle), 0.0)
+    forth = passing.first - waits.later - np.maximum(waits.first - waits.later, 0.0) / p
+    back = passing.last - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
+    rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
+    # One round of chunks passes the longer stages' extra layers, which the last stage does not have.
+    extra = pipeline.layers.num_longer * (1 - pipeline.layers.short) * middle.way
+    by_last = to(p - 1) + (v - 1) * p / v * rounds + extra + m * last.way
+    return np.asarray(np.maximum(np.maximum(by_first, by_middle), by_last))
+
+
+# Seconds from the first forward to the last backward, beside what the stage that sets the pace waits for all along.
+SCHEDULES: dict[str, Callable[[Pipeline, Plans], Array]] = {
+    "gpipe": gpipe,
+    "1f1b": one_forward_one_backward,
+    "zero-bubble": one_forward_one_backward,
+    "interleaved": interleaved,
+}

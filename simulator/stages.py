@@ -1,0 +1,182 @@
+"""The stages of a pipeline, or the one there is without: seconds of their passes, and what they gather and reduce."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.simulator import placement
+from flopcast.simulator.broadcast import Sum
+from flopcast.simulator.operation import Array, Collective, Operation
+from flopcast.simulator.overlap import Links, Traffic
+from flopcast.simulator.pipeline import Layers, Stage
+from flopcast.simulator.plan import Plans
+
+CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert")
+SECTIONS = ("layer", "embedding", "head")
+# "inputs" and "weight" make up a backward pass: zero bubble puts off what gives the gradients of the weights.
+DIRECTIONS = ("forward", "inputs", "weight")
+BACKWARD = ("inputs", "weight")
+
+
+class Pass:
+    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed."""
+
+    def __init__(self, zeros: Array) -> None:
+        self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
+
+    @cached_property
+    def device(self) -> Array:
+        """Seconds of the device, once all is added."""
+        return Sum(self.sums[cause].total for cause in CAUSES).total
+
+    @cached_property
+    def launch(self) -> Array:
+        """Seconds of the host, once all is added."""
+        return self.sums["launch"].total
+
+
+class Part:
+    """One direction of one micro-batch on one pipeline stage: the sections it has, each with its share."""
+
+    def __init__(self, sections: Sequence[tuple[Pass, Array]]) -> None:
+        self._sections = sections
+        self.device = Sum(section.device * share for section, share in sections).total
+        self.busy = busy_seconds(self.device, Sum(section.launch * share for section, share in sections).total)
+
+    def spent(self, cause: str) -> Array:
+        """Seconds of one of CAUSES or "recompute"."""
+        return Sum(section.sums[cause].total * share for section, share in self._sections).total
+
+
+class Stages:
+    """The kinds of stage of each plan's pipeline; without one, the first is all there is."""
+
+    def __init__(
+        self,
+        passes: dict[tuple[str, str], Pass],
+        plans: Plans,
+        num_layers: NDArray[np.int64],
+    ) -> None:
+        self._passes, self._nothing, self._pp = passes, plans.zeros, plans.pp
+        self._parts: dict[tuple[str, ...], Part] = {}
+        one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
+        fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
+        last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
+        self.last_share = last_share
+        self._shares = {
+            "first": {"layer": one, "embedding": one, "head": single},
+            "middle": {"layer": one},
+            "last": {"layer": last_share, "embedding": single, "head": one},
+            "head": {"head": one},
+        }
+        full = np.where(num_layers % plans.pp == 0, plans.pp, num_layers % plans.pp)
+        middles = np.maximum(plans.pp - 2, 0)
+        num_full = np.clip(full - 1, 0, middles)
+        self._num_full, self._num_short = num_full, middles - num_full
+        self._num_layers, self._fullest = num_layers, fullest
+        self.mean_share = 1 - (middles - num_full) / np.maximum(middles, 1) / fullest
+        self.ends = [(self.part(end, "forward"), self.part(end, *BACKWARD)) for end in ("last", "first")]
+        last, first = (forward.busy + backward.busy for forward, backward in self.ends)
+        self.head_paces = last > first
+
+    def layers(self, num_chunks: NDArray[np.int64] | int) -> Layers:
+        """How the layers lie on the stages, each of so many model chunks."""
+        number = self._pp * num_chunks
+        return Layers(
+            num_full=self._num_full,
+            num_short=self._num_short,
+            short=(self._fullest - 1) / self._fullest,
+            num_longer=self._num_layers % self._pp,
+            first_chunk=-(-self._num_layers // number) / self._fullest,
+            last_chunk=self._num_layers // number / self._fullest,
+        )
+
+    def part(self, stage: str, *directions: str) -> Part:
+        """One direction of a pass, "inputs" and "weight" together being a whole backward."""
+        key = (stage, *directions)
+        if key not in self._parts:
+            shares = self._shares[stage].items()
+            sections = [(self._passes[name, d], share) for name, share in shares for d in directions]
+            self._parts[key] = Part(sections)
+        return self._parts[key]
+
+    def pace(self, last: Array, first: Array) -> Array:
+        """That of the two which sets the pace."""
+        return np.where(self.head_paces, last, first)
+
+    def kinds(
+        self, forth: Array, back: Array, num_chunks: NDArray[np.int64] | int, split: bool
+    ) -> tuple[Stage, Stage, Stage]:
+        """The first, a middle and the last stage of a pipeline, with the sends that each waits out.
+
+        ``forth`` and ``back``: seconds that one takes of the sender, to the next stage and to the one before.
+        """
+        more, once = num_chunks, num_chunks - 1
+
+        def stage(name: str, there: Array, again: Array) -> Stage:
+            forward = self.part(name, "forward").busy + there
+            if split:
+                return Stage(forward, self.part(name, "inputs").busy + again, self.part(name, "weight").busy)
+            return Stage(forward, self.part(name, *BACKWARD).busy + again, self._nothing)
+
+        return (
+            stage("first", more * forth, once * back),
+            stage("middle", more * forth, more * back),
+            stage("last", once * forth, more * back),
+        )
+
+
+class Moves:
+    """Gathers and reductions by the passes they occur in: of all layers of the fullest stage, and of the root."""
+
+    def __init__(self, moved: Sequence[tuple[Operation, Array]], zeros: Array) -> None:
+        self._of: defaultdict[tuple[str, bool], Links] = defaultdict(lambda: Links(zeros))
+        for operation, time in moved:
+            work = operation.work
+            assert isinstance(work, Collective)
+            backward = work.purpose == "gather" and operation.phase == "backward"
+            key = "backward" if backward else f"{work.purpose} {operation.when}"
+            self._of[key, operation.section == "head"].add(time, operation.count, work.group.num_nodes > 1)
+
+    def of_pace(self, plans: Plans, stages: Stages) -> Traffic:
+        """Those of the stage that sets the pace.
+
+        In a pipeline the root is the last stage's head or the first one's embedding: the one opens a backward pass and
+        stands at the end of a forward, the other opens a forward and closes a backward.
+        """
+        if not np.any(plans.pp > 1):
+            return self._traffic(lambda key: self._of[key, False] + self._of[key, True])
+        several = plans.pp > 1
+        is_last, is_first = several & stages.head_paces, several & ~stages.head_paces
+        layers = stages.pace(stages.last_share, stages.last_share * 0 + 1)
+
+        def both(key: str) -> Links:
+            layer_at_end, root_at_end = (~is_last, ~is_first) if key == "backward" else (several | True, ~is_last)
+            return self._of[key, False].of_layers(layers, layer_at_end) + self._of[key, True].of_root(root_at_end)
+
+        return self._traffic(both)
+
+    def of_middle(self, layers: Array) -> Traffic:
+        """Those of a stage with a share of the fullest one's layers and nothing else."""
+        return self._traffic(lambda key: self._of[key, False].of_layers(layers))
+
+    @staticmethod
+    def _traffic(links: Callable[[str], Links]) -> Traffic:
+        every, reduce = links("gather every"), links("reduce every")
+        return Traffic(
+            first=links("gather first") + every,
+            later=links("gather later") + every,
+            backward=links("backward"),
+            reduce=reduce,
+            reduce_last=reduce + links("reduce last"),
+        )
+
+
+def busy_seconds(device: Array, dispatch: Array) -> Array:
+    """Time of a pass in which stretches are bound by the device and others by the host: (d^p + h^p)^(1/p), p = 4."""
+    larger = np.maximum(np.maximum(device, dispatch), 1e-30)
+    ratio = np.minimum(device, dispatch) / larger
+    return np.asarray(larger * np.sqrt(np.sqrt(1 + (ratio * ratio) ** 2)))
