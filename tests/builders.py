@@ -39,3 +39,31 @@ def cluster(
 def plan(strategy: str = "zero3", num_gpus: int = 16, gpus_per_node: int = 8, **fields: Any) -> Plan:
     layout = placement(strategy, num_gpus, gpus_per_node, pp=fields.get("pp", 1))
     return Plan(**{"seq_len": 2048, **layout, **fields})
+
+
+# A complete row of a table of runs.
+RUN: dict[str, Any] = {
+    "id": "one",
+    "source_key": "table",
+    "model_name": "llama2-7b",
+    "n_layers": 32,
+    "hidden": 4096,
+    "ffn_hidden": 11008,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "vocab": 32000,
+    "seq_len": 4096,
+    "mlp_type": "swiglu",
+    "gpu": "A100-80GB",
+    "gpus_per_node": 8,
+    "n_gpus": 64,
+    "node_gbit": 1600,
+    "framework": "torchtitan (FSDP2)",
+    "sharding": "fsdp_full",
+    "micro_batch": 2,
+    "global_batch_seqs": 256,
+    "recompute": "full",
+    "precision": "bf16",
+    "attention": "flash2",
+    "measured_step_s": 10.0,
+}

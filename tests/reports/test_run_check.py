@@ -6,32 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import RUN
 
 from flopcast.cli import main
 from flopcast.reports.run_check import PUBLISHED_RUNS, Checked, check_table
 
 ROW: dict[str, Any] = {
-    "id": "one",
-    "source_key": "table",
+    **RUN,
     "source": "a table of runs",
     "trust": "A",
-    "model_name": "llama2-7b",
-    "n_layers": 32,
-    "hidden": 4096,
-    "ffn_hidden": 11008,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "vocab": 32000,
-    "seq_len": 4096,
-    "mlp_type": "swiglu",
-    "gpu": "A100-80GB",
-    "gpus_per_node": 8,
-    "n_gpus": 64,
-    "framework": "torchtitan (FSDP2)",
-    "sharding": "fsdp_full",
-    "micro_batch": 2,
-    "global_batch_seqs": 256,
-    "recompute": "full",
     "measured_step_s": 8.0,
     "measured_tokens_per_s_per_gpu": 2048,
     "measured_tflops_per_gpu": "",

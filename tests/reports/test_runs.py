@@ -4,41 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import RUN
 
 from flopcast import InputError
 from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.frameworks import framework_of
 from flopcast.reports.runs import Run, express, read_runs
 
-ROW: dict[str, Any] = {
-    "id": "one",
-    "source_key": "table",
-    "model_name": "llama2-7b",
-    "n_layers": 32,
-    "hidden": 4096,
-    "ffn_hidden": 11008,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "vocab": 32000,
-    "seq_len": 4096,
-    "mlp_type": "swiglu",
-    "gpu": "A100-80GB",
-    "gpus_per_node": 8,
-    "n_gpus": 64,
-    "node_gbit": 1600,
-    "framework": "torchtitan (FSDP2)",
-    "sharding": "fsdp_full",
-    "micro_batch": 2,
-    "global_batch_seqs": 256,
-    "recompute": "full",
-    "precision": "bf16",
-    "attention": "flash2",
-    "measured_step_s": 10.0,
-}
-
 
 def changed(**cells: Any) -> Run:
-    return express({**ROW, **cells})
+    return express({**RUN, **cells})
 
 
 def test_a_complete_row_becomes_its_plan() -> None:
