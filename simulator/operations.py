@@ -232,9 +232,9 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
 
 
 def _slices(unit: Unit, plans: Plans) -> Operation:
-    """Where an update is sliced: of every tensor one copy per rank, of its gradients and of its parameters."""
+    """Where replicated parameters are updated in slices: of every tensor one copy per rank, of its gradients too."""
     shard = unit.ways(plans, plans.optimizer_shard)
-    present = plans.sliced_update & (shard > 1)
+    present = plans.sliced_update & (shard > 1) & (plans.parameter_shard == 1)
     copies = SmallCopies(2.0 * len(unit.tensors) * shard.astype(np.float64))
     nothing = plans.zeros
     count = unit.count * present

@@ -8,9 +8,9 @@ import pytest
 from flopcast.reports.closed_loop import FILE, Loop, replay
 
 
-@pytest.fixture(scope="module")
-def document() -> dict[str, Any]:
-    return dict(json.loads(FILE.read_text(encoding="utf-8")))
+@pytest.fixture(scope="module", params=["closed-loop-cpu.json", "closed-loop-cpu-repeat.json"])
+def document(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(json.loads(FILE.with_name(request.param).read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def test_the_committed_errors_are_what_the_samples_give(document: dict[str, Any]
     for stored, row in zip(document["rows"], loop.rows, strict=True):
         assert stored["run"] == row.run
         assert stored["measured_step_s"] == pytest.approx(row.measured_step_s)
+        assert stored["left_out_step_s"] == pytest.approx(row.left_out_step_s, rel=0.02)
 
 
 def test_every_sample_has_its_spread(document: dict[str, Any]) -> None:

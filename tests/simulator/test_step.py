@@ -117,3 +117,5 @@ def test_a_sliced_update_copies_every_tensor_of_every_rank_twice() -> None:
     tensors = sum(len(block.tensors(model.hidden)) for block in model.layers) + len(model.root_tensors())
     copies = 2 * 16 * tensors
     assert sliced.optimizer[0] - whole.optimizer[0] == pytest.approx(copies * C.copy_launch_s)
+    sharded = [forecast(model, cluster(), plan("zero3", 16, sliced_update=s)).step.total[0] for s in (0, 1)]
+    assert sharded[0] == sharded[1]

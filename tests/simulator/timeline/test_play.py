@@ -276,3 +276,16 @@ def test_shares_are_parsed() -> None:
     for word in ("7", "7=", "=0.8", "a=0.8"):
         with pytest.raises(InputError, match="NODE=SHARE"):
             parse_shares("--slow-node", [word])
+
+
+@pytest.mark.parametrize("grad_accum", [1, 4])
+@pytest.mark.parametrize(
+    "change", [{"overlap_update": False}, {"sliced_update": True}, {"overlap_tensor": True, "sequence_parallel": True}]
+)
+def test_what_software_does_between_steps_and_in_chunks(change: dict[str, Any], grad_accum: int) -> None:
+    """Each costs or saves in the timeline what it does in the closed form."""
+    fields: dict[str, Any] = placement("tp2", 64, 8) | {"seq_len": 4096, "grad_accum": grad_accum}
+    model, where = MODELS["llama-2-7b"], CLUSTERS["abci-a"]
+    usual, changed = (play(model, where, Plan(**fields | more)) for more in ({}, change))
+    assert changed.closed_form_s != pytest.approx(usual.closed_form_s, rel=1e-3)
+    assert changed.step_s - usual.step_s == pytest.approx(changed.closed_form_s - usual.closed_form_s, rel=0.25)
