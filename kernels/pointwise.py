@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 class Pass(NamedTuple):
     """Bytes through GPU memory per 16-bit element, and kernels launched, for one pass over an activation."""
 
-    bytes_per_element: float
+    bytes_per_element: float | NDArray[np.float64]
     num_kernels: int
 
 

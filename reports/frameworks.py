@@ -11,17 +11,18 @@ class Framework:
     """What the software does unless it is told.
 
     ``overlap``: gradient and parameter communication runs beside computation. ``bucket_bytes``: how much at once.
-    ``gradient_bits``: width of the reduction. ``fused_kernels``: fused norms and rotary positions. ``jit_fused``: a
-    compiler fuses activation, bias and loss. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as in
-    :class:`Plan`. ``gathered_in_pipeline``: where there are pipeline stages, sharded parameters are gathered once per
-    step and gradients reduced once. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the
+    ``gradient_bits``: width of the reduction (None: PyTorch's, whose FSDP reduces in the type it computes in unless it
+    is told otherwise, and DDP in the parameters' fp32). ``fused_kernels``: fused norms and rotary positions.
+    ``jit_fused``: a compiler fuses activation and bias. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as
+    in :class:`Plan`. ``gathered_in_pipeline``: in a pipeline, sharded parameters are gathered once per step and
+    gradients reduced once. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the
     software's defaults (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where
     that differs in bf16.
     """
 
     overlap: bool = True
     bucket_bytes: int = 25 * 2**20
-    gradient_bits: int = 32
+    gradient_bits: int | None = None
     fused_kernels: bool = True
     jit_fused: bool = False
     overlap_tensor: bool = False
@@ -88,15 +89,20 @@ FRAMEWORKS: dict[str, Framework] = {
         overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False, engine="huggingface"
     ),
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
-    "llm-foundry": Framework(fused_kernels=False),
-    "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16),
+    "llm-foundry": Framework(fused_kernels=False, gradient_bits=32),
+    # Its doc/en/install.md builds flash-attention v1.0.5, which its images hold too.
+    "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16, attention="flash1"),
     # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one
     # (ProcessGroupNCCL's collectives on lists of tensors).
-    "nanotron": Framework(overlap_update=False, sliced_update=True, attention="flash2", engine="nanotron"),
+    "nanotron": Framework(
+        overlap_update=False, sliced_update=True, gradient_bits=32, attention="flash2", engine="nanotron"
+    ),
     "lightning": Framework(gradient_bits=16, attention="flash1"),
     # torchtitan leaves parameters gathered where there is a pipeline (reshard_after_forward_policy "default"), and
     # torch.distributed.pipelining reduces after the last micro-batch.
-    "torchtitan": Framework(fused_kernels=False, gathered_in_pipeline=True, attention="flash2", engine="torchtitan"),
+    "torchtitan": Framework(
+        fused_kernels=False, gathered_in_pipeline=True, gradient_bits=32, attention="flash2", engine="torchtitan"
+    ),
 }
 
 

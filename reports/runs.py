@@ -24,8 +24,8 @@ DEFAULT_VOCABULARY = 51200
 USUAL_HEAD_DIM = 128
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
-# What tables call the attention kernels: an unversioned "flash" is the second, for nearly all runs are younger than it.
-ATTENTION_NAMES = {"flash": "flash2", "sdpa": "flash2", "eager": "unfused", "none": "unfused", "xformers": "flash1"}
+# What tables call the attention kernels; an unversioned "flash" is the software's own version, or the second.
+ATTENTION_NAMES = {"sdpa": "flash2", "eager": "unfused", "none": "unfused", "xformers": "flash1"}
 GATED = ("swiglu", "geglu", "reglu")
 NEEDED = ("id", "source_key", "gpu", "n_gpus", "hidden", "seq_len", "measured_step_s")
 
@@ -226,7 +226,7 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         **_shards(row, sharding, framework, world, pp),
         recompute=_choice(row, "recompute", framework.recompute, "selective"),
         precision=_precision(row),
-        gradient_bits=framework.gradient_bits,
+        gradient_bits=framework.gradient_bits or (16 if _level(sharding) == 3 else 32),
         attention=_attention(row, framework, cluster),
         fused_kernels=framework.fused_kernels,
         compiled=framework.jit_fused or bool(row.number("torch_compile", 0)),
@@ -248,7 +248,9 @@ def _sequences(row: Row, dp: int) -> float:
 def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
     """Sequences per pass and passes per step."""
     passes = row.number("grad_accum", 0.0) if row.has("grad_accum") else 0.0
-    usual = int(batch // (dp * passes)) if passes >= 1 else min(int(batch // dp), 8)
+    # A pipeline is filled with the smallest micro-batches there are; alone, a GPU is given larger ones.
+    largest = 1 if pp > 1 else 8
+    usual = int(batch // (dp * passes)) if passes >= 1 else min(int(batch // dp), largest)
     micro = row.whole("micro_batch", max(usual, 1))
     accumulation = max(round(batch / (dp * micro)), 1)
     if pp > 1 and accumulation == 1 and micro > 1:
@@ -296,4 +298,6 @@ def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
     if usual == "cudnn":
         usual = "flash2"  # frameworks that do not say use the flash-attention package
     name = row.text("attention", framework.attention or usual)
+    if name == "flash":
+        name = framework.attention or "flash2"
     return ATTENTION_NAMES.get(name, name if name in CHOICES["attention"] else "flash2")

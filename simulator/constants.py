@@ -30,6 +30,8 @@ class Constants:
     launch_s: float
     collective_launch_s: float
     copy_launch_s: float
+    host_bytes_per_s: float
+    host_link_bytes_per_s: float
     overlap_leak: float
     network_share: float
     nvlink_share: float

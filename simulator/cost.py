@@ -7,7 +7,17 @@ from flopcast.collectives import COLLECTIVES
 from flopcast.collectives.group import ARCHITECTURES
 from flopcast.simulator.constants import ATTENTION_SHARES, Constants
 from flopcast.simulator.hardware import Hardware
-from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise, SmallCopies, Work
+from flopcast.simulator.operation import (
+    Array,
+    AttentionCore,
+    Collective,
+    Gemm,
+    HostUpdate,
+    Operation,
+    Pointwise,
+    SmallCopies,
+    Work,
+)
 from flopcast.simulator.plan import CHOICES
 
 HEAD_DIM_OF_TABLE = 128
@@ -49,9 +59,11 @@ def work_seconds(work: Work, hardware: Hardware, constants: Constants) -> Array:
         return attention_seconds(work, hardware, constants)
     if isinstance(work, Pointwise):
         rate = hardware.memory_bytes_per_s * constants.memory_share
-        return work.bytes * (1.0 if work.counted else constants.pointwise_scale) / rate
+        return work.bytes * np.where(work.counted, 1.0, constants.pointwise_scale) / rate
     if isinstance(work, SmallCopies):
         return work.number * constants.copy_launch_s
+    if isinstance(work, HostUpdate):
+        return work.host_bytes / constants.host_bytes_per_s + work.link_bytes / constants.host_link_bytes_per_s
     return collective_seconds(work, hardware, constants)
 
 

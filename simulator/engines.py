@@ -1,7 +1,7 @@
-"""What training software keeps in memory beyond what the plan's arithmetic needs: facts of the code, one row each."""
+"""What training software keeps and moves beyond what the plan's arithmetic needs: facts of the code, one row each."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ class Habits:
     """How an engine holds its tensors. The defaults are this package's trainer on PyTorch's FSDP2.
 
     ``logit_bytes``: per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel ranks share the
-    vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs (SiLU's result,
+    vocabulary, if it differs. ``loss_forward_bytes`` and ``loss_backward_bytes``: per logit, read and written by the
+    loss, the cast of the logits included; ``jit_only``: its compiler fuses activations and not the loss.
+    ``keeps_intermediates``: autograd keeps what every eager operation needs (SiLU's result,
     a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that are split over the sequence are
     kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay allocated through
     the step; else they are dropped in the last backward as they are used. ``separate_gradients``: 16-bit gradients
@@ -29,6 +31,9 @@ class Habits:
 
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
+    loss_forward_bytes: int = 14
+    loss_backward_bytes: int = 18
+    jit_only: bool = False
     keeps_intermediates: bool = False
     regathers_inputs: bool = False
     static_buffers: bool = False
@@ -40,33 +45,61 @@ class Habits:
     recomputes_attention: bool = False
 
 
+# Cast, maximum, difference, exponential, sum and quotient on fp32; backward the gradient in place, and its cast.
+_SIX_PASSES: dict[str, Any] = {"loss_forward_bytes": 38, "loss_backward_bytes": 14}
+
 ENGINES: dict[Engine, Habits] = {
     # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed.
     "fsdp2": Habits(),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024).
-    "torchtitan": Habits(logit_bytes=14, parallel_logit_bytes=18, keeps_intermediates=True, alternate_products=True),
+    "torchtitan": Habits(
+        logit_bytes=14,
+        parallel_logit_bytes=18,
+        loss_backward_bytes=22,
+        keeps_intermediates=True,
+        alternate_products=True,
+    ),
     # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
     # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose
     # gradients it casts to fp32 for the update (runtime/zero/stage3.py).
     "huggingface": Habits(
-        logit_bytes=16, keeps_intermediates=True, static_buffers=True, live_elements=10**9, update_bytes=4
+        logit_bytes=16,
+        loss_forward_bytes=22,
+        loss_backward_bytes=34,
+        keeps_intermediates=True,
+        static_buffers=True,
+        live_elements=10**9,
+        update_bytes=4,
     ),
     # Liger-Kernel's fused linear cross-entropy works in chunks and never holds the logits; norms and SwiGLU are fused.
     "liger": Habits(logit_bytes=0, static_buffers=True, live_elements=10**9),
     # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32
     # copy (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198,
     # sections 4.2.2 and 5).
-    "megatron": Habits(regathers_inputs=True, static_buffers=True, recomputes_attention=True),
+    "megatron": Habits(
+        **_SIX_PASSES, jit_only=True, regathers_inputs=True, static_buffers=True, recomputes_attention=True
+    ),
     # DeepSpeed's ZeRO-1 in fp16 flattens its part of the gradients, casts it to fp32, and reduces through a bucket of
     # 5e8 elements (runtime/zero/stage_1_and_2.py).
-    "deepspeed": Habits(static_buffers=True, recomputes_attention=True, update_bytes=6, bucket_bytes=10**9),
+    "deepspeed": Habits(
+        **_SIX_PASSES,
+        jit_only=True,
+        static_buffers=True,
+        recomputes_attention=True,
+        update_bytes=6,
+        bucket_bytes=10**9,
+    ),
     # BF16_Optimizer (deepspeed/runtime/bf16_optimizer.py): 4 bytes per parameter more, on every data-parallel rank.
-    "deepspeed-bf16": Habits(static_buffers=True, separate_gradients=True, recomputes_attention=True),
+    "deepspeed-bf16": Habits(
+        **_SIX_PASSES, jit_only=True, static_buffers=True, separate_gradients=True, recomputes_attention=True
+    ),
     # An fp32 cast of the logits and a copy of it (parallel/tensor_parallel/functional.py); DDP's 16-bit buckets beside
     # one fp32 gradient buffer (optim/gradient_accumulator.py); act(gate) * up as two operations (models/llama.py).
-    "nanotron": Habits(logit_bytes=10, keeps_intermediates=True, static_buffers=True, separate_gradients=True),
+    "nanotron": Habits(
+        **_SIX_PASSES, logit_bytes=10, keeps_intermediates=True, static_buffers=True, separate_gradients=True
+    ),
 }
 assert tuple(ENGINES) == get_args(Engine)
 

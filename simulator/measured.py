@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation, Pointwise, SmallCopies
+from flopcast.simulator.operation import (
+    Array,
+    AttentionCore,
+    Collective,
+    Gemm,
+    HostUpdate,
+    Operation,
+    Pointwise,
+    SmallCopies,
+)
 from flopcast.simulator.plan import CHOICES
 
 # Shepard's inverse-distance weights (Shepard 1968): distance in doublings to this power, so the nearest count most.
@@ -85,7 +94,7 @@ class Measured:
             corrected = self._gemm(work, seconds)
         elif isinstance(work, AttentionCore):
             corrected = self._attention(work, seconds)
-        elif isinstance(work, SmallCopies):
+        elif isinstance(work, (SmallCopies, HostUpdate)):
             corrected = seconds
         else:
             corrected = self._pointwise(operation, work, seconds)

@@ -65,7 +65,7 @@ class Pointwise:
     """
 
     bytes: Array
-    counted: bool = False
+    counted: NDArray[np.bool_] | bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ class SmallCopies:
     """``number`` copies, one after the other, each done before the host has launched the next."""
 
     number: Array
+
+
+@dataclass(frozen=True)
+class HostUpdate:
+    """An optimizer on the host: ``host_bytes`` through a node's memory, ``link_bytes`` between it and each GPU."""
+
+    host_bytes: Array
+    link_bytes: Array
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Collective:
     purpose: Purpose
 
 
-Work: TypeAlias = Gemm | AttentionCore | Pointwise | SmallCopies | Collective
+Work: TypeAlias = Gemm | AttentionCore | Pointwise | SmallCopies | HostUpdate | Collective
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from flopcast.simulator.blocks.computation import (
     pointwise,
     shared_loss,
 )
-from flopcast.simulator.engines import habit
+from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import (
     Array,
     Collective,
     Gemm,
+    HostUpdate,
     Operation,
     Phase,
     Pointwise,
@@ -39,14 +40,18 @@ from flopcast.simulator.plan import Plans
 from flopcast.simulator.recompute import checkpoint, expand, selectively
 from flopcast.simulator.sharding import Unit, layers_by_kind, units
 
-# Cross-entropy, bytes per logit: eager upcasts to fp32 and passes over it several times; compiled fuses the passes.
-LOSS_FUSED, LOSS_EAGER = (Pass(4, 2), Pass(6, 2)), (Pass(14, 4), Pass(18, 4))
+# Cross-entropy, bytes per logit where its passes are compiled into one; engines say what theirs move (engines.py).
+LOSS_FUSED = (Pass(4, 2), Pass(6, 2))
 EMBEDDING_FORWARD, EMBEDDING_BACKWARD = Pass(4, 1), Pass(8, 2)
 # AdamW with a 16-bit copy of the parameters: read fp32 parameter, gradient and two moments; write all but the gradient.
 OPTIMIZER_BYTES_PER_PARAMETER = 30
 CLIP_BYTES_PER_PARAMETER = 8
+# Where the host updates: an fp32 gradient goes there, a 16-bit parameter comes back.
+HOST_LINK_BYTES_PER_PARAMETER = 6
 # Launches around a sharded collective: pack, the collective, unpack.
 GATHER_KERNELS = 3.0
+# Tensors that engines which exchange slices hold in one.
+FUSED_TENSORS = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "up"}
 
 
 def step_operations(
@@ -77,7 +82,7 @@ def step_operations(
     for unit in parts:
         operations += _gathers(unit, plans, gpus_per_node)
         operations += _reductions(unit, plans, gpus_per_node)
-        operations += _update(unit, plans)
+        operations += _update(unit, plans, gpus_per_node)
     operations += _shared_gradients(parts, plans, gpus_per_node)
     operations += _pipeline(load, stage)
     operations += _gradient_norm(plans, gpus_per_node)
@@ -95,11 +100,15 @@ def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation
     whole_bytes, parallel_bytes = habit("logit_bytes", plans.engine), habit("parallel_logit_bytes", plans.engine)
     logit_bytes = np.where((plans.tp > 1) & (parallel_bytes > 0), parallel_bytes, whole_bytes)
     norm_forward, norm_backward = (norm_cost.FORWARD,) * 2, (norm_cost.BACKWARD,) * 2
-    loss_forward, loss_backward = zip(LOSS_FUSED, LOSS_EAGER, strict=True)
+    compiled = plans.compiled & ~has_habit("jit_only", plans.engine)
+    loss_forward, loss_backward = (
+        (LOSS_FUSED[way], Pass(habit(f"loss_{name}_bytes", plans.engine), 4))
+        for way, name in enumerate(("forward", "backward"))
+    )
     head = [
         pointwise("norm", elements, fused, norm_forward, norm_backward, load.residual_bytes),
         linear(load, "logits", model.hidden, vocabulary, load.residual_bytes, model.head_bias),
-        pointwise("loss", logits, plans.compiled, loss_forward, loss_backward, logits * logit_bytes),
+        pointwise("loss", logits, compiled, loss_forward, loss_backward, logits * logit_bytes),
         *head_entry(load),
         *shared_loss(load),
     ]
@@ -201,7 +210,7 @@ def _reduction(
     yield Operation(name, unit.section, "backward", when, calls, kernels, work, nothing, nothing)
 
 
-def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
+def _update(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
     nothing = plans.zeros
     local = unit.elements(plans) / unit.ways(plans, plans.optimizer_shard)
 
@@ -222,8 +231,9 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
         )
 
     yield _slices(unit, plans)
-    everywhere = plans.zeros == 0
-    yield state("optimizer", "step", "step", local * OPTIMIZER_BYTES_PER_PARAMETER, everywhere, 4.0)
+    yield _host_update(unit, plans, local, gpus_per_node)
+    everywhere, on_device = plans.zeros == 0, plans.state_bytes > 0
+    yield state("optimizer", "step", "step", local * OPTIMIZER_BYTES_PER_PARAMETER, on_device, 4.0)
     yield state("clip", "step", "step", local * CLIP_BYTES_PER_PARAMETER, everywhere, 2.0)
     # Replicated gradients are added to the accumulator in its own width: read both, write one.
     added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
@@ -231,11 +241,21 @@ def _update(unit: Unit, plans: Plans) -> Iterator[Operation]:
     yield state("accumulate", "backward", "every", added, replicated, 4.0)
 
 
+def _host_update(unit: Unit, plans: Plans, local: Array, gpus_per_node: NDArray[np.int64]) -> Operation:
+    """Where the states lie on the host: its memory serves every GPU of the node (ZeRO-Offload, arXiv:2101.06840)."""
+    sharing = np.minimum(plans.num_gpus, gpus_per_node)
+    work = HostUpdate(local * OPTIMIZER_BYTES_PER_PARAMETER * sharing, local * HOST_LINK_BYTES_PER_PARAMETER)
+    nothing = plans.zeros
+    count = unit.count * (plans.state_bytes == 0)
+    return Operation(f"{unit.name}.host_optimizer", "state", "step", "step", count, nothing, work, nothing, nothing)
+
+
 def _slices(unit: Unit, plans: Plans) -> Operation:
     """Where replicated parameters are updated in slices: of every tensor one copy per rank, of its gradients too."""
     shard = unit.ways(plans, plans.optimizer_shard)
     present = plans.sliced_update & (shard > 1) & (plans.parameter_shard == 1)
-    copies = SmallCopies(2.0 * len(unit.tensors) * shard.astype(np.float64))
+    tensors = {FUSED_TENSORS.get(tensor.name, tensor.name) for tensor in unit.tensors}
+    copies = SmallCopies(2.0 * len(tensors) * shard.astype(np.float64))
     nothing = plans.zeros
     count = unit.count * present
     return Operation(f"{unit.name}.slices", "state", "step", "step", count, nothing, copies, nothing, nothing)

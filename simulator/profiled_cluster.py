@@ -34,6 +34,8 @@ BACKENDS = {
 LEAST_BACKWARD = 0.1
 # Marks a collective that was timed with the casts and copies of the engine around it.
 ENGINE = "fsdp2"
+# Pieces that the trainer runs operation by operation, as the forecast lists them.
+LISTED_PIECES = ("activation", "loss")
 SCALES = ("launch_scale", "hop_scale", "nvlink_scale", "nic_scale")
 COLLECTIVE_NAMES = {"sendrecv": "point_to_point"}
 
@@ -236,7 +238,7 @@ def _pieces(profile: Profile) -> dict[tuple[str, bool], list[Point]]:
     found: dict[tuple[str, bool], list[Point]] = {}
     for s in profile.of_kind("kernel"):
         key = (str(s.arguments["op"]), s.arguments.get("pass") == "backward")
-        found.setdefault(key, []).append(_moved(s, counted=False))
+        found.setdefault(key, []).append(_moved(s, counted=key[0] in LISTED_PIECES))
     steps = [_moved(s, counted=True) for s in profile.of_kind("optimizer")]
     return found | ({("optimizer", False): steps} if steps else {})
 

@@ -116,13 +116,18 @@ def pointwise(
     result_bytes: Array | float = 0.0,
     held_by_backward: Array | float = 0.0,
 ) -> Computation:
-    """Memory-bound work on ``num_elements``; each pass is given as (where fused, where not)."""
+    """Memory-bound work on ``num_elements``; each pass is given as (where fused, where not).
+
+    What is not fused is listed operation by operation, so that nothing more moves; one kernel may move more than its
+    least.
+    """
     forward_bytes, forward_kernels = traffic(num_elements, fused, *forward)
     backward_bytes, backward_kernels = traffic(num_elements, fused, *backward)
+    listed = ~fused & (forward[1].num_kernels > forward[0].num_kernels)
     return Computation(
         name,
-        Pointwise(forward_bytes),
-        (Pointwise(backward_bytes),),
+        Pointwise(forward_bytes, listed),
+        (Pointwise(backward_bytes, listed),),
         forward_kernels,
         backward_kernels,
         saved_bytes,

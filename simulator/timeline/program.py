@@ -9,7 +9,17 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import host_seconds, seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.model import Model
-from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Operation, Phase, Pointwise, SmallCopies, When
+from flopcast.simulator.operation import (
+    AttentionCore,
+    Collective,
+    Gemm,
+    HostUpdate,
+    Operation,
+    Phase,
+    Pointwise,
+    SmallCopies,
+    When,
+)
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.step import SERIAL, chunk_share
 from flopcast.simulator.timeline.engine import Link
@@ -187,7 +197,7 @@ def _piece(operation: Operation, spent: float, times: float, plans: Plans, const
         collective, group, group_size = work.collective, _group_name(work), _group_size(work)
         if work.purpose in ("tensor", "context"):
             spent *= float(chunk_share(work, plans).flat[0])
-    elif isinstance(work, SmallCopies):
+    elif isinstance(work, (SmallCopies, HostUpdate)):
         kind = "pointwise"
     elif isinstance(work, Pointwise):
         kind, bytes_ = "pointwise", float(work.bytes[0])

@@ -62,6 +62,35 @@ def test_shardings(cells: dict[str, Any], shards: tuple[int, int, int]) -> None:
     assert (plan.parameter_shard, plan.gradient_shard, plan.optimizer_shard) == shards
 
 
+def test_a_pipeline_is_filled_with_single_sequences_where_a_table_does_not_say() -> None:
+    cells = {"n_gpus": 64, "micro_batch": None, "grad_accum": None, "global_batch_seqs": 256, "sharding": "zero1"}
+    alone, piped = changed(**cells).plan, changed(**cells, pp=8).plan
+    assert alone is not None
+    assert piped is not None
+    assert (alone.micro_batch, alone.grad_accum) == (4, 1)
+    assert (piped.micro_batch, piped.grad_accum) == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("framework", "sharding", "bits"),
+    [
+        ("fms-fsdp (PyTorch FSDP1)", "fsdp_full", 16),
+        ("PyTorch DDP", "ddp", 32),
+        ("torchtitan (FSDP2)", "fsdp_full", 32),
+        ("DeepSpeed", "zero3", 16),
+    ],
+)
+def test_the_width_of_a_reduction_is_the_softwares(framework: str, sharding: str, bits: int) -> None:
+    plan = changed(framework=framework, sharding=sharding).plan
+    assert plan is not None
+    assert plan.gradient_bits == bits
+
+
+def test_an_unversioned_flash_attention_is_the_one_the_software_was_built_with() -> None:
+    kernels = {name: changed(framework=name, attention="flash").plan for name in ("InternEvo", "torchtitan", "other")}
+    assert [plan and plan.attention for plan in kernels.values()] == ["flash1", "flash2", "flash2"]
+
+
 def test_a_local_batch_in_a_pipeline_is_cut_into_micro_batches() -> None:
     plan = changed(pp=8, n_gpus=64, micro_batch=32, global_batch_seqs=256, sharding="fsdp_full").plan
     assert plan is not None
@@ -149,4 +178,4 @@ def test_frameworks_by_name() -> None:
     assert framework_of("NeMo 24.07 (Megatron-Core)").overlap_tensor
     assert framework_of("Megatron-Bridge (25.11)") == framework_of("NeMo 25.04")
     assert framework_of("Megatron-LM (FlagPerf)") != framework_of("NeMo 25.04")
-    assert framework_of("something new").gradient_bits == 32
+    assert framework_of("something new").overlap

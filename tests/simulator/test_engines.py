@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import cluster, plan, small_model
 
+from flopcast.simulator.constants import default_constants
+from flopcast.simulator.cost import work_seconds
 from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.forecast import forecast
+from flopcast.simulator.hardware import Hardware
+from flopcast.simulator.operation import HostUpdate, Pointwise
 
 MODEL = small_model()  # 4 layers, hidden 1024, 8 heads of 128, intermediate 2816, vocabulary 32000
 TOKENS, D, F, V = 2048, 1024, 2816, 32000
@@ -99,3 +104,37 @@ def test_update_buffers_are_held_beside_what_the_pass_has_freed() -> None:
 
 def test_an_optimizer_on_the_host_takes_no_memory_here() -> None:
     assert held("liger", strategy="zero3", state_bytes=0)["optimizer"] == 0
+
+
+def test_an_optimizer_on_the_host_takes_its_nodes_memory_and_the_link() -> None:
+    constants = default_constants()
+    found = forecast(MODEL, cluster(), plan("zero3", 16, state_bytes=0))
+    update = [op for op in found.operations if isinstance(op.work, HostUpdate)]
+    spent = sum(float(op.count[0] * work_seconds(op.work, Hardware.of([cluster()]), constants)[0]) for op in update)
+    per_gpu = MODEL.num_parameters / 16
+    node = 8 * 30 * per_gpu / constants.host_bytes_per_s
+    link = (4 + 2) * per_gpu / constants.host_link_bytes_per_s
+    assert spent == pytest.approx(node + link, rel=1e-3)
+    assert not any(op.name.endswith(".optimizer") for op in found.operations)
+
+
+def loss_bytes(engine: str, compiled: bool) -> tuple[float, ...]:
+    ops = forecast(MODEL, cluster(), plan("zero1", 16, engine=engine, compiled=compiled)).operations
+    loss = [op for op in ops if op.name == "head.loss"]
+    return tuple(float(op.work.bytes[0]) / (TOKENS * V) for op in loss)  # type: ignore[union-attr]
+
+
+def test_a_compiler_of_activations_leaves_the_loss_as_it_is() -> None:
+    # Cast 2 + 4, maximum 4, difference 8, exponential 8, sum 4, quotient 8; the gradient in place 8, its cast 6.
+    assert loss_bytes("megatron", compiled=True) == loss_bytes("megatron", compiled=False) == (38, 14)
+    assert loss_bytes("torchtitan", compiled=True) == (4, 6)
+    assert loss_bytes("torchtitan", compiled=False) == (14, 22)
+
+
+def test_what_runs_operation_by_operation_moves_what_is_listed_and_no_more() -> None:
+    ops = forecast(MODEL, cluster(), plan("zero1", 16, fused_kernels=False)).operations
+    listed = {op.name: bool(np.all(op.work.counted)) for op in ops if isinstance(op.work, Pointwise)}
+    assert all(listed[f"transformer.{name}"] for name in ("norm1", "rope", "activation", "residual1"))
+    ops = forecast(MODEL, cluster(), plan("zero1", 16, compiled=True)).operations
+    fused = {op.name: bool(np.all(op.work.counted)) for op in ops if isinstance(op.work, Pointwise)}
+    assert not any(fused[f"transformer.{name}"] for name in ("norm1", "rope", "activation", "residual1"))

@@ -19,8 +19,9 @@ from flopcast.kernels.rope import cost as rope_cost
 from flopcast.kernels.rope.op import rotary_tables
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.blocks.transformer_pass import GATED_EAGER
+from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.model import Model
-from flopcast.simulator.operations import EMBEDDING_BACKWARD, EMBEDDING_FORWARD, LOSS_EAGER, step_operations
+from flopcast.simulator.operations import EMBEDDING_BACKWARD, EMBEDDING_FORWARD, step_operations
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.trainer import pointwise
 from flopcast.trainer.attention import Documents, attend
@@ -30,6 +31,7 @@ from flopcast.trainer.model import Decoder
 Record = dict[str, Any]
 DTYPE = torch.bfloat16
 HEAD = 64
+LOSS = Pass(ENGINES["fsdp2"].loss_forward_bytes, 4), Pass(ENGINES["fsdp2"].loss_backward_bytes, 4)
 EPS = 1e-6
 # A backward is timed as forward and backward less the forward, and is never less than this share of both.
 LEAST_BACKWARD = 0.1
@@ -132,7 +134,7 @@ PIECES: dict[str, tuple[Maker, tuple[Pass, Pass]]] = {
     "rope": (_rope, (rope_cost.FORWARD, rope_cost.BACKWARD)),
     "activation": (_gated, (GATED_EAGER[0], GATED_EAGER[1])),
     "residual": (_add, (norm_cost.ADD_FORWARD, norm_cost.ADD_BACKWARD)),
-    "loss": (_loss, (LOSS_EAGER[0], LOSS_EAGER[1])),
+    "loss": (_loss, LOSS),
     "lookup": (_lookup, (EMBEDDING_FORWARD, EMBEDDING_BACKWARD)),
 }
 
