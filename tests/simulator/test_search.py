@@ -289,7 +289,7 @@ def test_bad_fixes(item: str, words: str) -> None:
 
 
 def test_engine_changes_memory_and_hardly_time() -> None:
-    """Megatron's buffers stay where FSDP2 drops them, and its loss takes more passes: more memory, nearly the same step."""
+    """Megatron's buffers stay where FSDP2 drops them, and its loss takes more passes: more memory."""
     fixed = {"strategy": ["zero1"], "micro_batch": [1], "recompute": ["full"], "sequence_parallel": [False]}
 
     def winner(engine: str) -> tuple[float, float]:
