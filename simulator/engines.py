@@ -16,6 +16,9 @@ class Habits:
     ``logit_bytes``: per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel ranks share the
     vocabulary, if it differs. ``loss_forward_bytes`` and ``loss_backward_bytes``: per logit, read and written by the
     loss, the cast of the logits included; ``jit_only``: its compiler fuses activations and not the loss.
+    ``folds_residual``: its fused norms add to the residual stream. ``query_copies``, ``kv_copies``: how often queries,
+    and keys and values, are laid out anew before attention; ``splits_gate``: one product makes both halves of a gated
+    projection, whose gradients are joined again.
     ``keeps_intermediates``: autograd keeps what every eager operation needs (SiLU's result,
     a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that are split over the sequence are
     kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay allocated through
@@ -34,6 +37,10 @@ class Habits:
     loss_forward_bytes: int = 14
     loss_backward_bytes: int = 18
     jit_only: bool = False
+    folds_residual: bool = False
+    query_copies: int = 0
+    kv_copies: int = 0
+    splits_gate: bool = False
     keeps_intermediates: bool = False
     regathers_inputs: bool = False
     static_buffers: bool = False
@@ -49,8 +56,8 @@ class Habits:
 _SIX_PASSES: dict[str, Any] = {"loss_forward_bytes": 38, "loss_backward_bytes": 14}
 
 ENGINES: dict[Engine, Habits] = {
-    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed.
-    "fsdp2": Habits(),
+    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed; sums are folded into the norms.
+    "fsdp2": Habits(folds_residual=True),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024).
@@ -96,9 +103,17 @@ ENGINES: dict[Engine, Habits] = {
         **_SIX_PASSES, jit_only=True, static_buffers=True, separate_gradients=True, recomputes_attention=True
     ),
     # An fp32 cast of the logits and a copy of it (parallel/tensor_parallel/functional.py); DDP's 16-bit buckets beside
-    # one fp32 gradient buffer (optim/gradient_accumulator.py); act(gate) * up as two operations (models/llama.py).
+    # one fp32 gradient buffer (optim/gradient_accumulator.py). In models/llama.py: act(gate) * up as two operations on
+    # halves of one product; q, k, v transposed to the batch first, keys and values then joined and permuted.
     "nanotron": Habits(
-        **_SIX_PASSES, logit_bytes=10, keeps_intermediates=True, static_buffers=True, separate_gradients=True
+        **_SIX_PASSES,
+        query_copies=1,
+        kv_copies=3,
+        splits_gate=True,
+        logit_bytes=10,
+        keeps_intermediates=True,
+        static_buffers=True,
+        separate_gradients=True,
     ),
 }
 assert tuple(ENGINES) == get_args(Engine)

@@ -148,13 +148,16 @@ class ResidualBlock(ABC):
         # A parallel block whose norms share one input keeps that input once; a sequential one keeps one per norm.
         inputs = 1 if self.parallel else self.num_norms
         kept = [stream if index < inputs else 0.0 for index in range(self.num_norms)]
+        jit_only = has_habit("jit_only", load.plans.engine)
+        folds = load.plans.fused_kernels & has_habit("folds_residual", load.plans.engine)
+        folds_sum = (load.plans.compiled & ~jit_only) | folds
         norms = [pointwise(f"norm{i + 1}", elements, fused, forward, backward, k, 0.0) for i, k in enumerate(kept)]
         folded = (norm_cost.ADD_FORWARD, norm_cost.ADD_BACKWARD)
         # A parallel block adds both branches at one boundary; a sequential one has a boundary for each.
         second = (norm_cost.SECOND_ADD_FORWARD, norm_cost.SECOND_ADD_BACKWARD) if self.parallel else folded
         eager = (norm_cost.EAGER_ADD_FORWARD, norm_cost.EAGER_ADD_BACKWARD)
         adds = [
-            pointwise(f"residual{i + 1}", elements, fused, (forward, eager[0]), (backward, eager[1]), 0.0)
+            pointwise(f"residual{i + 1}", elements, folds_sum, (forward, eager[0]), (backward, eager[1]), 0.0)
             for i, (forward, backward) in enumerate((folded, second))
         ]
         return norms + adds

@@ -7,13 +7,16 @@ from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.kernels.rope import cost as rope_cost
 from flopcast.simulator.blocks.computation import ACTIVATION_BYTES, Computation, Workload, linear, pointwise
 from flopcast.simulator.blocks.scores import context_parallel, scores
-from flopcast.simulator.engines import has_habit
+from flopcast.simulator.engines import habit, has_habit
+from flopcast.simulator.operation import Array, Pointwise
 
 if TYPE_CHECKING:
     from flopcast.simulator.blocks.transformer import Attention, Mlp
 
 # Bytes per output element of the activation: gated is silu(gate) * up, plain is gelu(up).
 GATED_FUSED, GATED_EAGER = (Pass(6, 1), Pass(10, 1)), (Pass(10, 2), Pass(18, 3))
+# The gradients of two halves that were split off one product, joined again: both read and written.
+JOIN_BYTES = 8
 PLAIN_FUSED, PLAIN_EAGER = (Pass(4, 1), Pass(6, 1)), (Pass(4, 1), Pass(6, 1))
 
 
@@ -43,10 +46,20 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
             (rope_cost.BACKWARD, rope_cost.EAGER_BACKWARD),
         )
         parts.append(pointwise("rope", turned * a.rotary_share, fused, forward, backward, 0.0))
+    parts.append(_copies(load, query, 2 * kv))
     parts += context_parallel(load, tokens * 2 * kv * ACTIVATION_BYTES)
     qkv_bytes = tokens * (query + 2 * kv) * ACTIVATION_BYTES
     parts += scores(load, a.num_heads, a.head_dim, a.head_dim, a.window, qkv_bytes)
     return [*parts, linear(load, "o", query, load.hidden, 0.0, a.output_bias)]
+
+
+def _copies(load: Workload, query: Array, keys_and_values: Array) -> Computation:
+    """Queries, keys and values laid out anew as often as the engine does, and their gradients likewise."""
+    of_query, of_kv = habit("query_copies", load.plans.engine), habit("kv_copies", load.plans.engine)
+    copied = 2 * ACTIVATION_BYTES * load.tokens * (query * of_query + keys_and_values * of_kv)
+    each_way = Pointwise(copied, counted=True)
+    launches = of_query + of_kv
+    return Computation("copies", each_way, (each_way,), launches, launches, selective=True, present=launches > 0)
 
 
 def mlp(m: "Mlp", load: Workload, own_input: bool, prefix: str = "") -> list[Computation]:
@@ -60,6 +73,9 @@ def mlp(m: "Mlp", load: Workload, own_input: bool, prefix: str = "") -> list[Com
         linear(load, prefix + name, load.hidden, inner, normed if name == names[0] else 0.0, m.bias) for name in names
     ]
     forward, backward = zip(*((GATED_FUSED, GATED_EAGER) if m.gated else (PLAIN_FUSED, PLAIN_EAGER)), strict=True)
+    if m.gated:
+        joined = JOIN_BYTES * habit("splits_gate", load.plans.engine)
+        backward = (GATED_FUSED[1], Pass(GATED_EAGER[1].bytes_per_element + joined, GATED_EAGER[1].num_kernels))
     eager = m.gated & has_habit("keeps_intermediates", load.plans.engine) & ~load.plans.compiled
     projected = elements * (len(names) + eager) * ACTIVATION_BYTES
     # Backward, with attention's tensors still alive: the gradients of its result, its inputs and the residual stream,

@@ -138,3 +138,28 @@ def test_what_runs_operation_by_operation_moves_what_is_listed_and_no_more() -> 
     ops = forecast(MODEL, cluster(), plan("zero1", 16, compiled=True)).operations
     fused = {op.name: bool(np.all(op.work.counted)) for op in ops if isinstance(op.work, Pointwise)}
     assert not any(fused[f"transformer.{name}"] for name in ("norm1", "rope", "activation", "residual1"))
+
+
+def moved(engine: str, name: str, **fields: Any) -> tuple[float, ...]:
+    ops = forecast(MODEL, cluster(), plan("zero1", 16, engine=engine, **fields)).operations
+    found = [op for op in ops if op.name == f"transformer.{name}"]
+    return tuple(float((op.count * op.work.bytes)[0]) for op in found)  # type: ignore[union-attr]
+
+
+def test_an_engine_that_lays_out_attentions_inputs_anew_copies_them_each_way() -> None:
+    # Queries once, keys and values three times, four layers: read and written, in 16 bits.
+    once = 4 * TOKENS * (D + 3 * 2 * D) * (2 + 2)
+    assert moved("nanotron", "copies") == (once, once)
+    assert sum(moved("fsdp2", "copies")) == 0
+
+
+def test_halves_of_one_product_have_their_gradients_joined() -> None:
+    per_element = [moved(engine, "activation")[1] / (4 * TOKENS * F) for engine in ("nanotron", "fsdp2")]
+    assert per_element == [18 + 8, 18]
+
+
+def test_sums_with_the_residual_stream_are_folded_only_by_norms_that_do_so() -> None:
+    per_element = {engine: moved(engine, "residual1")[0] / (4 * TOKENS * D) for engine in ("fsdp2", "nanotron")}
+    assert per_element == {"fsdp2": 4, "nanotron": 6}
+    assert moved("nanotron", "residual1", compiled=True)[0] == 4 * TOKENS * D * 4
+    assert moved("megatron", "residual1", compiled=True)[0] == 4 * TOKENS * D * 6
