@@ -173,7 +173,7 @@ def test_ranks_with_other_arguments_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(benchmark, "gather_text", heard)
     benchmark._agree_on(Options(("all_reduce",), begin=16, end=64), torch.device("cpu"))
     with pytest.raises(
-        InputError, match="rank 1 was started with 'all_reduce -b 8 .* and rank 0 with 'all_reduce -b 4 "
+        InputError, match=r"rank 1 was started with 'all_reduce -b 8 .* and rank 0 with 'all_reduce -b 4 "
     ):
         benchmark._agree_on(Options(("all_reduce",), begin=4, end=64), torch.device("cpu"))
 
