@@ -32,12 +32,17 @@ def cost(
         return evaluate(hierarchical.candidates, tensor_bytes, group, fabric, constants)
     if algorithm == "torus":
         return evaluate(torus.candidates, tensor_bytes, group, fabric, constants)
-    found = evaluate(_only(algorithm), tensor_bytes, group, fabric, constants)
+    found = forced(tensor_bytes, group, fabric, constants, algorithm)
     if np.any(np.isinf(found.time_s)):
         raise InputError(
             f"algorithm '{algorithm}' cannot run an all-reduce of this group here: leave the algorithm to the model"
         )
     return found
+
+
+def forced(tensor_bytes: FloatArray, group: Group, fabric: Fabric, constants: Constants, algorithm: str) -> Cost:
+    """The cost with "ring", "tree", "nvls" or "nvls-tree"; infinite where that cannot run."""
+    return evaluate(_only(algorithm), tensor_bytes, group, fabric, constants)
 
 
 def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:

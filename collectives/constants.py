@@ -14,41 +14,42 @@ from typing import NamedTuple
 class Constants:
     """Values of the constants; see ``FITTED`` for what each one means."""
 
-    launch_s: float = 2.36e-05
-    protocol_base_s: float = 2e-05
-    hopper_base_scale: float = 0.38
-    ring_share: float = 0.977
-    copy_share: float = 0.968
+    launch_s: float = 2.69e-05
+    protocol_base_s: float = 1.68e-05
+    hopper_base_scale: float = 0.545
+    ring_share: float = 0.974
+    copy_share: float = 0.969
     nvls_share_hopper: float = 1.06
-    nvls_share_blackwell: float = 0.917
-    ll_share: float = 0.0762
-    ll128_share: float = 0.546
-    ring_fill_chunks: float = 0.547
-    ring_fill_limit: float = 8.98
-    tree_fill_chunks: float = 2.45
-    tree_fill_limit: float = 5.74
-    nvls_base_s: float = 2.32e-06
-    nvls_rank_s: float = 1.84e-06
-    nvls_tree_hop_s: float = 2.01e-05
-    network_fill_share: float = 0.396
-    all_to_all_base_s: float = 3.16e-05
-    all_to_all_peer_s: float = 4.45e-06
-    point_to_point_share: float = 0.85
-    hop_infiniband_s: float = 3.7e-06
-    hop_roce_s: float = 2.27e-06
-    hop_efa_s: float = 2.64e-05
-    hop_efa_first_s: float = 7.3e-05
-    hop_tcpx_s: float = 0.000716
-    hop_tcpxo_s: float = 4.79e-05
-    hop_slingshot_s: float = 3.61e-06
+    nvls_share_blackwell: float = 0.929
+    ll_share: float = 0.129
+    ll128_share: float = 0.673
+    ll128_share_hopper: float = 0.735
+    ring_fill_chunks: float = 0.94
+    ring_fill_limit: float = 6.5
+    tree_fill_chunks: float = 2.77
+    tree_fill_limit: float = 4.91
+    nvls_base_s: float = 4.82e-06
+    nvls_rank_s: float = 1.81e-06
+    nvls_tree_hop_s: float = 2.11e-05
+    network_fill_share: float = 0.444
+    all_to_all_base_s: float = 3.03e-05
+    all_to_all_peer_s: float = 3.55e-06
+    point_to_point_share: float = 0.885
+    hop_infiniband_s: float = 2.26e-06
+    hop_roce_s: float = 2.24e-06
+    hop_efa_s: float = 2.71e-05
+    hop_efa_first_s: float = 7.2e-05
+    hop_tcpx_s: float = 0.000684
+    hop_tcpxo_s: float = 4.34e-05
+    hop_slingshot_s: float = 7.23e-06
     hop_ethernet_s: float = 5e-05
-    nic_share_infiniband: float = 0.92
-    nic_share_roce: float = 0.916
-    nic_share_efa: float = 0.866
-    nic_share_efa_first: float = 0.849
-    nic_share_tcpx: float = 0.52
-    nic_share_tcpxo: float = 0.918
-    nic_share_slingshot: float = 0.769
+    nic_share_infiniband: float = 0.943
+    nic_share_roce: float = 0.913
+    nic_share_efa: float = 0.876
+    nic_share_efa_first: float = 0.844
+    nic_share_tcpx: float = 0.599
+    nic_share_tcpxo: float = 0.908
+    nic_share_slingshot: float = 0.814
     nic_share_ethernet: float = 0.8
 
 
@@ -72,12 +73,13 @@ FITTED: dict[str, Range] = {
     "launch_s": Range(12e-6, 40e-6, "s", "starting a collective's kernel", f"median over series of {_SMALL}"),
     "protocol_base_s": Range(6e-6, 40e-6, "s", "fixed cost of LL128 and Simple over LL", _MIDDLE),
     "hopper_base_scale": Range(0.3, 1.0, "1", "protocol_base_s on Hopper and Blackwell over Ampere", _MIDDLE),
-    "ring_share": Range(0.92, 0.99, "1", "ring's rate over the NVLink rate NCCL counts on", f"{_LARGE}, one node"),
+    "ring_share": Range(0.95, 1.0, "1", "ring's rate over the NVLink rate NCCL counts on", f"{_LARGE}, one node"),
     "copy_share": Range(0.94, 1.0, "1", "all-gather's, all-to-all's and send's rate over a reduction's", _LARGE),
-    "nvls_share_hopper": Range(1.0, 1.1, "1", "bus rate of NVLS over one-way NVLink; NCCL counts on 1.06", _LARGE),
+    "nvls_share_hopper": Range(1.03, 1.09, "1", "bus rate of NVLS over one-way NVLink; NCCL counts on 1.06", _LARGE),
     "nvls_share_blackwell": Range(0.88, 0.98, "1", "the same on Blackwell; NCCL counts on 0.92", _LARGE),
     "ll_share": Range(0.05, 0.5, "1", "LL's rate over the ring's; NCCL counts on at most 0.5", _MIDDLE),
-    "ll128_share": Range(0.5, 1.0, "1", "LL128's rate over that of NVLink, at most", _MIDDLE),
+    "ll128_share": Range(0.5, 0.95, "1", "LL128's rate over that of NVLink, at most", _MIDDLE),
+    "ll128_share_hopper": Range(0.6, 0.95, "1", "the same on Hopper and Blackwell", _MIDDLE),
     "ring_fill_chunks": Range(0.3, 3.0, "1", "transfers that filling a ring takes, small messages", _MIDDLE),
     "ring_fill_limit": Range(2.0, 20.0, "1", "latencies that filling a ring takes, large messages", _MIDDLE),
     "tree_fill_chunks": Range(1.0, 8.0, "1", "the same of tree and NVLS", _MIDDLE),
@@ -91,18 +93,18 @@ FITTED: dict[str, Range] = {
     "point_to_point_share": Range(0.80, 1.0, "1", "NIC's rate in sends over that in rings", "16 A100"),
     "hop_infiniband_s": Range(0.5e-6, 10e-6, "s", _HOP + "InfiniBand", _SMALL),
     "hop_roce_s": Range(0.5e-6, 10e-6, "s", _HOP + "RoCE", _SMALL),
-    "hop_efa_s": Range(8e-6, 40e-6, "s", _HOP + "EFA of the second and third generation", _SMALL),
-    "hop_efa_first_s": Range(20e-6, 120e-6, "s", _HOP + "EFA of the first generation", _SMALL),
+    "hop_efa_s": Range(12e-6, 60e-6, "s", _HOP + "EFA of the second and third generation", _SMALL),
+    "hop_efa_first_s": Range(30e-6, 160e-6, "s", _HOP + "EFA of the first generation", _SMALL),
     "hop_tcpx_s": Range(100e-6, 1200e-6, "s", _HOP + "GPUDirect-TCPX", _MIDDLE),
     "hop_tcpxo_s": Range(15e-6, 120e-6, "s", _HOP + "GPUDirect-TCPXO", _SMALL),
     "hop_slingshot_s": Range(1e-6, 60e-6, "s", _HOP + "Slingshot", _SMALL),
     "hop_ethernet_s": Range(20e-6, 120e-6, "s", _HOP + "TCP sockets", "assumed: no rows"),
-    "nic_share_infiniband": Range(0.88, 0.98, "1", _NIC + "InfiniBand; NVIDIA's target is 0.96", _LARGE),
+    "nic_share_infiniband": Range(0.90, 0.99, "1", _NIC + "InfiniBand; NVIDIA's target is 0.96", _LARGE),
     "nic_share_roce": Range(0.86, 0.97, "1", _NIC + "RoCE", _LARGE),
     "nic_share_efa": Range(0.80, 0.96, "1", _NIC + "EFA of the second and third generation", _LARGE),
     "nic_share_efa_first": Range(0.75, 0.95, "1", _NIC + "EFA of the first generation", _LARGE),
     "nic_share_tcpx": Range(0.45, 0.80, "1", _NIC + "GPUDirect-TCPX", _LARGE),
-    "nic_share_tcpxo": Range(0.80, 0.97, "1", _NIC + "GPUDirect-TCPXO", _LARGE),
+    "nic_share_tcpxo": Range(0.84, 0.98, "1", _NIC + "GPUDirect-TCPXO", _LARGE),
     "nic_share_slingshot": Range(0.70, 0.95, "1", _NIC + "Slingshot", "rows of 16 to 128 MiB"),
     "nic_share_ethernet": Range(0.60, 0.95, "1", _NIC + "TCP sockets", "assumed: no rows"),
 }

@@ -1,9 +1,11 @@
 """Fits the constants to measured rows, and says how well they forecast rows that they were not fitted to.
 
-Robust least squares (soft L1) of log(forecast / measured) over out-of-place rows of at least 1 KiB. Launching
-differs with how a benchmark was started, so every series has a launch time of its own, drawn to a common one; a
-forecast from specifications alone uses the median of those seen at small messages. Every other constant is held
-inside its plausible range and drawn to the middle of it, so that one without rows is a guess, not an accident.
+Robust least squares (soft L1) of log(forecast / measured) over out-of-place rows of at least 1 KiB. The rows of a
+series are not independent: launching differs with how a benchmark was started, and two machines of one specification
+reach different rates. So every series has a launch time and a rate of its own, drawn to common ones, and counts as one
+machine, not as its rows. A forecast from specifications uses the median launch time of those seen at small messages,
+and the common rate. Every other constant is held inside its plausible range and drawn to the middle of it: a quarter
+of the range is its standard deviation. One with few rows is then a published value corrected, one without a guess.
 """
 
 from collections.abc import Mapping
@@ -22,8 +24,9 @@ BIN_NAMES = ("< 256 KiB", "256 KiB - 16 MiB", "16 - 512 MiB", ">= 512 MiB")
 # The larger a message, the less its time depends on how a benchmark was started: rows weigh accordingly.
 BIN_WEIGHTS = np.array([1.0, 1.0, 1.5, 4.0])
 ROBUST_SCALE = 0.2
-RANGE_WEIGHT = 0.1
+RANGE_WEIGHT = 0.6
 LAUNCH_WEIGHT = 0.33
+RATE_WEIGHT = 2.0
 _FREE = [name for name, entry in FITTED.items() if name != "launch_s" and not entry.source.startswith("assumed")]
 
 
@@ -62,56 +65,61 @@ def fit(given: Rows, use: NDArray[np.bool_]) -> Constants:
     from scipy.optimize import least_squares
 
     names, place = np.unique(given.series[use], return_inverse=True)
-    bare = replace(given.table, fabric=replace(given.table.fabric, launch_scale=1e-12))
-    bare = _subset(bare, np.flatnonzero(use))
+    table = _subset(given.table, np.flatnonzero(use))
     measured, bins = given.measured_s[use], given.bins[use]
     weight = BIN_WEIGHTS[bins] / np.bincount(place)[place] ** 0.25
     low = np.log([FITTED[name].low for name in _FREE])
     high = np.log([FITTED[name].high for name in _FREE])
     middle, spread = (low + high) / 2, (high - low) / 4
     launch_middle = float(np.log(np.sqrt(FITTED["launch_s"].low * FITTED["launch_s"].high)))
-    count = len(_FREE)
+    count, series = len(_FREE), names.size
 
-    def without_launch(x: Floats) -> Floats:
-        values = dict(zip(_FREE, np.exp(x[:count]), strict=True))
-        return times(bare, replace(DEFAULT, **values))
+    def parts(x: Floats) -> tuple[Floats, Floats, Floats]:
+        """The constants, and every series' own launch time and rate."""
+        return x[:count], x[count : count + series], x[count + series :]
 
-    def residuals_of(without: Floats, x: Floats) -> Floats:
-        launch = np.exp(x[count:])
-        return np.concatenate(
-            [
-                np.log((without + launch[place]) / measured) * weight,
-                RANGE_WEIGHT * (x[:count] - middle) / spread,
-                LAUNCH_WEIGHT * (x[count:] - launch_middle),
-            ]
-        )
+    def of_rows(x: Floats) -> Floats:
+        shared, launch, rate = (np.exp(part) for part in parts(x))
+        values = dict(zip(_FREE, shared, strict=True))
+        scale = {"launch_scale": launch[place], "nvlink_scale": rate[place], "nic_scale": rate[place]}
+        model = times(replace(table, fabric=replace(table.fabric, **scale)), replace(DEFAULT, launch_s=1.0, **values))
+        return np.asarray(np.log(model / measured) * weight)
 
     def residuals(x: Floats) -> Floats:
-        return residuals_of(without_launch(x), x)
+        shared, launch, rate = parts(x)
+        drawn = (RANGE_WEIGHT * (shared - middle) / spread, LAUNCH_WEIGHT * (launch - launch_middle))
+        return np.concatenate([of_rows(x), *drawn, RATE_WEIGHT * rate])
 
     def jacobian(x: Floats) -> Floats:
-        without, step = without_launch(x), 1e-3
-        base = residuals_of(without, x)
-        matrix = np.zeros((base.size, x.size))
+        base, step = of_rows(x), 1e-3
+        matrix = np.zeros((base.size + x.size, x.size))
+        np.fill_diagonal(
+            matrix[base.size :],
+            np.concatenate([RANGE_WEIGHT / spread, np.full(series, LAUNCH_WEIGHT), np.full(series, RATE_WEIGHT)]),
+        )
         for k in range(count):
             moved = x.copy()
             # Step inwards at the upper end of a range.
             moved[k] += step if x[k] + step < high[k] else -step
-            matrix[:, k] = (residuals(moved) - base) / (moved[k] - x[k])
-        # Launching adds to every candidate alike, hence to the time.
-        launch = np.exp(x[count:])
-        matrix[np.arange(measured.size), count + place] = weight * launch[place] / (without + launch[place])
-        matrix[measured.size + count + np.arange(names.size), count + np.arange(names.size)] = LAUNCH_WEIGHT
+            matrix[: base.size, k] = (of_rows(moved) - base) / (moved[k] - x[k])
+        # A row depends on its own series only: one step of all series together tells each of them.
+        for begin in (count, count + series):
+            moved = x.copy()
+            moved[begin : begin + series] += step
+            matrix[np.arange(base.size), begin + place] = (of_rows(moved) - base) / step
         return matrix
 
-    start = np.concatenate([middle, np.full(names.size, launch_middle)])
-    bounds = (np.concatenate([low, np.full(names.size, -np.inf)]), np.concatenate([high, np.full(names.size, np.inf)]))
+    start = np.concatenate([middle, np.full(series, launch_middle), np.zeros(series)])
+    free = np.full(2 * series, np.inf)
+    bounds = (np.concatenate([low, -free]), np.concatenate([high, free]))
     found = least_squares(
         residuals, start, jacobian, bounds, loss="soft_l1", f_scale=ROBUST_SCALE, max_nfev=40, xtol=1e-4, ftol=1e-4
     ).x
     values = dict(zip(_FREE, np.exp(found[:count]), strict=True))
     small = np.unique(place[bins == 0])
-    launch_s = float(np.exp(np.median(found[count:][small]))) if small.size else float(np.exp(launch_middle))
+    launch_s = (
+        float(np.exp(np.median(found[count : count + series][small]))) if small.size else float(np.exp(launch_middle))
+    )
     return replace(DEFAULT, **values, launch_s=launch_s)
 
 

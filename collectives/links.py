@@ -28,7 +28,8 @@ class Links:
     of a node give this group, ``channel_rate`` what NCCL's channels reach of that, ``nic_rate`` what each rank gets
     from its NICs when all the node's ranks send, ``own_rate`` when only one rank of each group does; ``hops`` is
     log2 of the nodes, ``launch_s`` the time to start a kernel, ``base_s`` the fixed cost of LL128 and Simple,
-    ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run.
+    ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run,
+    ``ll128_share`` what its copying through registers reaches of ``bus``.
     """
 
     ranks: Floats
@@ -46,6 +47,7 @@ class Links:
     base_s: Floats
     crossing_s: Floats
     ll128: NDArray[np.bool_]
+    ll128_share: Floats
 
 
 def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
@@ -93,6 +95,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         base_s=np.asarray(base),
         crossing_s=np.asarray(crossing * fabric.hop_scale),
         ll128=ordered | ~multi,
+        ll128_share=np.where(_is_hopper(architecture), constants.ll128_share_hopper, constants.ll128_share),
     )
 
 

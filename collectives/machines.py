@@ -24,7 +24,10 @@ GPUS: tuple[tuple[str, str, float, str], ...] = (
     (r"H100|H200|L40|RTX PRO 6000", "other", 48e9, _PCIE),
 )
 NVLINK_GENERATIONS = {"2": ("volta", 150e9), "3": ("ampere", 300e9), "4": ("hopper", 450e9), "5": ("blackwell", 900e9)}
-UNKNOWN_GPU_BYTES_PER_S = 24e9
+PCIE_GENERATIONS = {"3": 12e9, "4": 24e9, "5": 48e9, "6": 96e9}
+_PCIE_OF = {"volta": "3", "ampere": "4", "hopper": "5", "blackwell": "5"}
+# Tables of several nodes often describe the network where others describe the node.
+NETWORK = re.compile(r"\bIB\b|INFINIBAND|ROCE|EFA|TCP|SLINGSHOT|ETHERNET|\bNICS?\b")
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,23 @@ class Gpu:
 
 
 def gpu(name: str, interconnect: str = "") -> Gpu:
-    """The GPU called ``name``; one that is not in the table goes by the NVLink generation in ``interconnect``.
+    """The GPU called ``name``, in a node of this ``interconnect`` where that is said.
 
-    Without that hint it counts as a PCIe card of the fourth generation.
+    An interconnect of PCIe alone is believed over the name. A GPU that is not in the table goes by the NVLink
+    generation in ``interconnect``, else by a rate there ("600 GB/s", both ways together, as vendors state it), else it
+    counts as a PCIe card of the fourth generation.
     """
+    inside = "" if NETWORK.search(interconnect.upper()) else interconnect.upper()
+    pcie = None if "NV" in inside else re.search(r"PCIE?\s*(?:GEN\s*)?([3-6])?", inside)
     for pattern, architecture, rate, _ in GPUS:
         if re.search(pattern, name.upper()):
-            return Gpu(architecture_code(architecture), rate)
-    generation = re.search(r"NVLINK\s*([2-5])", interconnect.upper())
-    if generation:
+            if not pcie:
+                return Gpu(architecture_code(architecture), rate)
+            usual = PCIE_GENERATIONS[_PCIE_OF[architecture]] if architecture in _PCIE_OF else rate
+            return Gpu(architecture_code("other"), PCIE_GENERATIONS.get(pcie.group(1), usual))
+    if generation := re.search(r"NVLINK\s*([2-5])", interconnect.upper()):
         architecture, rate = NVLINK_GENERATIONS[generation.group(1)]
         return Gpu(architecture_code(architecture), rate)
-    return Gpu(architecture_code("other"), UNKNOWN_GPU_BYTES_PER_S)
+    if stated := re.search(r"([0-9]+(?:\.[0-9]+)?)\s*([GT])(?:B/S|BPS)", inside):
+        return Gpu(architecture_code("other"), float(stated.group(1)) * (1e9 if stated.group(2) == "G" else 1e12) / 2)
+    return Gpu(architecture_code("other"), PCIE_GENERATIONS[(pcie and pcie.group(1)) or "4"])

@@ -28,7 +28,8 @@ def ring(
     ``bus_share`` is what the collective reaches of the rate inside a node. LL moves ``constants.ll_share`` of the
     ring's rate (``ll_share`` of that again for collectives other than all-reduce) and overlaps nothing. LL128 moves
     0.92 of the ring's rate, or the share of the NVLink rate that its copying through registers allows. In a
-    ``chain`` (broadcast, reduce) the steps pass before the first byte arrives: latency and transfer add up.
+    ``chain`` (broadcast, reduce) the steps pass before the first byte arrives: they are what fills it, and latency and
+    transfer add up.
     """
     crossings = np.where(on.multi, passes * (on.nodes - 1), 0.0)
     inside = passes * (on.ranks - 1) - crossings
@@ -43,9 +44,9 @@ def ring(
     combined: Callable[[Floats, Floats], Floats] = np.add if chain else overlapped
     based = on.launch_s + on.base_s
     simple = latency(SIMPLE)
-    filling = fill(transfer, on.base_s, constants.ring_fill_chunks, constants.ring_fill_limit)
+    filling = 0.0 if chain else fill(transfer, on.base_s, constants.ring_fill_chunks, constants.ring_fill_limit)
     ll = transfer / (constants.ll_share * ll_share)
-    ll128 = bus_bytes / np.minimum(nccl.LL128_PAYLOAD * bus, constants.ll128_share * on.bus)
+    ll128 = bus_bytes / np.minimum(nccl.LL128_PAYLOAD * bus, on.ll128_share * on.bus)
     times = {
         LL: on.launch_s + latency(LL) + ll,
         LL128: np.where(on.ll128, based + combined(ll128, latency(LL128)), np.inf),

@@ -29,7 +29,7 @@ def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidat
     # LL and LL128 reach the same shares of the slower link here; LL twice that, for S goes up and S comes down where a
     # ring's rank sends 2 S.
     ll = transfer / (2 * constants.ll_share)
-    ll128 = transfer / (nccl.LL128_PAYLOAD * constants.ll128_share)
+    ll128 = transfer / (nccl.LL128_PAYLOAD * on.ll128_share)
 
     def latency(protocol: int, network_share: float = 1.0) -> Floats:
         network = (nccl.TREE_NETWORK_STEP_S[protocol] + on.crossing_s) * network_share

@@ -9,11 +9,13 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from flopcast.collectives.columns import tidy
 from flopcast.collectives.measured import forecast_rows
+from flopcast.errors import InputError
 from flopcast.reports.table_file import read_table
 
 PUBLISHED_COLLECTIVES = Path(__file__).parent / "measurements" / "collectives.csv"
-NEEDED = ("series", "collective", "bytes", "time_us", "in_place", "gpu", "gpus_per_node", "n_nodes")
+_DESCRIBED = "reports/measurements/collectives.md"
 # Mean errors are stated by size because latency, protocol switches and bandwidth are different things to get right.
 EDGES = (2**10, 2**18, 2**24, 2**29, np.inf)
 BINS = ("1 KiB - 256 KiB", "256 KiB - 16 MiB", "16 MiB - 512 MiB", "512 MiB and more")
@@ -42,18 +44,23 @@ class CollectiveAccuracy:
 
 def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccuracy:
     """Forecast every row of a table of measured collectives from its specification alone."""
-    table = read_table(path, NEEDED, "reports/measurements/collectives.md")
-    columns = {name: table[name].to_numpy() for name in table.columns}
+    table = read_table(path, (), _DESCRIBED)
+    if table.empty:
+        raise InputError(f"{path}: has no rows; see {_DESCRIBED}")
+    try:
+        columns = tidy({str(name): table[name].to_numpy() for name in table.columns})
+    except InputError as error:
+        raise InputError(f"{path}: {error}; see {_DESCRIBED}") from None
     predicted, reasons = forecast_rows(columns)
     calibrated, _ = forecast_rows(columns, calibrated=True)
-    measured = pd.to_numeric(table["time_us"], errors="coerce") * 1e-6
-    reasons = np.where(reasons == "", np.where(measured > 0, "", "time_us is not a positive number"), reasons)
+    measured = columns["time_us"] * 1e-6
+    reasons = np.where(reasons == "", np.where(measured > 0, "", "neither a time nor a bandwidth is given"), reasons)
     rows = pd.DataFrame(
         {
-            "series": table["series"].astype(str),
-            "collective": table["collective"].astype(str),
-            "bytes": pd.to_numeric(table["bytes"], errors="coerce").fillna(-1).astype("int64"),
-            "in_place": pd.to_numeric(table["in_place"], errors="coerce").fillna(0).astype("int64"),
+            "series": columns["series"],
+            "collective": columns["collective"],
+            "bytes": np.nan_to_num(columns["bytes"], nan=-1.0).astype(np.int64),
+            "in_place": columns["in_place"].astype(np.int64),
             "measured_s": measured,
             "predicted_s": predicted,
             "error": predicted / measured - 1,

@@ -24,7 +24,14 @@ from flopcast.collectives.running.cases import CASES, Case, Context
 from flopcast.collectives.running.payload import Layout
 from flopcast.collectives.running.results import Forecast, Report, Row
 from flopcast.collectives.running.sizes import sweep
-from flopcast.collectives.running.surroundings import Topology, nccl_settings, process_group, topology, versions
+from flopcast.collectives.running.surroundings import (
+    Topology,
+    gather_text,
+    nccl_settings,
+    process_group,
+    topology,
+    versions,
+)
 from flopcast.errors import InputError, nearest
 
 # nccl-tests' names of types (-d).
@@ -89,6 +96,7 @@ def run(
     CollectiveError where a rank is lost.
     """
     with process_group(options.backend, options.timeout_s) as device, reporting("bench collectives"):
+        _agree_on(options, device)
         found = topology(device)
         mesh = init_device_mesh(device.type, found.grid)
         about = {
@@ -127,6 +135,17 @@ def run(
                     say(text)
                 rows += mine
         return Report(tuple(rows), about) if main else None
+
+
+def _agree_on(options: Options, device: torch.device) -> None:
+    """Raise InputError on every rank unless all were started with the same arguments."""
+    sizes = f"-b {options.begin} -e {options.end} -f {options.factor} -n {options.iterations} -w {options.warmup}"
+    given = gather_text(f"{' '.join(options.collectives)} {sizes} -d {options.dtype}", device)
+    for rank, words in enumerate(given):
+        if words != given[0]:
+            raise InputError(
+                f"rank {rank} was started with '{words}' and rank 0 with '{given[0]}'; give all the same arguments"
+            )
 
 
 def machine(report: Report) -> dict[str, Any]:

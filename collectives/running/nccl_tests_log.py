@@ -57,8 +57,9 @@ class Log:
 def read_log(path: Path, collective: str | None = None) -> Log:
     """The rows of a text or JSON log of nccl-tests.
 
-    ``collective`` is needed for logs that do not name it (text before 2.18, a renamed program). Raises InputError with
-    the line number and what was expected there, for a file that is cut off, of another kind or empty.
+    ``collective`` is needed for logs that do not name it (text before 2.18, a renamed program); a name that the log
+    gives itself counts. Raises InputError with the line number and what was expected there, for a file that is cut
+    off, of another kind or empty.
     """
     if collective is not None and collective not in (*COLLECTIVES, *_OWN):
         raise InputError(f"collective '{collective}' is unknown; give one of {', '.join(COLLECTIVES)}")
@@ -85,7 +86,7 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
     rows: list[Row] = []
     hosts: dict[int, tuple[str, str]] = {}
     heading: list[str] = []
-    collective, version = named, ""
+    collective, version = COLLECTIVES.get(named or "", named), ""
     number, concluded = 0, False
     for number, line in enumerate(text.splitlines(), start=1):
         where = f"{path}: line {number}"
@@ -93,7 +94,7 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
         if device := _DEVICE.match(line):
             hosts[int(device.group(1))] = (device.group(2), _OLD_DEVICE.sub("", device.group(3)).strip())
         elif starting := _STARTING.match(line):
-            collective = named or _collective(starting.group(1), where)
+            collective = _collective(starting.group(1), where, named)
         elif library := _LIBRARY.search(line):
             version = _version(int(library.group(1)))
         elif words[:1] == ["#"] and words[1:3] == ["size", "count"]:
@@ -202,7 +203,7 @@ def _read_json(path: Path, text: str, named: str | None) -> Log:
         raise InputError(f"{path}: line 1: has no list 'results'; expected a JSON document of nccl-tests -J")
     arguments = document.get("args")
     program = arguments[0] if isinstance(arguments, list) and arguments and isinstance(arguments[0], str) else ""
-    collective = named or _collective(program, f"{path}: line 1")
+    collective = _collective(program, f"{path}: line 1", named)
     lines = _lines_of(text, '"size"')
     rows: list[Row] = []
     for number, result in enumerate(results):
@@ -254,11 +255,13 @@ def _json_rows(result: Any, collective: str, where: str) -> list[Row]:
     return found
 
 
-def _collective(program: str, where: str) -> str:
-    """``/opt/nccl-tests/build/alltoall_perf`` -> ``all_to_all``."""
+def _collective(program: str, where: str, named: str | None) -> str:
+    """``/opt/nccl-tests/build/alltoall_perf`` -> ``all_to_all``; ``named`` for a program of another name."""
     name = program.rsplit("/", 1)[-1].removesuffix(".exe").removesuffix("_mpi").removesuffix("_perf")
     if name in _OWN:
         return name
+    if name not in COLLECTIVES and named is not None:
+        return COLLECTIVES.get(named, named)
     if name not in COLLECTIVES:
         raise InputError(
             f"{where}: the program is '{program}'; expected one of nccl-tests', "

@@ -98,7 +98,7 @@ class Topology:
 def topology(device: torch.device) -> Topology:
     """Hosts and devices of all ranks, told to all ranks."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    hosts, devices = _gather_text(socket.gethostname(), device), _gather_text(name, device)
+    hosts, devices = gather_text(socket.gethostname(), device), gather_text(name, device)
     return Topology(tuple(hosts), tuple(devices))
 
 
@@ -128,7 +128,7 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _gather_text(text: str, device: torch.device) -> list[str]:
+def gather_text(text: str, device: torch.device) -> list[str]:
     """A short text from every rank, without pickle."""
     mine = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
     everyone = torch.empty(dist.get_world_size() * _TEXT_BYTES, dtype=torch.uint8, device=device)

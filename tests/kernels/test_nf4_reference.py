@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flopcast.errors import InputError
-from flopcast.kernels.nf4 import cost
+from flopcast.kernels.nf4 import cost, reference
 from flopcast.kernels.nf4 import format as layout
 from flopcast.kernels.nf4.reference import dequantise, quantise
 
@@ -214,3 +214,12 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         dequantise(quantise(torch.ones(64)), 64, torch.float64)
     with pytest.raises(InputError, match="the values are"):
         dequantise(quantise(torch.ones(64)), 64, torch.float32, out=torch.empty(63))
+
+
+def test_codes_by_table_are_those_by_search_at_every_threshold_and_beside_it() -> None:
+    thresholds = torch.tensor(layout.THRESHOLDS)
+    up, down = (torch.nextafter(thresholds, torch.tensor(end)) for end in (2.0, -2.0))
+    ends = torch.tensor([-math.inf, -1.5, -1.0, -0.0, 0.0, 1e-45, 1.0, 1.5, math.inf])
+    ratio = torch.cat([thresholds, up, down, ends, torch.linspace(-1.1, 1.1, 100_001)])
+    expected = torch.bucketize(ratio, thresholds).to(torch.uint8)
+    assert torch.equal(reference._num_thresholds_below(ratio), expected)

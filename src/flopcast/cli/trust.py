@@ -123,7 +123,7 @@ def calibrate(
     nccl_log
         Fit latency and bandwidth by size to a log of nccl-tests (its text, or its -J JSON), with residuals.
     collective
-        What the log's rows are of, where the log does not say.
+        What the log's rows are of, where the log does not say; a log of several gives a table of each.
     write
         Store the constants of --global, and the band from the runs left out.
     json
@@ -138,7 +138,9 @@ def calibrate(
         from flopcast.collectives.running.nccl_tests_log import read_log
 
         rows = read_log(nccl_log, collective).rows
-        print("\n".join(residual_table(rows, fit(rows))))
+        for name in dict.fromkeys(row.collective for row in rows):
+            mine = [row for row in rows if row.collective == name]
+            print("\n".join([f"# {name}", *residual_table(mine, fit(mine))]))
         return
     if not global_:
         raise InputError("calibrate: give RUNS and --cluster PROFILE, say --global, or give --nccl-log FILE")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from flopcast.cli import main
 from flopcast.collectives import COLLECTIVES, Fabric, Group, architecture_code, fabric_code
 from flopcast.collectives.measured import read
-from flopcast.collectives.running import results
+from flopcast.collectives.running import benchmark, results
 from flopcast.collectives.running.benchmark import Options, run
 from flopcast.collectives.running.cases import CASES
 from flopcast.collectives.running.nccl_tests_log import read_log
@@ -163,3 +164,23 @@ def test_bad_environments_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPa
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="needs a GPU"), process_group("nccl", 5.0):
             pass
+
+
+def test_ranks_with_other_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def heard(text: str, device: torch.device) -> list[str]:
+        return [text, text.replace("-b 4 ", "-b 8 ")]
+
+    monkeypatch.setattr(benchmark, "gather_text", heard)
+    benchmark._agree_on(Options(("all_reduce",), begin=16, end=64), torch.device("cpu"))
+    with pytest.raises(
+        InputError, match=r"rank 1 was started with 'all_reduce -b 8 .* and rank 0 with 'all_reduce -b 4 "
+    ):
+        benchmark._agree_on(Options(("all_reduce",), begin=4, end=64), torch.device("cpu"))
+
+
+def test_a_csv_in_no_folder_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "collectives", "--csv", str(tmp_path / "none" / "rows.csv")])
+    assert "there is no folder" in capsys.readouterr().err

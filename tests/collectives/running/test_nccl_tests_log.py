@@ -224,3 +224,14 @@ def test_piecewise_fit_shows_its_residuals() -> None:
     assert "20.00" in lines[1]
     with pytest.raises(InputError, match="one collective at a time"):
         fit([*rows, Row("reduce", 8, 2, "float", "sum", 0, False, 1e-5, 1.0, 1.0)])
+
+
+def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "several.log"
+    path.write_text(NEW + NEW.replace("all_gather_perf", "alltoall_perf"))
+    for named in (None, "reduce"):
+        assert {row.collective for row in read_log(path, named).rows} == {"all_gather", "all_to_all"}
+    path.write_text(NEW.replace("all_gather_perf", "ours"))
+    assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}
+    path.write_text(OLD)
+    assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}

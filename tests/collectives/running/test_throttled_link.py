@@ -20,10 +20,7 @@ def test_committed_measurement() -> None:
         assert run["num_wrong"] == 0
         assert run["payload_ratio"] <= 0.2600
         assert run["time_ratio"] == pytest.approx(run["median_s"]["nf4"] / run["median_s"]["bf16"])
-    # Where the link and not the processor is what a gather waits for; the other runs are kept beside for comparison.
-    slow = [run for run in document["runs"] if run["setting"]["mbit_per_s"] == 10]
-    assert {run["setting"]["ranks"] for run in slow} == {2, 4}
-    assert all(run["time_ratio"] <= 0.35 for run in slow)
+        assert run["time_ratio"] <= 0.35
 
 
 def test_both_gathers_over_a_link_made_and_removed_by_the_script(tmp_path: Path) -> None:

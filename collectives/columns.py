@@ -1,0 +1,187 @@
+"""Tables of measured collectives as people write them, brought to the columns of reports/measurements/collectives.md.
+
+Other names of columns and collectives, units in cells (``512M``, ``400 Gbit/s``, ``NDR``), a bandwidth in place of the
+time, ranks in place of nodes: what can be told is filled in, and what cannot stays empty.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.collectives.cost import Floats
+from flopcast.collectives.machines import NETWORK
+from flopcast.errors import InputError
+
+Columns: TypeAlias = dict[str, NDArray[Any]]
+
+# What a column may be called, lower case, letters and digits only; the first name present counts.
+_WORDS = {
+    "collective": ("collective", "operation", "op", "coll", "test"),
+    "gpu": ("gpu", "gputype", "gpumodel", "gpuname", "accelerator", "device"),
+    "interconnect": ("interconnect", "nvlink"),
+    "fabric": ("fabric", "network", "nictype"),
+    "notes": ("notes", "note", "comment", "comments"),
+    "series": ("series", "run", "id"),
+    "source": ("source", "url"),
+}
+_NUMBERS = {
+    "bytes": ("bytes", "size", "sizeb", "sizebytes", "numbytes", "messagebytes", "messagesize"),
+    "gpus_per_node": ("gpuspernode", "numgpuspernode", "ngpuspernode", "rankspernode", "ppn"),
+    "n_nodes": ("nnodes", "nodes", "numnodes"),
+    "ranks": ("ranks", "nranks", "numranks", "worldsize", "ngpus", "numgpus", "gpus"),
+    "nics_per_node": ("nicspernode", "numnicspernode", "nics", "numnics"),
+    "nic_gbit": ("nicgbit", "nicgbps", "nicgbits", "nicrate", "nicspeed", "nicgb", "nic"),
+    "sharp": ("sharp",),
+    "in_place": ("inplace",),
+    "time_us": ("timeus", "time", "latencyus", "timeinus"),
+    "time_ms": ("timems",),
+    "time_s": ("times", "seconds"),
+    "algbw_GBps": ("algbwgbps", "algbw", "algbwgbs", "algbandwidth"),
+    "busbw_GBps": ("busbwgbps", "busbw", "busbwgbs", "busbandwidth"),
+}
+_COLLECTIVES = {
+    "allreduce": "all_reduce",
+    "allgather": "all_gather",
+    "hypercube": "all_gather",  # nccl-tests' all-gather by sends
+    "reducescatter": "reduce_scatter",
+    "alltoall": "all_to_all",
+    "all2all": "all_to_all",
+    # The root's links carry what every rank's carry in an all-to-all.
+    "gather": "all_to_all",
+    "scatter": "all_to_all",
+    "broadcast": "broadcast",
+    "bcast": "broadcast",
+    "reduce": "reduce",
+    "sendrecv": "point_to_point",
+    "p2p": "point_to_point",
+    "pointtopoint": "point_to_point",
+}
+_INFINIBAND_GBIT = {"SDR": 10, "DDR": 20, "QDR": 40, "FDR": 56, "EDR": 100, "HDR": 200, "NDR": 400, "XDR": 800}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*(.*)", re.IGNORECASE)
+_YES = {"yes": 1.0, "true": 1.0, "in-place": 1.0, "in_place": 1.0, "no": 0.0, "false": 0.0, "out-of-place": 0.0}
+# What a node is taken to hold where a table does not say: boards of four superchips, racks of 72, else eight.
+_GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
+_ESSENTIAL = ("gpu", "collective")
+
+
+def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
+    """The columns of the table under their own names, numbers as float64 (not-a-number where missing), words as str.
+
+    ``collective`` is the cost model's name, or what stood there where that is unknown. ``time_us`` comes from the
+    bandwidth where only that is given, ``bytes`` from time and bandwidth. Nodes that are not given follow from the
+    ranks; without these a table with a NIC rate is of two nodes, one without of one. Raises InputError where the
+    columns of the GPU, the collective, or any measure of size are missing.
+    """
+    names = {re.sub("[^a-z0-9]", "", str(name).lower()): name for name in reversed(list(given))}
+
+    def column(aliases: tuple[str, ...]) -> NDArray[Any] | None:
+        return next((np.asarray(given[names[alias]]) for alias in aliases if alias in names), None)
+
+    missing = [name for name in _ESSENTIAL if column(_WORDS[name]) is None]
+    if column(_NUMBERS["bytes"]) is None and column(_NUMBERS["algbw_GBps"]) is None:
+        missing.append("bytes")
+    if missing:
+        raise InputError(f"columns {', '.join(missing)} are missing")
+    count = len(next(iter(given.values())))
+    found: Columns = {}
+    for name, aliases in _WORDS.items():
+        cells = column(aliases)
+        found[name] = np.array([_word(cell) for cell in cells] if cells is not None else [""] * count, dtype=np.str_)
+    for name, aliases in _NUMBERS.items():
+        cells = column(aliases)
+        found[name] = np.full(count, np.nan) if cells is None else _numbers(cells, _READERS.get(name, _plain))
+    # Of several nodes the interconnect often names the network.
+    network = np.array([bool(NETWORK.search(words.upper())) for words in found["interconnect"]], dtype=np.bool_)
+    found["fabric"] = np.where((found["fabric"] == "") & network, found["interconnect"], found["fabric"])
+    found["collective"] = np.array([collective_name(word) for word in found["collective"]], dtype=np.str_)
+    found["in_place"] = np.where(found["in_place"] == 1, 1.0, 0.0)
+    _fill_ranks(found)
+    _fill_times(found)
+    machine = zip(found["gpu"], found["n_nodes"], found["gpus_per_node"], found["fabric"], strict=True)
+    unnamed = [" ".join((gpu, f"{nodes:g} x {gpus:g}", fabric)).strip() for gpu, nodes, gpus, fabric in machine]
+    named = np.where(found["series"] == "", found["source"], found["series"])
+    found["series"] = np.where(named == "", np.array(unnamed, dtype=np.str_), named)
+    return found
+
+
+def collective_name(word: str) -> str:
+    """The cost model's name of a collective: ``AllReduce``, ``all-reduce`` and ``all_reduce_perf`` are "all_reduce"."""
+    bare = re.sub("[^a-z0-9]", "", word.lower().removesuffix("_perf"))
+    bare = re.sub("^nccl|(perf|mpi|base|intotensor|tensor|single)+$", "", bare)
+    return _COLLECTIVES.get(bare, word)
+
+
+def _fill_ranks(found: Columns) -> None:
+    gpus, nodes, ranks = found["gpus_per_node"], found["n_nodes"], found.pop("ranks")
+    usual = np.full(gpus.shape, 8.0)
+    for place, words in enumerate(zip(found["gpu"], found["interconnect"], strict=True)):
+        text = " ".join(words).upper()
+        usual[place] = next((number for pattern, number in _GPUS_PER_NODE if re.search(pattern, text)), 8.0)
+    known = gpus >= 1
+    from_ranks = np.ceil(ranks / np.where(known, gpus, np.fmin(usual, ranks)))
+    assumed = np.where(found["nic_gbit"] > 0, 2.0, 1.0)
+    nodes = np.where(nodes >= 1, nodes, np.where(ranks >= 1, from_ranks, assumed))
+    found["n_nodes"] = nodes
+    found["gpus_per_node"] = np.where(known, gpus, np.where(ranks >= 1, np.ceil(ranks / nodes), usual))
+
+
+def _fill_times(found: Columns) -> None:
+    time = found["time_us"]
+    for name, scale in (("time_ms", 1e3), ("time_s", 1e6)):
+        other = found.pop(name)
+        time = np.where(time > 0, time, other * scale)
+    ranks = found["gpus_per_node"] * found["n_nodes"]
+    part = (ranks - 1) / np.maximum(ranks, 1)
+    whole = np.isin(found["collective"], ["broadcast", "reduce", "point_to_point"])
+    factor = np.where(whole, 1.0, np.where(found["collective"] == "all_reduce", 2 * part, part))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.where(found["algbw_GBps"] > 0, found["algbw_GBps"], found["busbw_GBps"] / factor)
+        rate = np.where((rate > 0) & np.isfinite(rate), rate, np.nan)
+        found["time_us"] = np.where(time > 0, time, found["bytes"] / rate / 1e3)
+        found["bytes"] = np.where(found["bytes"] >= 0, found["bytes"], np.round(found["time_us"] * rate * 1e3))
+
+
+def _word(cell: Any) -> str:
+    """A cell as text; empty where it is missing."""
+    if cell is None or (isinstance(cell, float) and np.isnan(cell)):
+        return ""
+    return str(cell).strip()
+
+
+def _numbers(cells: NDArray[Any], read: Callable[[str], float]) -> Floats:
+    if cells.dtype.kind in "iufb":
+        return cells.astype(np.float64)
+    return np.array([read(_word(cell)) for cell in cells], dtype=np.float64)
+
+
+def _plain(text: str) -> float:
+    """The number at the beginning of ``text``, or yes and no as 1 and 0."""
+    match = _NUMBER.match(text.replace(",", ""))
+    return float(match.group(1)) if match else _YES.get(text.lower(), np.nan)
+
+
+def _bytes(text: str) -> float:
+    """``512M``, ``1 GiB``: powers of 1024, as nccl-tests counts."""
+    match = _NUMBER.match(text.replace(",", ""))
+    if not match:
+        return np.nan
+    power = "KMGT".find(match.group(2)[:1].upper()) + 1 if match.group(2) else 0
+    return float(match.group(1)) * 1024.0**power
+
+
+def _gbit(text: str) -> float:
+    """``400``, ``400 Gbit/s``, ``50 GB/s``, ``8x400G`` and ``NDR`` as Gbit/s of one NIC."""
+    words = re.sub(r"^\s*[0-9]+\s*[x*]\s*(?=[0-9A-Z])", "", text)
+    match = _NUMBER.match(words)
+    if match:
+        scale = (8.0 if re.match(r"G(i)?B\b|GB/", match.group(2)) else 1.0) * (
+            1e3 if match.group(2)[:1] == "T" else 1.0
+        )
+        return float(match.group(1)) * scale
+    return next((float(rate) for name, rate in _INFINIBAND_GBIT.items() if name in words.upper()), np.nan)
+
+
+_READERS: dict[str, Callable[[str], float]] = {"bytes": _bytes, "nic_gbit": _gbit}

@@ -1,0 +1,130 @@
+"""Tables as people write them: names, units, what is left out; no row with a GPU and a NIC rate is refused."""
+
+import numpy as np
+import pytest
+
+from flopcast.collectives.columns import collective_name, tidy
+from flopcast.collectives.measured import forecast_rows, read
+from flopcast.errors import InputError
+
+
+def table(**cells: object) -> dict[str, np.ndarray]:
+    return {name: np.array([cell], dtype=object if isinstance(cell, str) else None) for name, cell in cells.items()}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("AllReduce", "all_reduce"),
+        ("all-reduce", "all_reduce"),
+        ("ncclAllReduce", "all_reduce"),
+        ("all_reduce_perf", "all_reduce"),
+        ("all_gather_into_tensor", "all_gather"),
+        ("hypercube_perf", "all_gather"),
+        ("reduce_scatter_tensor", "reduce_scatter"),
+        ("alltoall", "all_to_all"),
+        ("all_to_all_single", "all_to_all"),
+        ("gather", "all_to_all"),
+        ("Bcast", "broadcast"),
+        ("send/recv", "point_to_point"),
+        ("barrier", "barrier"),
+    ],
+)
+def test_collectives_by_other_names(written: str, meant: str) -> None:
+    assert collective_name(written) == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "gbit"),
+    [
+        *(("400", 400), ("400 Gbit/s", 400), ("400Gb/s", 400), ("50 GB/s", 400), ("NDR", 400), ("8x400G", 400)),
+        *(("HDR200", 200), ("EDR", 100), ("2 x HDR", 200)),
+    ],
+)
+def test_nic_rates_with_units(written: str, gbit: float) -> None:
+    found = tidy(table(gpu="H100", collective="all_reduce", bytes=1e9, nic_gbit=written))
+    assert found["nic_gbit"][0] == gbit
+    assert found["n_nodes"][0] == 2
+
+
+def test_columns_by_other_names_and_sizes_with_suffixes() -> None:
+    found = tidy(
+        table(**{"GPU type": "A100", "Op": "all_gather", "Size (B)": "1 GiB", "Time (us)": "4,500", "Nodes": 2})
+    )
+    assert (found["bytes"][0], found["time_us"][0], found["n_nodes"][0]) == (2**30, 4500, 2)
+    assert found["gpus_per_node"][0] == 8
+    assert found["series"][0] == "A100 2 x 8"
+
+
+@pytest.mark.parametrize(
+    ("collective", "busbw"), [("all_reduce", 175.0), ("reduce_scatter", 87.5), ("all_to_all", 87.5), ("reduce", 100.0)]
+)
+def test_time_from_either_bandwidth(collective: str, busbw: float) -> None:
+    """8 ranks, 1 GB at 100 GB/s: 10 ms, by nccl-tests' definitions of bus bandwidth."""
+    common = {"gpu": "A100", "collective": collective, "bytes": 1e9, "gpus_per_node": 8, "n_nodes": 1}
+    assert tidy(table(**common, busbw_GBps=busbw))["time_us"][0] == pytest.approx(1e4)
+    assert tidy(table(**common, algbw_GBps=100.0))["time_us"][0] == pytest.approx(1e4)
+    del common["bytes"]
+    assert tidy(table(**common, time_us=1e4, algbw_GBps=100.0))["bytes"][0] == 1e9
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "nodes", "per_node"),
+    [(16, {}, 2, 8), (4, {}, 1, 4), (64, {"gpus_per_node": 4}, 16, 4), (24, {"n_nodes": 3}, 3, 8), (9, {}, 2, 5)],
+)
+def test_nodes_from_ranks(ranks: int, given: dict[str, int], nodes: int, per_node: int) -> None:
+    found = tidy(table(gpu="H100", collective="all_reduce", bytes=1e9, ranks=ranks, **given))
+    assert (found["n_nodes"][0], found["gpus_per_node"][0]) == (nodes, per_node)
+
+
+@pytest.mark.parametrize("gpu", ["H100", "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-32GB", "MI300X", "X900"])
+@pytest.mark.parametrize("collective", ["AllReduce", "alltoall", "reduce", "sendrecv", "scatter", "broadcast"])
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 2), (3, 1), (7, 5), (8, 1), (8, 500), (72, 2), ("", "")])
+def test_no_row_with_gpu_and_nic_is_refused(gpu: str, collective: str, gpus: object, nodes: object) -> None:
+    notes = "NCCL_ALGO=NVLSTree" if collective == "AllReduce" else ""
+    row = table(gpu=gpu, collective=collective, bytes="64M", gpus_per_node=gpus, n_nodes=nodes, nic="200G", notes=notes)
+    for calibrated in (False, True):
+        seconds, skipped = forecast_rows(row | table(time_us=1000.0), calibrated=calibrated)
+        assert skipped[0] == ""
+        assert np.isfinite(seconds[0])
+        assert seconds[0] > 0
+
+
+def test_an_algorithm_that_cannot_run_is_replaced() -> None:
+    row = table(gpu="A100", collective="all_reduce", bytes=1e9, gpus_per_node=8, n_nodes=1)
+    assert forecast_rows(row | table(notes="NCCL_ALGO=NVLS"))[0] == forecast_rows(row)[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        *(("IB", "infiniband"), ("InfiniBand NDR", "infiniband"), ("RoCE v2", "roce"), ("EFAv3", "efa")),
+        *(("TCPXO", "tcpxo"), ("Slingshot 11", "slingshot"), ("tcp", "ethernet"), ("", "infiniband")),
+    ],
+)
+def test_fabrics_by_other_names(written: str, same: str) -> None:
+    row = table(gpu="H100", collective="all_reduce", bytes=1e9, gpus_per_node=8, n_nodes=4, nic_gbit=400)
+    code = read(row | table(fabric=written)).fabric.fabric[0]
+    assert code == read(row | table(fabric=same)).fabric.fabric[0]
+    if written:
+        assert (
+            code == read(row | table(fabric="", interconnect=f"{written} 8x400Gb")).fabric.fabric[0]
+            or same == "ethernet"
+        )
+
+
+def test_what_a_node_is_joined_by() -> None:
+    def rate(**cells: object) -> tuple[float, int]:
+        found = read(table(**({"gpu": "X900", "collective": "all_reduce", "bytes": 1e9} | cells))).fabric
+        return float(found.nvlink_bytes_per_s[0]), int(found.architecture[0])
+
+    assert rate(interconnect="NVLink4/NVSwitch") == rate(gpu="H100")
+    assert rate(interconnect="900 GB/s")[0] == 450e9
+    assert rate(interconnect="IB NDR 4 NIC (~24 GB/s each)")[0] == rate()[0] == 24e9
+    assert rate(gpu="H100", interconnect="PCIe")[0] == rate(gpu="H100", interconnect="PCIe Gen5 x16")[0] == 48e9
+    assert rate(gpu="H100", interconnect="RoCE, PCIe Gen5 NICs")[0] == 450e9
+
+
+def test_what_no_table_can_do_without() -> None:
+    with pytest.raises(InputError, match="columns gpu, collective, bytes are missing"):
+        tidy(table(a=1, b=2))
