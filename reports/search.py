@@ -124,7 +124,9 @@ def remarks(result: SearchResult) -> list[str]:
     budget = TOKENS_PER_PARAMETER * result.model.num_parameters
     gpu_hours = budget / row.tokens_per_s_per_gpu / 3600
     price = result.cluster.costs.gpu_hour_price
-    money = f", {rounded(gpu_hours * price)} at {price:g} per GPU-hour" if price is not None else ""
+    source = result.cluster.sources.get("operation.gpu_hour_price")
+    whose = f" ({source})" if source else ""
+    money = f", {rounded(gpu_hours * price)} at {price:g} per GPU-hour{whose}" if price is not None else ""
     said = [
         f"At that rate {budget / 1e9:,.0f} G tokens, {TOKENS_PER_PARAMETER} per parameter, take "
         f"{digits(gpu_hours / 24 / found.num_gpus)} days and {rounded(gpu_hours)} GPU-hours{money}, without failures."
