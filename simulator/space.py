@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from flopcast.errors import InputError
 from flopcast.simulator import placement
 from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import CHOICES, Column, Plan, Plans, as_column
 from flopcast.simulator.region import AXES, LAYOUT, SCHEDULE, SHARDING, WORK, Region
@@ -248,6 +249,12 @@ class Space:
             ),
             "schedule=interleaved has grad_accum a multiple of pp": (
                 (plans.virtual_pp == 1) | (plans.grad_accum % plans.pp == 0)
+            ),
+            # Autograd would compute a layer again for each of its weights.
+            "schedule=zero-bubble recomputes nothing where autograd's graph puts off the weights": (
+                ~plans.has(schedule="zero-bubble")
+                | plans.has(recompute="none")
+                | ~has_habit("keeps_graph", plans.engine)
             ),
             # A single micro-batch passes through a pipeline in one way only, and is reduced once.
             "a schedule other than 1f1b has several micro-batches": several | plans.has(schedule="1f1b"),

@@ -55,6 +55,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
             2.0,
             saved_bytes=normed,
             result_bytes=routed * experts.num_experts * ACTIVATION_BYTES,
+            input_bytes=normed,
         ),
         # The probabilities, in fp32, are kept; they weigh what the activation gives, so that no result needs keeping.
         pointwise(
@@ -114,6 +115,7 @@ def grouped(
         forward_kernels=1.0,
         backward_kernels=2.0,
         saved_bytes=input_bytes,
+        input_bytes=input_bytes,
         result_bytes=copies * outer * ACTIVATION_BYTES,
     )
 
@@ -152,7 +154,7 @@ def _shared(experts: "Experts", load: Workload) -> list[Computation]:
         return []
     parts = mlp(experts.shared, load, own_input=False, prefix="shared.")
     if experts.shared_gate:
-        parts.append(linear(load, "shared_gate", load.hidden, 1.0, 0.0, bias=False))
+        parts.append(linear(load, "shared_gate", load.hidden, 1.0, 0.0, bias=False, shares_input=True))
     never = load.plans.zeros > 0
     elements = load.tokens * load.hidden
     forward, backward = (norm_cost.EAGER_ADD_FORWARD,) * 2, (Pass(0, 0),) * 2
