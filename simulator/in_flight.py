@@ -11,13 +11,15 @@ def micro_batches_in_flight(plans: Plans, stage: NDArray[np.int64] | int = 0) ->
     """Micro-batches whose activations a stage holds at once, right after a forward, in units of its layers.
 
     1F1B: min(p - stage, m). GPipe: m. Interleaved: p (1 + (p-1)/(p v)) (arXiv:2205.05198, section 4.2.3), the first
-    stage's. Zero bubble (ZB-H1): as 1F1B.
+    stage's. Zero bubble (ZB-H1): as 1F1B. Where a forward runs together with another micro-batch's backward, one more
+    of a chunk.
     """
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
+    more = plans.overlap_expert / v
     one_f_one_b = np.minimum(p - stage, m).astype(np.float64)
-    interleaved = np.minimum(p * (1 + (p - 1) / (p * v)), m)
+    interleaved = np.minimum(p * (1 + (p - 1) / (p * v)) + more, m)
     flight = np.select([plans.has(schedule="gpipe"), plans.has(schedule="interleaved")], [m, interleaved], one_f_one_b)
-    return np.where(p == 1, 1.0, flight)
+    return np.where(p == 1, 1.0 + more, flight)
 
 
 def left_in_flight(plans: Plans, stage: NDArray[np.int64] | int = 0) -> Array:

@@ -17,7 +17,10 @@ Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
 AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
-FLAGS = ("sequence_parallel", "overlap_tensor", "overlap_update", "sliced_update", "fused_kernels", "compiled")
+FLAGS = (
+    *("sequence_parallel", "overlap_tensor", "overlap_expert", "overlap_update", "sliced_update"),
+    *("fused_kernels", "compiled"),
+)
 
 # The choices of each named field, in the order of the integer codes that Plans holds.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -45,6 +48,8 @@ class Plan:
     step. ``gradient_bits``: width at which gradients are reduced. ``gather_bits``: 16, or 4 for the NF4 all-gather.
     ``fused_kernels``: normalisation and rotary positions run in the hand-written kernels of ``kernels/``, else eagerly;
     ``overlap_tensor``: tensor-parallel communication runs in chunks beside its products (asynchronous TP, userbuffers);
+    ``overlap_expert``: tokens go to experts and back beside another micro-batch's computation, each forward but the
+    first being run together with a backward (Megatron Core's overlap_moe_expert_parallel_comm, DeepSeek's DualPipe);
     ``overlap_update``: parameters updated in shards (zero1, zero2) are gathered beside the next forward (Megatron's
     overlap_param_gather), not all before it; ``sliced_update``: they and their gradients are exchanged tensor by tensor
     in lists of one slice per rank, each copied apart (nanotron's ZeRO-1); ``compiled``: torch.compile fuses all
@@ -67,6 +72,7 @@ class Plan:
     schedule: Schedule = "1f1b"
     sequence_parallel: bool = False
     overlap_tensor: bool = False
+    overlap_expert: bool = False
     overlap_update: bool = True
     sliced_update: bool = False
     parameter_shard: int = 1
@@ -207,6 +213,18 @@ def _check_combinations(plan: Plan) -> None:
         refuse(f"schedule={plan.schedule} with virtual_pp={plan.virtual_pp}; 'interleaved' is for virtual_pp > 1")
     if plan.schedule == "interleaved" and plan.grad_accum % plan.pp:
         refuse(f"schedule=interleaved needs grad_accum={plan.grad_accum} to be a multiple of pp={plan.pp}")
+    if plan.overlap_expert and (plan.ep == 1 or plan.grad_accum == 1):
+        refuse(
+            f"overlap_expert with ep={plan.ep}, grad_accum={plan.grad_accum} has no exchange, or no other micro-batch, "
+            "to hide; raise both above 1 or turn it off"
+        )
+    if plan.overlap_expert and plan.schedule != ("1f1b" if plan.pp == 1 else "interleaved"):
+        refuse(
+            f"overlap_expert with pp={plan.pp} and schedule={plan.schedule}: forwards run together with backwards "
+            "without a pipeline (1f1b) or in an interleaved one; change the schedule or turn it off"
+        )
+    if plan.overlap_expert and plan.recompute == "full":
+        refuse("overlap_expert with recompute=full would send the tokens once more in between; use selective or none")
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:
@@ -239,6 +257,7 @@ class Plans:
     schedule: NDArray[np.int64]
     sequence_parallel: NDArray[np.bool_]
     overlap_tensor: NDArray[np.bool_]
+    overlap_expert: NDArray[np.bool_]
     overlap_update: NDArray[np.bool_]
     sliced_update: NDArray[np.bool_]
     parameter_shard: NDArray[np.int64]

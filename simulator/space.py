@@ -6,7 +6,8 @@ on the axes it depends on and no others (:class:`flopcast.simulator.plan.Plans`)
     axis 0, layout     tp, cp and ep (a region has one pp)
     axis 1, sharding   strategy, gradient_bits, bucket_bytes where parameters are replicated, prefetch where sharded
     axis 2, schedule   schedule, virtual_pp
-    axis 3, work       micro_batch, sequence_parallel, overlap_tensor, recompute, and what the request varies besides
+    axis 3, work       micro_batch, sequence_parallel, overlap_tensor, overlap_expert, recompute, and what the request
+                       varies besides
 
 Within a region a mask tells which plans are legal.
 """
@@ -157,6 +158,7 @@ class Space:
             "micro_batch": MICRO_BATCHES,
             "sequence_parallel": switch,
             "overlap_tensor": (False,),
+            "overlap_expert": (False,),
             "recompute": CHOICES["recompute"],
         }
         free = ("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine")
@@ -250,6 +252,13 @@ class Space:
             "schedule=interleaved has grad_accum a multiple of pp": (
                 (plans.virtual_pp == 1) | (plans.grad_accum % plans.pp == 0)
             ),
+            "overlap_expert has ep and several micro-batches": ~plans.overlap_expert | ((plans.ep > 1) & several),
+            "overlap_expert has no pipeline or an interleaved one": (
+                ~plans.overlap_expert
+                | plans.has(schedule="interleaved")
+                | ((plans.pp == 1) & plans.has(schedule="1f1b"))
+            ),
+            "overlap_expert does not recompute all": ~plans.overlap_expert | ~plans.has(recompute="full"),
             # Autograd would compute a layer again for each of its weights.
             "schedule=zero-bubble recomputes nothing where autograd's graph puts off the weights": (
                 ~plans.has(schedule="zero-bubble")

@@ -22,7 +22,12 @@ BACKWARD = ("inputs", "weight")
 
 
 class Pass:
-    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed."""
+    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed.
+
+    ``beside``: what is left exposed of exchanges with experts that run beside another micro-batch, if any do.
+    """
+
+    beside: Array | None = None
 
     def __init__(self, zeros: Array) -> None:
         self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
@@ -45,10 +50,14 @@ class Part:
         self._sections = sections
         self.device = Sum(section.device * share for section, share in sections).total
         self.busy = busy_seconds(self.device, Sum(section.launch * share for section, share in sections).total)
+        self._beside = [section.beside * share for section, share in sections if section.beside is not None]
+        if self._beside:
+            self.device, self.busy = (Sum([seconds, *self._beside]).total for seconds in (self.device, self.busy))
 
     def spent(self, cause: str) -> Array:
         """Seconds of one of CAUSES or "recompute"."""
-        return Sum(section.sums[cause].total * share for section, share in self._sections).total
+        exposed = self._beside if cause == "expert" else []
+        return Sum([*(section.sums[cause].total * share for section, share in self._sections), *exposed]).total
 
 
 class Stages:

@@ -13,7 +13,7 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Passes, Traffic, Waits
+from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits, exposed_beside
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds
@@ -83,6 +83,7 @@ def step_time(
     moved: list[tuple[Operation, Array]] = []
     sends = {"forward": zeros, "backward": zeros, "host": zeros}
     optimizer = zeros
+    exchanges = Links(zeros)
     cost = Costs(hardware, constants)
     for operation in operations:
         time = cost.seconds(operation)
@@ -95,13 +96,44 @@ def step_time(
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             moved.append((operation, time))
+        if isinstance(work, Collective) and work.purpose == "expert":
+            exchanges.add(time, operation.count, work.group.num_nodes > 1)
         section = "layer" if operation.section == "state" else operation.section
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
+    alone = _hidden_exchanges(passes, exchanges, plans, constants)
     stages = Stages(passes, plans, num_layers)
     schedules = _Schedules(stages, Moves(moved, zeros), sends, plans, constants)
-    return _combine(stages, schedules, optimizer, plans, constants)
+    return _combine(stages, schedules, alone, optimizer, plans, constants)
+
+
+def _hidden_exchanges(
+    passes: dict[tuple[str, str], Pass], exchanges: Links, plans: Plans, constants: Constants
+) -> Array:
+    """Leave of the passes' exchanges with experts what is exposed; returns seconds of a step exposed besides.
+
+    A forward runs together with a backward of another micro-batch, so that the exchanges of both have the computation
+    of both to hide behind. Of each stage's passes those before its first pair and after its last have none beside them.
+    In the chain down the stages, along the last one and back up they make p whole micro-batches; without a pipeline,
+    the first forward and the last backward, one.
+    """
+    if not np.any(plans.overlap_expert) or not exchanges.any:
+        return plans.zeros
+    layers = {direction: passes["layer", direction] for direction in DIRECTIONS}
+    whole = {direction: layer.sums["expert"].total for direction, layer in layers.items()}
+    for layer, seconds in zip(layers.values(), whole.values(), strict=True):
+        layer.sums["expert"] = Sum([np.where(plans.overlap_expert, 0.0, seconds)])
+    ways = [[layers["forward"]], [layers[direction] for direction in BACKWARD]]
+    busy = Sum(
+        busy_seconds(Sum(part.device for part in way).total, Sum(part.launch for part in way).total) for way in ways
+    ).total
+    left = exposed_beside(exchanges, Compute(busy, constants), constants)
+    total = exchanges.alone
+    share = np.where(plans.overlap_expert, left / np.where(total > 0, total, 1.0), 0.0)
+    for direction, layer in layers.items():
+        layer.beside = share * whole[direction]
+    return np.where(plans.overlap_expert, np.minimum(plans.pp, plans.grad_accum) * (total - left), 0.0)
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
@@ -245,7 +277,9 @@ def _interleaved_of(plans: Plans) -> Plans:
     return some
 
 
-def _combine(stages: Stages, schedules: _Schedules, optimizer: Array, plans: Plans, constants: Constants) -> StepTime:
+def _combine(
+    stages: Stages, schedules: _Schedules, alone: Array, optimizer: Array, plans: Plans, constants: Constants
+) -> StepTime:
     m, busy, exposed = plans.grad_accum, schedules.busy, schedules.exposed()
     device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
 
@@ -255,10 +289,10 @@ def _combine(stages: Stages, schedules: _Schedules, optimizer: Array, plans: Pla
         if cause == "launch":
             return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
         last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
-        return np.asarray(m * stages.pace(last, first))
+        return np.asarray(m * stages.pace(last, first) + (alone if cause == "expert" else 0.0))
 
     return StepTime(
-        passes=m * (busy[0] + busy[1] + exposed.sent),
+        passes=m * (busy[0] + busy[1] + exposed.sent) + alone,
         gather_communication=exposed.gather,
         reduce_communication=exposed.reduce,
         bubble=exposed.bubble,
