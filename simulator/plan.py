@@ -14,6 +14,7 @@ from flopcast.simulator.engines import ENGINES, Engine
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp8"]
 Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
+Dispatcher = Literal["alltoall", "deepep"]
 AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
@@ -27,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "recompute": ("none", "selective", "full"),
     "precision": ("bf16", "fp8"),
     "schedule": ("1f1b", "gpipe", "interleaved", "zero-bubble"),
+    "dispatcher": ("alltoall", "deepep"),
     "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
     "engine": tuple(ENGINES),
 }
@@ -43,6 +45,11 @@ class Plan:
 
     ``ep`` of those ranks, neighbours, share out the experts of a mixture: each holds 1/ep of them, whose copies the
     shards then count among the shard_ranks / ep ranks that hold the same.
+
+    ``dispatcher``: how their tokens get there, a copy to each expert ("alltoall") or one to each node that has any of
+    a token's experts, forwarded inside it meanwhile ("deepep": DeepSeek-V3, arXiv:2412.19437, section 3.2.2; Megatron
+    Core's flex dispatcher). ``dispatch_bits``: width of what is sent to experts, activations and then gradients of
+    their results: 16, or 8 with a scale per 128 (section 3.3.3); what comes back has 16.
 
     ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank and pass. ``grad_accum``: passes per optimizer
     step. ``gradient_bits``: width at which gradients are reduced. ``gather_bits``: 16, or 4 for the NF4 all-gather.
@@ -82,6 +89,8 @@ class Plan:
     precision: Precision = "bf16"
     gradient_bits: int = 32
     gather_bits: int = 16
+    dispatcher: Dispatcher = "alltoall"
+    dispatch_bits: int = 16
     attention: AttentionKernel = "flash2"
     fused_kernels: bool = True
     compiled: bool = False
@@ -201,6 +210,15 @@ def _check_combinations(plan: Plan) -> None:
         refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
     if plan.gather_bits == 4 and plan.parameter_shard == 1:
         refuse("gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters or use 16")
+    if plan.dispatch_bits not in (16, 8):
+        refuse(f"dispatch_bits={plan.dispatch_bits}; choose 16, or 8 beside precision=fp8")
+    if plan.dispatch_bits == 8 and plan.precision != "fp8":
+        refuse(f"dispatch_bits=8 with precision={plan.precision} would round what products take; use fp8 or 16 bits")
+    if plan.ep == 1 and (plan.dispatcher != "alltoall" or plan.dispatch_bits != 16):
+        refuse(
+            f"dispatcher={plan.dispatcher}, dispatch_bits={plan.dispatch_bits} with ep=1 send nothing; "
+            "raise ep or leave them out"
+        )
     if plan.gradient_bits not in (16, 32):
         refuse(f"gradient_bits={plan.gradient_bits}; choose 16 or 32")
     if plan.sequence_parallel and plan.tp == 1:
@@ -267,6 +285,8 @@ class Plans:
     precision: NDArray[np.int64]
     gradient_bits: NDArray[np.int64]
     gather_bits: NDArray[np.int64]
+    dispatcher: NDArray[np.int64]
+    dispatch_bits: NDArray[np.int64]
     attention: NDArray[np.int64]
     fused_kernels: NDArray[np.bool_]
     compiled: NDArray[np.bool_]

@@ -161,7 +161,10 @@ class Space:
             "overlap_expert": (False,),
             "recompute": CHOICES["recompute"],
         }
-        free = ("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine")
+        free = (
+            *("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine"),
+            *("dispatcher", "dispatch_bits", "overlap_update", "sliced_update"),
+        )
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
         if not several:
@@ -251,6 +254,10 @@ class Space:
             ),
             "schedule=interleaved has grad_accum a multiple of pp": (
                 (plans.virtual_pp == 1) | (plans.grad_accum % plans.pp == 0)
+            ),
+            "dispatcher=deepep has ep": plans.has(dispatcher="alltoall") | (plans.ep > 1),
+            "dispatch_bits=8 has ep and precision=fp8": (
+                (plans.dispatch_bits == 16) | ((plans.ep > 1) & plans.has(precision="fp8"))
             ),
             "overlap_expert has ep and several micro-batches": ~plans.overlap_expert | ((plans.ep > 1) & several),
             "overlap_expert has no pipeline or an interleaved one": (
