@@ -10,14 +10,14 @@ from flopcast.simulator.plan import Plans
 def micro_batches_in_flight(plans: Plans, stage: NDArray[np.int64] | int = 0) -> Array:
     """Micro-batches whose activations a stage holds at once, right after a forward, in units of its layers.
 
-    1F1B: min(p - stage, m). GPipe: m. Interleaved: p (1 + (p-1)/(p v)) (arXiv:2205.05198, section 4.2.3), the first
-    stage's. Zero bubble (ZB-H1): as 1F1B. Where a forward runs together with another micro-batch's backward, one more
-    of a chunk.
+    1F1B: min(p - stage, m). GPipe: m. Interleaved: the warm-up's 2 (p - stage - 1) + (v-1) p passes of a chunk and one
+    more, on the first stage p (1 + (p-1)/(p v)) micro-batches (arXiv:2205.05198, section 4.2.3). Zero bubble (ZB-H1):
+    as 1F1B. Where a forward runs together with another micro-batch's backward, one more of a chunk.
     """
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
     more = plans.overlap_expert / v
     one_f_one_b = np.minimum(p - stage, m).astype(np.float64)
-    interleaved = np.minimum(p * (1 + (p - 1) / (p * v)) + more, m)
+    interleaved = np.minimum((2 * (p - stage - 1) + (v - 1) * p + 1) / v + more, m)
     flight = np.select([plans.has(schedule="gpipe"), plans.has(schedule="interleaved")], [m, interleaved], one_f_one_b)
     return np.where(p == 1, 1.0 + more, flight)
 

@@ -11,7 +11,7 @@ from flopcast.simulator.in_flight import left_in_flight, micro_batches_in_flight
 from flopcast.simulator.memory import memory
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.timeline.schedule import SCHEDULES
+from flopcast.simulator.timeline.schedule import SCHEDULES, one_ahead
 
 NODE = np.array([8])
 
@@ -40,6 +40,19 @@ def test_what_zero_bubble_holds_is_what_its_order_says(p: int, m: int, put_off: 
     # ZB-H1 holds 1F1B's memory as long as no put-off gradient needs more than an activation (arXiv:2401.10241, 2.1).
     if put_off <= 1:
         assert after_forward[0] <= min(p, m)
+
+
+@given(p=st.integers(2, 8), rounds=st.integers(1, 4), chunks=st.integers(2, 4), beside=st.booleans(), data=st.data())
+def test_what_an_interleaved_stage_holds_is_what_its_order_says(
+    p: int, rounds: int, chunks: int, beside: bool, data: st.DataObject
+) -> None:
+    stage, m = data.draw(st.integers(0, p - 1)), p * rounds
+    order = SCHEDULES["interleaved"](stage, p, m, chunks)
+    order = [action for action, _ in one_ahead(order)] if beside else order
+    held = np.cumsum([1 if action.direction == "forward" else -1 for action in order])
+    fields = {"schedule": "interleaved", "virtual_pp": chunks, "ep": 8, "overlap_expert": beside}
+    plans = Plans.of([plan("zero1", 8 * p, pp=p, grad_accum=m, **fields)])
+    assert micro_batches_in_flight(plans, stage)[0] == pytest.approx(max(held) / chunks)
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "interleaved"])
