@@ -296,7 +296,7 @@ def divisors(number: int) -> list[int]:
 
 
 def _nests(ep: NDArray[np.int64], shard: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """:func:`flopcast.simulator.plan.nests` for arrays."""
+    """:func:`flopcast.simulator.plan_rules.nests` for arrays."""
     return np.asarray(np.maximum(ep, shard) % np.minimum(ep, shard) == 0)
 
 

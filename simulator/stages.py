@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
+from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
-from flopcast.simulator.overlap import Links, Traffic
+from flopcast.simulator.overlap import Compute, Links, Traffic, exposed_beside
 from flopcast.simulator.pipeline import Layers, Stage
 from flopcast.simulator.plan import Plans
 
@@ -182,6 +183,32 @@ class Moves:
             reduce=reduce,
             reduce_last=reduce + links("reduce last"),
         )
+
+
+def hide_exchanges(passes: dict[tuple[str, str], Pass], exchanges: Links, plans: Plans, constants: Constants) -> Array:
+    """Leave of the passes' exchanges with experts what is exposed; returns seconds of a step exposed besides.
+
+    A forward runs together with a backward of another micro-batch, so that the exchanges of both have the computation
+    of both to hide behind. Of each stage's passes those before its first pair and after its last have none beside them.
+    In the chain down the stages, along the last one and back up they make p whole micro-batches; without a pipeline,
+    the first forward and the last backward, one.
+    """
+    if not np.any(plans.overlap_expert) or not exchanges.any:
+        return plans.zeros
+    layers = {direction: passes["layer", direction] for direction in DIRECTIONS}
+    whole = {direction: layer.sums["expert"].total for direction, layer in layers.items()}
+    for layer, seconds in zip(layers.values(), whole.values(), strict=True):
+        layer.sums["expert"] = Sum([np.where(plans.overlap_expert, 0.0, seconds)])
+    ways = [[layers["forward"]], [layers[direction] for direction in BACKWARD]]
+    busy = Sum(
+        busy_seconds(Sum(part.device for part in way).total, Sum(part.launch for part in way).total) for way in ways
+    ).total
+    left = exposed_beside(exchanges, Compute(busy, constants), constants)
+    total = exchanges.alone
+    share = np.where(plans.overlap_expert, left / np.where(total > 0, total, 1.0), 0.0)
+    for direction, layer in layers.items():
+        layer.beside = share * whole[direction]
+    return np.where(plans.overlap_expert, np.minimum(plans.pp, plans.grad_accum) * (total - left), 0.0)
 
 
 def busy_seconds(device: Array, dispatch: Array) -> Array:

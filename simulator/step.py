@@ -13,10 +13,10 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits, exposed_beside
+from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds
+from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds, hide_exchanges
 
 SERIAL = ("tensor", "context", "expert", "pipeline")
 
@@ -102,38 +102,10 @@ def step_time(
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
-    alone = _hidden_exchanges(passes, exchanges, plans, constants)
+    alone = hide_exchanges(passes, exchanges, plans, constants)
     stages = Stages(passes, plans, num_layers)
     schedules = _Schedules(stages, Moves(moved, zeros), sends, plans, constants)
     return _combine(stages, schedules, alone, optimizer, plans, constants)
-
-
-def _hidden_exchanges(
-    passes: dict[tuple[str, str], Pass], exchanges: Links, plans: Plans, constants: Constants
-) -> Array:
-    """Leave of the passes' exchanges with experts what is exposed; returns seconds of a step exposed besides.
-
-    A forward runs together with a backward of another micro-batch, so that the exchanges of both have the computation
-    of both to hide behind. Of each stage's passes those before its first pair and after its last have none beside them.
-    In the chain down the stages, along the last one and back up they make p whole micro-batches; without a pipeline,
-    the first forward and the last backward, one.
-    """
-    if not np.any(plans.overlap_expert) or not exchanges.any:
-        return plans.zeros
-    layers = {direction: passes["layer", direction] for direction in DIRECTIONS}
-    whole = {direction: layer.sums["expert"].total for direction, layer in layers.items()}
-    for layer, seconds in zip(layers.values(), whole.values(), strict=True):
-        layer.sums["expert"] = Sum([np.where(plans.overlap_expert, 0.0, seconds)])
-    ways = [[layers["forward"]], [layers[direction] for direction in BACKWARD]]
-    busy = Sum(
-        busy_seconds(Sum(part.device for part in way).total, Sum(part.launch for part in way).total) for way in ways
-    ).total
-    left = exposed_beside(exchanges, Compute(busy, constants), constants)
-    total = exchanges.alone
-    share = np.where(plans.overlap_expert, left / np.where(total > 0, total, 1.0), 0.0)
-    for direction, layer in layers.items():
-        layer.beside = share * whole[direction]
-    return np.where(plans.overlap_expert, np.minimum(plans.pp, plans.grad_accum) * (total - left), 0.0)
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
