@@ -245,6 +245,8 @@ def _activations(model: Model, operations: Sequence[Operation], plans: Plans, st
     late = plans.has(schedule="zero-bubble") & (put_off > layers)
     num_full = np.where(model.num_layers % plans.pp == 0, plans.pp - 1, model.num_layers % plans.pp)
     full = held(np.where(late, np.maximum(num_full - 1, 0), 0), 1.0, plans.pp == 1)
+    if not np.any(plans.pp > 1):
+        return full
     last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
     last = held(plans.pp - 1, last_share, True)
     of_loss = last.layers + last.results + np.maximum(head, working + _head_gradient_bytes(model, plans))
