@@ -89,6 +89,14 @@ def test_zero_bubble_recomputes_under_engines_that_keep_inputs_alone() -> None:
     assert {fields["recompute"] for fields in found} == {"none", "full"}
 
 
+@pytest.mark.parametrize("name", ["overlap_update", "sliced_update", "compiled", "fused_kernels"])
+def test_what_is_fixed_besides_is_what_every_plan_has(name: str) -> None:
+    for value in (False, True):
+        assert {fields[name] for fields in listed(replace(SMALL, values={name: [value], "tp": [1], "cp": [1]}))} == {
+            value
+        }
+
+
 def test_cut_in_pieces_it_is_the_same_space() -> None:
     whole, pieces = listed(SMALL), listed(SMALL, limit=300)
     assert sorted(map(str, whole)) == sorted(map(str, pieces))
