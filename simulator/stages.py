@@ -185,13 +185,15 @@ class Moves:
         )
 
 
-def hide_exchanges(passes: dict[tuple[str, str], Pass], exchanges: Links, plans: Plans, constants: Constants) -> Array:
+def hide_exchanges(
+    passes: dict[tuple[str, str], Pass], exchanges: Links, moves: Moves, plans: Plans, constants: Constants
+) -> Array:
     """Leave of the passes' exchanges with experts what is exposed; returns seconds of a step exposed besides.
 
     A forward runs together with a backward of another micro-batch, so that the exchanges of both have the computation
-    of both to hide behind. Of each stage's passes those before its first pair and after its last have none beside them.
-    In the chain down the stages, along the last one and back up they make p whole micro-batches; without a pipeline,
-    the first forward and the last backward, one.
+    of both to hide behind, less what the gathers and reductions of both take of it. Of each stage's passes those before
+    its first pair and after its last have none beside them. In the chain down the stages, along the last one and back
+    up they make p whole micro-batches; without a pipeline, the first forward and the last backward, one.
     """
     if not np.any(plans.overlap_expert) or not exchanges.any:
         return plans.zeros
@@ -203,7 +205,9 @@ def hide_exchanges(passes: dict[tuple[str, str], Pass], exchanges: Links, plans:
     busy = Sum(
         busy_seconds(Sum(part.device for part in way).total, Sum(part.launch for part in way).total) for way in ways
     ).total
-    left = exposed_beside(exchanges, Compute(busy, constants), constants)
+    beside, usual = Compute(busy, constants), moves.of_middle(plans.zeros + 1)
+    others = usual.later + usual.backward + usual.reduce
+    left = exposed_beside(exchanges + others, beside, constants) - exposed_beside(others, beside, constants)
     total = exchanges.alone
     share = np.where(plans.overlap_expert, left / np.where(total > 0, total, 1.0), 0.0)
     for direction, layer in layers.items():

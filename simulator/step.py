@@ -102,9 +102,10 @@ def step_time(
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
-    alone = hide_exchanges(passes, exchanges, plans, constants)
+    moves = Moves(moved, zeros)
+    alone = hide_exchanges(passes, exchanges, moves, plans, constants)
     stages = Stages(passes, plans, num_layers)
-    schedules = _Schedules(stages, Moves(moved, zeros), sends, plans, constants)
+    schedules = _Schedules(stages, moves, sends, plans, constants)
     return _combine(stages, schedules, alone, optimizer, plans, constants)
 
 

@@ -71,7 +71,7 @@ def _departures(plan: Plan, disturbed: bool, num_kinds: int) -> Iterator[str]:
         if plan.parameter_shard > 1 or plan.shard_ranks > 1:
             yield "it takes gathers and reductions as those of a pass that runs through, while some fall into waits"
     if plan.overlap_expert:
-        yield "it takes exchanges with experts as alone on their links, while gathers and reductions share them"
+        yield "it hides exchanges with experts, gathers and reductions behind a pair of passes as a whole"
     if num_kinds > 1 and plan.shard_ranks > 1:
         yield "it takes layers of several kinds as mixed, while each one's gathers and reductions run beside its own"
     if 1 < plan.gradient_shard < plan.shard_ranks:
