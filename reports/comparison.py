@@ -23,8 +23,8 @@ TOKENS_PER_PARAMETER = 20
 # A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
 LONG_CONTEXT = 16384
 MIXTURE = (
-    "mixture of experts: tokens are assumed to fall evenly on the experts and nothing to hide their exchange; no "
-    "published run of one has checked the forecast"
+    "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; of published runs of one only "
+    "DeepSeek-V3's has checked the forecast"
 )
 
 
@@ -134,9 +134,13 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
 
 
-def assumptions(model: Model, cluster: Cluster) -> list[str]:
-    """What a forecast of the model on the cluster rests on that is not published."""
-    kinds = [MIXTURE] if model.num_experts else []
+def assumptions(model: Model, cluster: Cluster, hidden_exchange: bool = False) -> list[str]:
+    """What a forecast of the model on the cluster rests on that is not published.
+
+    ``hidden_exchange``: tokens go to experts beside other micro-batches (``Plan.overlap_expert``).
+    """
+    kinds = [MIXTURE.format(alone="" if hidden_exchange else " and nothing to hide their exchange")]
+    kinds = kinds if model.num_experts else []
     return [*cluster.assumptions, *model.assumptions, *kinds]
 
 

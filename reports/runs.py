@@ -270,7 +270,7 @@ def _level(sharding: str) -> int:
     return min(int(stage[1]), 3) if stage else 0
 
 
-def _shards(row: Row, sharding: str, framework: Framework, world: int, pp: int) -> dict[str, int]:
+def _shards(row: Row, sharding: str, framework: Framework, world: int, pp: int) -> dict[str, Any]:
     level = _level(framework.sharding if "megatron" in sharding else sharding)
     if pp > 1 and framework.gathered_in_pipeline:
         level = min(level, 1)

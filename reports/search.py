@@ -92,7 +92,8 @@ def render(result: SearchResult) -> Iterator[RenderableType]:
     yield _memory_steps(result, found)
     for num_gpus, reason in result.left_out.items():
         yield Text(f"\n{num_gpus:,} GPUs: {reason}")
-    for note in assumptions(result.model, result.cluster):
+    hidden = bool(result.winner[1].plan["overlap_expert"])
+    for note in assumptions(result.model, result.cluster, hidden):
         yield Text(f"\nassumed: {note}")
 
 
@@ -124,10 +125,12 @@ def remarks(result: SearchResult) -> list[str]:
     budget = TOKENS_PER_PARAMETER * result.model.num_parameters
     gpu_hours = budget / row.tokens_per_s_per_gpu / 3600
     price = result.cluster.costs.gpu_hour_price
-    money = f", {rounded(gpu_hours * price)} at {price:g} per GPU-hour" if price is not None else ""
+    source = result.cluster.sources.get("operation.gpu_hour_price")
+    whose = f" ({source})" if source else ""
+    money = f", {rounded(gpu_hours * price)} at {price:g} per GPU-hour{whose}" if price is not None else ""
     said = [
         f"At that rate {budget / 1e9:,.0f} G tokens, {TOKENS_PER_PARAMETER} per parameter, take "
-        f"{digits(gpu_hours / 24 / found.num_gpus)} days and {rounded(gpu_hours)} GPU-hours{money}, without failures."
+        f"{_days(gpu_hours / 24 / found.num_gpus)} and {rounded(gpu_hours)} GPU-hours{money}, without failures."
     ]
     card = result.cluster.gpu.memory_bytes
     if found.memory_margin < result.request.memory_margin:
@@ -136,8 +139,9 @@ def remarks(result: SearchResult) -> list[str]:
             f"{100 * row.memory_bytes / card:.0f} % of it, and the forecast's own error may decide whether it runs."
         )
     exact = found.full_precision
+    adds = "reduces" if row.plan["num_gpus"] > row.plan["tp"] * row.plan["pp"] else "adds up"
     changes = [
-        *(["reduces gradients in 16 bits"] if row.plan["gradient_bits"] == 16 else []),
+        *([f"{adds} gradients in 16 bits"] if row.plan["gradient_bits"] == 16 else []),
         *(["gathers parameters in 4 bits"] if row.plan["gather_bits"] == 4 else []),
     ]
     if changes and exact is not None:
@@ -152,6 +156,10 @@ def remarks(result: SearchResult) -> list[str]:
             f"{100 * (1 - larger.step_s / row.step_s):.0f} % less, with {_gigabytes(larger.memory_bytes)} GB each."
         )
     return said
+
+
+def _days(days: float) -> str:
+    return f"{digits(days)} days" if days >= 1 else f"{digits(24 * days)} hours"
 
 
 def _compared(result: SearchResult, other: Row, row: Row) -> str:
@@ -217,7 +225,8 @@ def _question(result: SearchResult) -> Iterator[Text]:
     if result.request.seq_len is None and (note := long_context(model)):
         yield Text(note)
     if result.request.fixed:
-        fixed = (f"{name}={','.join(map(str, values))}" for name, values in result.request.fixed.items())
+        words = {name: [str(v).lower() for v in values] for name, values in result.request.fixed.items()}
+        fixed = (f"{name}={','.join(values)}" for name, values in words.items())
         yield Text(f"Fixed: {' '.join(fixed)}")
 
 

@@ -9,7 +9,8 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row, best_of, forecast
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, nests, placement
+from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, placement
+from flopcast.simulator.plan_rules import nests
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
 DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")

@@ -24,7 +24,8 @@ class Habits:
     kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay allocated through
     the step; else they are dropped in the last backward as they are used. ``separate_gradients``: 16-bit gradients
     stand beside fp32 accumulators. ``live_elements``: gathered parameters are released only when there are more of
-    them. ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes`` besides: buffers that reduction
+    them. ``keeps_graph``: weights' gradients that are put off keep all that the backward pass before them had.
+    ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes`` besides: buffers that reduction
     and update allocate in one piece each.
 
     What selective recompute keeps: the layer's input and the results of every matrix product and of attention; with
@@ -46,6 +47,7 @@ class Habits:
     static_buffers: bool = False
     separate_gradients: bool = False
     live_elements: int = 0
+    keeps_graph: bool = False
     update_bytes: int = 0
     bucket_bytes: int = 0
     alternate_products: bool = False
@@ -56,8 +58,10 @@ class Habits:
 _SIX_PASSES: dict[str, Any] = {"loss_forward_bytes": 38, "loss_backward_bytes": 14}
 
 ENGINES: dict[Engine, Habits] = {
-    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed; sums are folded into the norms.
-    "fsdp2": Habits(folds_residual=True),
+    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed; sums are folded into norms. A
+    # pipeline's first backward runs with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what a forward
+    # saved stays until the second.
+    "fsdp2": Habits(folds_residual=True, keeps_graph=True),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024).
@@ -67,6 +71,7 @@ ENGINES: dict[Engine, Habits] = {
         loss_backward_bytes=22,
         keeps_intermediates=True,
         alternate_products=True,
+        keeps_graph=True,
     ),
     # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
     # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose

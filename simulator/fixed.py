@@ -9,6 +9,7 @@ from flopcast.simulator.plan import CHOICES, FLAGS, Plan, placement
 
 # What has an option of its own.
 OPTIONS = {"num_gpus": "--gpus", "seq_len": "--seq-len"}
+BITS = {"gradient_bits": (16, 32), "gather_bits": (16, 4), "dispatch_bits": (16, 8)}
 WORDS = {"true": True, "false": False}
 
 
@@ -66,8 +67,8 @@ def _check(name: str, value: Any) -> None:
         placement(value, 1, 1)
     elif name in CHOICES and value not in CHOICES[name]:
         raise InputError(f"--fix {name}={value}: choose of {', '.join(CHOICES[name])}")
-    elif name in ("gradient_bits", "gather_bits"):
-        allowed = (16, 32) if name == "gradient_bits" else (16, 4)
+    elif name in BITS:
+        allowed = BITS[name]
         if value not in allowed:
             raise InputError(f"--fix {name}={value}: choose {allowed[0]} or {allowed[1]}")
     elif name not in CHOICES and name not in FLAGS and value < (0 if name == "prefetch" else 1):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -14,8 +14,9 @@ from flopcast.simulator.blocks.computation import Workload
 from flopcast.simulator.broadcast import Sum, largest
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.engines import habit, has_habit
+from flopcast.simulator.in_flight import left_in_flight, micro_batches_in_flight, put_off_weights
 from flopcast.simulator.model import Model
-from flopcast.simulator.operation import Array, Operation
+from flopcast.simulator.operation import Array, Gemm, Operation, Section
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.sharding import Unit, layers_by_kind, units
 
@@ -75,8 +76,9 @@ def memory(
 ) -> Memory:
     """Peak memory per GPU under each plan: the worst of four moments of a step (:func:`_moments`), states included.
 
-    1F1B keeps p micro-batches in flight on the first stage and one on the last, which holds the logits instead; the
-    worse of the two counts, or ``stage``, whose ``operations`` are given then.
+    1F1B keeps p micro-batches in flight on the first stage and one on the last, which holds the logits instead; under
+    zero bubble later stages keep besides what put-off weights' gradients need. The worse of the two counts, or
+    ``stage``, whose ``operations`` are given then.
     """
     parts = units(model, plans, stage)
     sharded = _sum(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
@@ -93,12 +95,17 @@ def memory(
 class _Activations:
     """What a stage's micro-batches keep: all their layers, and the one whose backward is first.
 
-    ``workspace``: what one layer's backward works in. ``logits``: what the loss works in. ``results``: what a stage of
-    a pipeline keeps of its own outputs, and the gradient it received. ``is_last``: whether it has the head.
+    ``layers``: right after a forward; ``turned``: right after a backward, where weights' gradients are put off, and
+    ``left``: after the step's last; ``one_put_off``: what those of one layer need. ``workspace``: what one layer's
+    backward works in. ``logits``: what the loss works in. ``results``: what a stage of a pipeline keeps of its own
+    outputs, and the gradient it received. ``is_last``: whether it has the head.
     """
 
     layers: Array
+    turned: Array
+    left: Array
     one_layer: Array
+    one_put_off: Array
     workspace: Array
     logits: Array
     results: Array
@@ -173,7 +180,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
         moment(
             parameters=copies(np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept, 0.0, layer))),
             gradients=np.where(accumulates, gradients, gradients * share_of_layer),
-            activations=held.layers + held.results - held.one_layer,
+            activations=held.results + np.maximum(held.layers - held.one_layer, held.turned - held.one_put_off),
             workspace=held.workspace,
             gathered=gathered(root + layer * (1 + plans.prefetch)) + reduction + head,
             quantised=payloads,
@@ -181,7 +188,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
         moment(
             parameters=copies(np.where(accumulates & in_node, root + layer, whole - root - layer)),
             gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
-            activations=held.one_layer * held.in_flight,
+            activations=held.one_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
             workspace=held.workspace,
             gathered=gathered(root + layer) + reduction + head,
         ),
@@ -191,19 +198,6 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
             gathered=in_flight_gradients * (width + np.where(late, width / o, np.maximum(2.0, width / g))) * last_unit,
         ),
     ]
-
-
-def micro_batches_in_flight(plans: Plans, stage: int = 0) -> Array:
-    """Micro-batches whose activations a stage holds at once, in units of a whole stage's layers.
-
-    1F1B: min(p - stage, m). GPipe: m. Interleaved: p (1 + (p-1)/(p v)) (arXiv:2205.05198, section 4.2.3), the first
-    stage's. Zero bubble (ZB-H1): as 1F1B.
-    """
-    p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
-    one_f_one_b = np.minimum(p - stage, m).astype(np.float64)
-    interleaved = np.minimum(p * (1 + (p - 1) / (p * v)), m)
-    flight = np.select([plans.has(schedule="gpipe"), plans.has(schedule="interleaved")], [m, interleaved], one_f_one_b)
-    return np.where(p == 1, 1.0, flight)
 
 
 def _activations(model: Model, operations: Sequence[Operation], plans: Plans, stage: int | None) -> _Activations:
@@ -218,33 +212,59 @@ def _activations(model: Model, operations: Sequence[Operation], plans: Plans, st
             head = head + operation.count * operation.saved_bytes
     working = largest(workspace.values())
     number = _sum(layers_by_kind(model, plans, stage).values())
-    in_flight = micro_batches_in_flight(plans, stage or 0)
     load = Workload(plans, model.hidden, plans.num_gpus)
-    one = plans.zeros + 1
     # A stage keeps its results until their gradients have come, the last one the logits of one micro-batch.
     # Engines with buffers of their own let go of them.
-    keeps = ~has_habit("static_buffers", plans.engine)
-    outputs = keeps * (in_flight + 1) * load.residual_bytes
+    keeps = (plans.pp > 1) & ~has_habit("static_buffers", plans.engine)
     logits = keeps * 2.0 * load.tokens * model.vocab_size / plans.tp
-    if stage is None:
-        last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
-        on_last = logits + np.maximum(head, working + _head_gradient_bytes(model, plans))
-        last_is_worse = layers * last_share + on_last > layers * in_flight + outputs + working
-        flight = np.where(last_is_worse, last_share, in_flight)
-        is_last = last_is_worse | (plans.pp == 1)
-        flight = np.where(plans.pp == 1, one, flight)
-    else:
-        is_last = stage == plans.pp - 1
-        flight = in_flight
-    return _Activations(
-        layers=layers * flight,
-        one_layer=layers / number,
-        workspace=working,
-        logits=np.where(is_last, head, 0.0),
-        results=np.where(plans.pp > 1, np.where(is_last, logits, outputs), 0.0),
-        in_flight=flight,
-        is_last=is_last,
-    )
+    inputs, gradients = _kept_for_weights(operations, plans, "layer")
+    put_off = np.where(has_habit("keeps_graph", plans.engine), np.maximum(layers, inputs), inputs) + gradients
+    head_put_off = _sum(_kept_for_weights(operations, plans, "head"))
+    one_layer, one_put_off = layers / number, plans.has(schedule="zero-bubble") * put_off / number
+
+    def held(index: NDArray[np.int64] | int, share: Array | float, is_last: NDArray[np.bool_] | bool) -> _Activations:
+        in_flight = micro_batches_in_flight(plans, index)
+        forward, backward = put_off_weights(plans, index)
+        waiting = share * put_off + is_last * head_put_off
+        return _Activations(
+            layers=share * layers * in_flight + forward * waiting,
+            turned=share * layers * left_in_flight(plans, index) + backward * waiting,
+            left=backward * waiting,
+            one_layer=one_layer,
+            one_put_off=one_put_off,
+            workspace=working,
+            logits=np.where(is_last, head, 0.0),
+            results=np.where(is_last, logits, keeps * (in_flight + 1) * load.residual_bytes),
+            in_flight=share * in_flight,
+            is_last=np.asarray(is_last),
+        )
+
+    if stage is not None:
+        return held(stage, 1.0, stage == plans.pp - 1)
+    # What is put off may be more than an activation: then the last of the fullest stages holds most, else the first.
+    late = plans.has(schedule="zero-bubble") & (put_off > layers)
+    num_full = np.where(model.num_layers % plans.pp == 0, plans.pp - 1, model.num_layers % plans.pp)
+    full = held(np.where(late, np.maximum(num_full - 1, 0), 0), 1.0, plans.pp == 1)
+    if not np.any(plans.pp > 1):
+        return full
+    last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
+    last = held(plans.pp - 1, last_share, True)
+    of_loss = last.layers + last.results + np.maximum(head, working + _head_gradient_bytes(model, plans))
+    of_backward = last.turned + last.results + working + _head_gradient_bytes(model, plans)
+    most = np.maximum(full.layers, full.turned) + full.results + working
+    last_is_worse = (plans.pp > 1) & (np.maximum(of_loss, of_backward) > most)
+    pairs = {f.name: (getattr(last, f.name), getattr(full, f.name)) for f in fields(full)}
+    return _Activations(**{n: a if a is b else np.where(last_is_worse, a, b) for n, (a, b) in pairs.items()})
+
+
+def _kept_for_weights(operations: Sequence[Operation], plans: Plans, section: Section) -> tuple[Array, Array]:
+    """What the gradients of a section's weights need of one micro-batch: inputs, and gradients of results."""
+    inputs, gradients = plans.zeros, plans.zeros
+    for operation in operations:
+        if operation.section == section and isinstance(operation.work, Gemm) and operation.work.of_weights:
+            inputs = inputs + operation.count * operation.input_bytes
+            gradients = gradients + operation.count * operation.work.result_gradient_bytes
+    return inputs, gradients
 
 
 def _head_gradient_bytes(model: Model, plans: Plans) -> Array:

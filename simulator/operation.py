@@ -38,6 +38,11 @@ class Gemm:
         return 2.0 * self.m * self.n * self.k * self.number
 
     @property
+    def result_gradient_bytes(self) -> Array:
+        """Of the product ``of_weights``, (inputs, tokens) by (tokens, outputs): the gradient of its layer's result."""
+        return 2.0 * self.k * self.n * self.number
+
+    @property
     def moved_bytes(self) -> Array:
         """Operands and results in 16 bits, each once."""
         return 2.0 * (self.m * self.k + self.k * self.n + self.m * self.n) * self.number
@@ -108,7 +113,8 @@ class Operation:
 
     ``count`` 0 is absent. ``num_kernels``: launches each time, those of the copies around a collective included.
     ``saved_bytes``: what each occurrence keeps for backward; ``workspace_bytes``: what it holds besides while its own
-    layer is computed again. ``when`` gives the passes of an optimizer step in which it happens.
+    layer is computed again; ``input_bytes``: a layer's input that the gradient of its weights needs.
+    ``when`` gives the passes of an optimizer step in which it happens.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Operation:
     work: Work
     saved_bytes: Array
     workspace_bytes: Array
+    input_bytes: Array | float = 0.0
 
     @property
     def of_weights(self) -> bool:

@@ -120,6 +120,12 @@ class Overlap:
         return np.asarray(np.minimum(np.maximum(left, 0.0) + self._unhidden + self.slowed(num_passes), self.alone))
 
 
+def exposed_beside(links: Links, compute: Compute, constants: Constants) -> Array:
+    """Seconds of collectives left over beside other micro-batches' computation, no layer of which waits for them."""
+    inside_pass = links.of_layers(1.0, at_end=False)
+    return Overlap(inside_pass, compute, np.ones(1, dtype=np.int64), constants).exposed()
+
+
 @dataclass(frozen=True)
 class Waits:
     """Seconds that a stage waits for gathers and reductions in one pass: in the first forward, in any other, and so on.

@@ -10,20 +10,26 @@ from numpy.typing import NDArray
 
 from flopcast.errors import InputError, nearest
 from flopcast.simulator.engines import ENGINES, Engine
+from flopcast.simulator.plan_rules import check_combinations
 
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp8"]
 Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
+Dispatcher = Literal["alltoall", "deepep"]
 AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
-FLAGS = ("sequence_parallel", "overlap_tensor", "overlap_update", "sliced_update", "fused_kernels", "compiled")
+FLAGS = (
+    *("sequence_parallel", "overlap_tensor", "overlap_expert", "overlap_update", "sliced_update"),
+    *("fused_kernels", "compiled"),
+)
 
 # The choices of each named field, in the order of the integer codes that Plans holds.
 CHOICES: dict[str, tuple[str, ...]] = {
     "recompute": ("none", "selective", "full"),
     "precision": ("bf16", "fp8"),
     "schedule": ("1f1b", "gpipe", "interleaved", "zero-bubble"),
+    "dispatcher": ("alltoall", "deepep"),
     "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
     "engine": tuple(ENGINES),
 }
@@ -41,10 +47,17 @@ class Plan:
     ``ep`` of those ranks, neighbours, share out the experts of a mixture: each holds 1/ep of them, whose copies the
     shards then count among the shard_ranks / ep ranks that hold the same.
 
+    ``dispatcher``: how their tokens get there, a copy to each expert ("alltoall") or one to each node that has any of
+    a token's experts, forwarded inside it meanwhile ("deepep": DeepSeek-V3, arXiv:2412.19437, section 3.2.2; Megatron
+    Core's flex dispatcher). ``dispatch_bits``: width of what is sent to experts, activations and then gradients of
+    their results: 16, or 8 with a scale per 128 (section 3.3.3); what comes back has 16.
+
     ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank and pass. ``grad_accum``: passes per optimizer
     step. ``gradient_bits``: width at which gradients are reduced. ``gather_bits``: 16, or 4 for the NF4 all-gather.
     ``fused_kernels``: normalisation and rotary positions run in the hand-written kernels of ``kernels/``, else eagerly;
     ``overlap_tensor``: tensor-parallel communication runs in chunks beside its products (asynchronous TP, userbuffers);
+    ``overlap_expert``: tokens go to experts and back beside another micro-batch's computation, each forward but the
+    first being run together with a backward (Megatron Core's overlap_moe_expert_parallel_comm, DeepSeek's DualPipe);
     ``overlap_update``: parameters updated in shards (zero1, zero2) are gathered beside the next forward (Megatron's
     overlap_param_gather), not all before it; ``sliced_update``: they and their gradients are exchanged tensor by tensor
     in lists of one slice per rank, each copied apart (nanotron's ZeRO-1); ``compiled``: torch.compile fuses all
@@ -67,6 +80,7 @@ class Plan:
     schedule: Schedule = "1f1b"
     sequence_parallel: bool = False
     overlap_tensor: bool = False
+    overlap_expert: bool = False
     overlap_update: bool = True
     sliced_update: bool = False
     parameter_shard: int = 1
@@ -76,6 +90,8 @@ class Plan:
     precision: Precision = "bf16"
     gradient_bits: int = 32
     gather_bits: int = 16
+    dispatcher: Dispatcher = "alltoall"
+    dispatch_bits: int = 16
     attention: AttentionKernel = "flash2"
     fused_kernels: bool = True
     compiled: bool = False
@@ -86,7 +102,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        _check_combinations(self)
+        check_combinations(self)
 
     @property
     def shard_ranks(self) -> int:
@@ -144,11 +160,6 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
     }
 
 
-def nests(ep: int, shard: int) -> bool:
-    """Whether the ranks that share out experts fill shards evenly, or shards them."""
-    return max(ep, shard) % min(ep, shard) == 0
-
-
 def _check_fields(plan: Plan) -> None:
     for field in fields(plan):
         value = getattr(plan, field.name)
@@ -159,54 +170,6 @@ def _check_fields(plan: Plan) -> None:
             minimum = 0 if field.name in ("prefetch", "state_bytes") else 1
             if not isinstance(value, int | np.integer) or value < minimum:
                 raise InputError(f"plan {field.name} is {value}; it must be a whole number of at least {minimum}")
-
-
-def _check_combinations(plan: Plan) -> None:
-    def refuse(message: str) -> None:
-        raise InputError(f"plan '{plan.strategy}': {message}")
-
-    model_parallel = plan.tp * plan.cp * plan.pp
-    if plan.num_gpus % model_parallel:
-        refuse(
-            f"tp={plan.tp} x cp={plan.cp} x pp={plan.pp} = {model_parallel} does not divide num_gpus={plan.num_gpus}; "
-            "choose factors that do"
-        )
-    ranks = plan.shard_ranks
-    for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
-        if ranks % getattr(plan, name):
-            refuse(f"{name}={getattr(plan, name)} does not divide the {ranks} data-parallel ranks; choose a divisor")
-    if plan.parameter_shard > plan.gradient_shard or plan.gradient_shard > plan.optimizer_shard:
-        refuse(
-            f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
-            f"optimizer_shard={plan.optimizer_shard} must not decrease in that order; raise the later ones"
-        )
-    if ranks % plan.ep:
-        refuse(f"ep={plan.ep} does not divide the {ranks} data-parallel ranks; choose a divisor")
-    for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
-        shard = getattr(plan, name)
-        if not nests(plan.ep, shard):
-            refuse(f"{name}={shard} and ep={plan.ep} do not nest; choose an ep that divides it or is a multiple of it")
-    if plan.ep > 1 and plan.tp > 1 and not plan.sequence_parallel:
-        refuse(
-            f"ep={plan.ep} with tp={plan.tp} would send every token once per tensor-parallel rank; "
-            "turn sequence_parallel on or set ep=1"
-        )
-    if plan.gather_bits not in (16, 4):
-        refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
-    if plan.gather_bits == 4 and plan.parameter_shard == 1:
-        refuse("gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters or use 16")
-    if plan.gradient_bits not in (16, 32):
-        refuse(f"gradient_bits={plan.gradient_bits}; choose 16 or 32")
-    if plan.sequence_parallel and plan.tp == 1:
-        refuse("sequence_parallel with tp=1 has nothing to split; raise tp or turn it off")
-    if plan.seq_len % plan.cp or (plan.sequence_parallel and plan.seq_len // plan.cp % plan.tp):
-        refuse(f"seq_len={plan.seq_len} does not divide over cp={plan.cp} (and tp={plan.tp} under sequence_parallel)")
-    if plan.pp == 1 and plan.virtual_pp > 1:
-        refuse(f"virtual_pp={plan.virtual_pp} with pp=1 has no pipeline to interleave; raise pp or set virtual_pp=1")
-    if (plan.virtual_pp > 1) != (plan.schedule == "interleaved"):
-        refuse(f"schedule={plan.schedule} with virtual_pp={plan.virtual_pp}; 'interleaved' is for virtual_pp > 1")
-    if plan.schedule == "interleaved" and plan.grad_accum % plan.pp:
-        refuse(f"schedule=interleaved needs grad_accum={plan.grad_accum} to be a multiple of pp={plan.pp}")
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:
@@ -239,6 +202,7 @@ class Plans:
     schedule: NDArray[np.int64]
     sequence_parallel: NDArray[np.bool_]
     overlap_tensor: NDArray[np.bool_]
+    overlap_expert: NDArray[np.bool_]
     overlap_update: NDArray[np.bool_]
     sliced_update: NDArray[np.bool_]
     parameter_shard: NDArray[np.int64]
@@ -248,6 +212,8 @@ class Plans:
     precision: NDArray[np.int64]
     gradient_bits: NDArray[np.int64]
     gather_bits: NDArray[np.int64]
+    dispatcher: NDArray[np.int64]
+    dispatch_bits: NDArray[np.int64]
     attention: NDArray[np.int64]
     fused_kernels: NDArray[np.bool_]
     compiled: NDArray[np.bool_]

@@ -53,7 +53,8 @@ def expand(
         kernels = nothing + piece.backward_kernels / len(piece.backward)
         suffix = f".{index + 1}" if len(piece.backward) > 1 else ""
         held = nothing + piece.backward_bytes / len(piece.backward)
-        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, held)
+        needed = piece.input_bytes if isinstance(work, Gemm) and work.of_weights else 0.0
+        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, held, needed)
 
 
 def checkpoint(name: str, load: Workload, count: Array) -> Operation:

@@ -162,6 +162,10 @@ def search(
         elif complete:
             left_out[space.num_gpus] = too_large(space, _smallest(space, request, ranking), ranking.num_plans)
         if not complete:
+            left_out |= {
+                later.num_gpus: f"{later.num_gpus:,} GPUs were not searched: interrupted before"
+                for later in spaces[place + 1 :]
+            }
             break
     if not found:
         raise InputError("; ".join(left_out.values()))
@@ -240,7 +244,7 @@ def _check(cluster: Cluster, request: SearchRequest) -> None:
     name, value = needs.get(request.objective, ("", 0.0))
     if value is None:
         raise InputError(
-            f"--objective {request.objective}: the cluster file of {cluster.name} gives no {name}; add it under "
+            f"--objective {request.objective}: {cluster.name} gives no {name}; name a cluster file that does, under "
             "[operation], or choose --objective time"
         )
     if not request.num_gpus:

@@ -6,7 +6,8 @@ on the axes it depends on and no others (:class:`flopcast.simulator.plan.Plans`)
     axis 0, layout     tp, cp and ep (a region has one pp)
     axis 1, sharding   strategy, gradient_bits, bucket_bytes where parameters are replicated, prefetch where sharded
     axis 2, schedule   schedule, virtual_pp
-    axis 3, work       micro_batch, sequence_parallel, overlap_tensor, recompute, and what the request varies besides
+    axis 3, work       micro_batch, sequence_parallel, overlap_tensor, overlap_expert, recompute, and what the request
+                       varies besides
 
 Within a region a mask tells which plans are legal.
 """
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from flopcast.errors import InputError
 from flopcast.simulator import placement
 from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import CHOICES, Column, Plan, Plans, as_column
 from flopcast.simulator.region import AXES, LAYOUT, SCHEDULE, SHARDING, WORK, Region
@@ -156,9 +158,13 @@ class Space:
             "micro_batch": MICRO_BATCHES,
             "sequence_parallel": switch,
             "overlap_tensor": (False,),
+            "overlap_expert": (False,),
             "recompute": CHOICES["recompute"],
         }
-        free = ("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine")
+        free = (
+            *("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine"),
+            *("dispatcher", "dispatch_bits", "overlap_update", "sliced_update"),
+        )
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
         if not several:
@@ -249,6 +255,23 @@ class Space:
             "schedule=interleaved has grad_accum a multiple of pp": (
                 (plans.virtual_pp == 1) | (plans.grad_accum % plans.pp == 0)
             ),
+            "dispatcher=deepep has ep": plans.has(dispatcher="alltoall") | (plans.ep > 1),
+            "dispatch_bits=8 has ep and precision=fp8": (
+                (plans.dispatch_bits == 16) | ((plans.ep > 1) & plans.has(precision="fp8"))
+            ),
+            "overlap_expert has ep and several micro-batches": ~plans.overlap_expert | ((plans.ep > 1) & several),
+            "overlap_expert has no pipeline or an interleaved one": (
+                ~plans.overlap_expert
+                | plans.has(schedule="interleaved")
+                | ((plans.pp == 1) & plans.has(schedule="1f1b"))
+            ),
+            "overlap_expert does not recompute all": ~plans.overlap_expert | ~plans.has(recompute="full"),
+            # Autograd would compute a layer again for each of its weights.
+            "schedule=zero-bubble recomputes nothing where autograd's graph puts off the weights": (
+                ~plans.has(schedule="zero-bubble")
+                | plans.has(recompute="none")
+                | ~has_habit("keeps_graph", plans.engine)
+            ),
             # A single micro-batch passes through a pipeline in one way only, and is reduced once.
             "a schedule other than 1f1b has several micro-batches": several | plans.has(schedule="1f1b"),
             "a strategy is unlike the others: several ranks to shard over, several nodes for one in the node": apart,
@@ -273,7 +296,7 @@ def divisors(number: int) -> list[int]:
 
 
 def _nests(ep: NDArray[np.int64], shard: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """:func:`flopcast.simulator.plan.nests` for arrays."""
+    """:func:`flopcast.simulator.plan_rules.nests` for arrays."""
     return np.asarray(np.maximum(ep, shard) % np.minimum(ep, shard) == 0)
 
 

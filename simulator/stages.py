@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
+from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
-from flopcast.simulator.overlap import Links, Traffic
+from flopcast.simulator.overlap import Compute, Links, Traffic, exposed_beside
 from flopcast.simulator.pipeline import Layers, Stage
 from flopcast.simulator.plan import Plans
 
@@ -22,7 +23,12 @@ BACKWARD = ("inputs", "weight")
 
 
 class Pass:
-    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed."""
+    """Seconds of one pass over one micro-batch on one section of the model: by cause, to launch, and recomputed.
+
+    ``beside``: what is left exposed of exchanges with experts that run beside another micro-batch, if any do.
+    """
+
+    beside: Array | None = None
 
     def __init__(self, zeros: Array) -> None:
         self.sums = {name: Sum([zeros]) for name in (*CAUSES, "launch", "recompute")}
@@ -45,10 +51,14 @@ class Part:
         self._sections = sections
         self.device = Sum(section.device * share for section, share in sections).total
         self.busy = busy_seconds(self.device, Sum(section.launch * share for section, share in sections).total)
+        self._beside = [section.beside * share for section, share in sections if section.beside is not None]
+        if self._beside:
+            self.device, self.busy = (Sum([seconds, *self._beside]).total for seconds in (self.device, self.busy))
 
     def spent(self, cause: str) -> Array:
         """Seconds of one of CAUSES or "recompute"."""
-        return Sum(section.sums[cause].total * share for section, share in self._sections).total
+        exposed = self._beside if cause == "expert" else []
+        return Sum([*(section.sums[cause].total * share for section, share in self._sections), *exposed]).total
 
 
 class Stages:
@@ -173,6 +183,36 @@ class Moves:
             reduce=reduce,
             reduce_last=reduce + links("reduce last"),
         )
+
+
+def hide_exchanges(
+    passes: dict[tuple[str, str], Pass], exchanges: Links, moves: Moves, plans: Plans, constants: Constants
+) -> Array:
+    """Leave of the passes' exchanges with experts what is exposed; returns seconds of a step exposed besides.
+
+    A forward runs together with a backward of another micro-batch, so that the exchanges of both have the computation
+    of both to hide behind, less what the gathers and reductions of both take of it. Of each stage's passes those before
+    its first pair and after its last have none beside them. In the chain down the stages, along the last one and back
+    up they make p whole micro-batches; without a pipeline, the first forward and the last backward, one.
+    """
+    if not np.any(plans.overlap_expert) or not exchanges.any:
+        return plans.zeros
+    layers = {direction: passes["layer", direction] for direction in DIRECTIONS}
+    whole = {direction: layer.sums["expert"].total for direction, layer in layers.items()}
+    for layer, seconds in zip(layers.values(), whole.values(), strict=True):
+        layer.sums["expert"] = Sum([np.where(plans.overlap_expert, 0.0, seconds)])
+    ways = [[layers["forward"]], [layers[direction] for direction in BACKWARD]]
+    busy = Sum(
+        busy_seconds(Sum(part.device for part in way).total, Sum(part.launch for part in way).total) for way in ways
+    ).total
+    beside, usual = Compute(busy, constants), moves.of_middle(plans.zeros + 1)
+    others = usual.later + usual.backward + usual.reduce
+    left = exposed_beside(exchanges + others, beside, constants) - exposed_beside(others, beside, constants)
+    total = exchanges.alone
+    share = np.where(plans.overlap_expert, left / np.where(total > 0, total, 1.0), 0.0)
+    for direction, layer in layers.items():
+        layer.beside = share * whole[direction]
+    return np.where(plans.overlap_expert, np.minimum(plans.pp, plans.grad_accum) * (total - left), 0.0)
 
 
 def busy_seconds(device: Array, dispatch: Array) -> Array:

@@ -13,10 +13,10 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Passes, Traffic, Waits
+from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds
+from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds, hide_exchanges
 
 SERIAL = ("tensor", "context", "expert", "pipeline")
 
@@ -83,6 +83,7 @@ def step_time(
     moved: list[tuple[Operation, Array]] = []
     sends = {"forward": zeros, "backward": zeros, "host": zeros}
     optimizer = zeros
+    exchanges = Links(zeros)
     cost = Costs(hardware, constants)
     for operation in operations:
         time = cost.seconds(operation)
@@ -95,13 +96,17 @@ def step_time(
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             moved.append((operation, time))
+        if isinstance(work, Collective) and work.purpose == "expert":
+            exchanges.add(time, operation.count, work.group.num_nodes > 1)
         section = "layer" if operation.section == "state" else operation.section
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
 
+    moves = Moves(moved, zeros)
+    alone = hide_exchanges(passes, exchanges, moves, plans, constants)
     stages = Stages(passes, plans, num_layers)
-    schedules = _Schedules(stages, Moves(moved, zeros), sends, plans, constants)
-    return _combine(stages, schedules, optimizer, plans, constants)
+    schedules = _Schedules(stages, moves, sends, plans, constants)
+    return _combine(stages, schedules, alone, optimizer, plans, constants)
 
 
 def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
@@ -245,7 +250,9 @@ def _interleaved_of(plans: Plans) -> Plans:
     return some
 
 
-def _combine(stages: Stages, schedules: _Schedules, optimizer: Array, plans: Plans, constants: Constants) -> StepTime:
+def _combine(
+    stages: Stages, schedules: _Schedules, alone: Array, optimizer: Array, plans: Plans, constants: Constants
+) -> StepTime:
     m, busy, exposed = plans.grad_accum, schedules.busy, schedules.exposed()
     device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
 
@@ -255,10 +262,10 @@ def _combine(stages: Stages, schedules: _Schedules, optimizer: Array, plans: Pla
         if cause == "launch":
             return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
         last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
-        return np.asarray(m * stages.pace(last, first))
+        return np.asarray(m * stages.pace(last, first) + (alone if cause == "expert" else 0.0))
 
     return StepTime(
-        passes=m * (busy[0] + busy[1] + exposed.sent),
+        passes=m * (busy[0] + busy[1] + exposed.sent) + alone,
         gather_communication=exposed.gather,
         reduce_communication=exposed.reduce,
         bubble=exposed.bubble,

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,16 @@ def test_ctrl_c_prints_the_best_so_far(monkeypatch: pytest.MonkeyPatch, capsys: 
     document = json.loads(captured.out)
     assert document["complete"] is False
     assert document["rows"]
+
+
+def test_what_is_fixed_is_shown_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*LLAMA, "--fix", "compiled=true", "pp=1"])
+    assert "Fixed: compiled=true pp=1" in capsys.readouterr().out
+
+
+def test_a_short_training_is_told_in_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "gpt2", "--cluster", "dgx-h100", "--gpus", "8", "--fix", "pp=1", "tp=1"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"take [\d.]+ hours and [\d.]+ GPU-hours, without failures", said)

@@ -125,7 +125,10 @@ def bill(study: Study) -> Section:
         of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs]),
     ]
     price = study.cluster.costs.gpu_hour_price
+    about_price = " The cluster file has no gpu_hour_price, so no money."
     if price is not None:
+        source = study.cluster.sources.get("operation.gpu_hour_price")
+        about_price = f" The price: {source}." if source else ""
         rows.append(of_runs(f"money, at {price:g} per GPU-hour", [run.money or 0.0 for run in runs], rounded))
     rows += [
         of_runs("failures to expect", [run.num_failures for run in runs]),
@@ -147,7 +150,7 @@ def bill(study: Study) -> Section:
         ),
         (
             "Low and high are the ends of the band that holds four in five comparable runs. Energy is at the nodes' "
-            "full power." + ("" if price is not None else " The cluster file has no gpu_hour_price, so no money."),
+            f"full power.{about_price}",
         ),
     )
 

@@ -63,7 +63,8 @@ class Computation:
     ``selective`` says whether selective recompute runs the forward work again: cheap to redo, large to keep.
     ``in_attention``: scores, which are computed again where selective recompute means attention alone.
     ``recomputed``: full recompute runs the forward work again; what nothing in the backward reads is not.
-    ``backward_bytes``: what its backward holds beyond what it frees. ``present`` 0 makes the piece absent from a plan.
+    ``backward_bytes``: what its backward holds beyond what it frees. ``input_bytes``: the input of its weights'
+    gradient, where no other product has the same. ``present`` 0 makes the piece absent from a plan.
     ``forward`` None: there is work in the backward alone.
     """
 
@@ -78,6 +79,7 @@ class Computation:
     in_attention: bool = False
     recomputed: bool = True
     backward_bytes: Array | float = 0.0
+    input_bytes: Array | float = 0.0
     present: NDArray[np.bool_] | bool = True
 
 
@@ -88,10 +90,12 @@ def linear(
     num_out: Array | float,
     input_bytes: Array | float,
     bias: bool,
+    shares_input: bool = False,
 ) -> Computation:
     """A linear layer over ``load.tokens`` rows: (T, in) x (in, out) forward; input and weight gradients backward.
 
-    ``input_bytes`` is what its input adds to the saved activations (0 if someone else already keeps it).
+    ``input_bytes`` is what its input adds to the saved activations (0 if someone else already keeps it);
+    ``shares_input`` says whether that someone is another product, as of keys and values beside queries.
     """
     fp8 = load.plans.has(precision="fp8")
     rows, inner, outer = load.tokens, num_in + 0.0 * load.tokens, num_out + 0.0 * load.tokens
@@ -103,7 +107,12 @@ def linear(
         backward_kernels=3.0 if bias else 2.0,
         saved_bytes=input_bytes,
         result_bytes=rows * outer * ACTIVATION_BYTES,
+        input_bytes=0.0 if shares_input else _or_else(input_bytes, rows * inner * ACTIVATION_BYTES),
     )
+
+
+def _or_else(given: Array | float, whole: Array) -> Array:
+    return np.where(np.asarray(given) > 0, given, whole)
 
 
 def pointwise(

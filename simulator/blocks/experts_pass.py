@@ -22,6 +22,7 @@ ExpertSplit = Literal["rows", "columns"]
 ROUTE_FORWARD, ROUTE_BACKWARD = Pass(24, 6), Pass(16, 4)
 # Rows put in their experts' order, or back and summed: one read and one write of each copy.
 PERMUTE_FORWARD, PERMUTE_BACKWARD = Pass(4, 2), Pass(4, 2)
+SCALED_FP8_BYTES = 1 + 4 / 128  # 8 bits and an fp32 scale for 128 of them
 COUNT_BYTES = 8  # how many tokens an expert gets, as a rank tells the others
 
 
@@ -55,6 +56,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
             2.0,
             saved_bytes=normed,
             result_bytes=routed * experts.num_experts * ACTIVATION_BYTES,
+            input_bytes=normed,
         ),
         # The probabilities, in fp32, are kept; they weigh what the activation gives, so that no result needs keeping.
         pointwise(
@@ -67,7 +69,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
         ),
         pointwise("permute", routed * k * hidden, never, (PERMUTE_FORWARD,) * 2, (PERMUTE_BACKWARD,) * 2, 0.0),
         _counts(experts, load),
-        _all_to_all(load, "dispatch", routed * k),
+        _all_to_all(experts, load, "dispatch", routed),
         _within_an_expert(load, "exchange.gather", "all_gather", "reduce_scatter", copies),
         grouped(experts, load, "experts.gate", hidden, inner, copies * hidden * ACTIVATION_BYTES),
         grouped(experts, load, "experts.up", hidden, inner, 0.0),
@@ -86,7 +88,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
         ),
         grouped(experts, load, "experts.down", inner, hidden, copies * inner * ACTIVATION_BYTES),
         _within_an_expert(load, "exchange.scatter", "reduce_scatter", "all_gather", copies),
-        _all_to_all(load, "combine", routed * k),
+        _all_to_all(experts, load, "combine", routed),
         pointwise("unpermute", routed * k * hidden, never, (PERMUTE_FORWARD,) * 2, (PERMUTE_BACKWARD,) * 2, 0.0),
     ]
     return parts + _shared(experts, load)
@@ -114,16 +116,31 @@ def grouped(
         forward_kernels=1.0,
         backward_kernels=2.0,
         saved_bytes=input_bytes,
+        input_bytes=input_bytes,
         result_bytes=copies * outer * ACTIVATION_BYTES,
     )
 
 
-def _all_to_all(load: Workload, name: str, copies: Array) -> Computation:
-    """Every copy of a token, or every result, to the rank it belongs to; its gradient the other way."""
+def _all_to_all(experts: "Experts", load: Workload, name: str, tokens: Array) -> Computation:
+    """Every copy of a token, or every result, to the rank it belongs to; its gradient the other way.
+
+    DeepEP sends one copy to each node, or to each rank where there is one node, and adds up results before it sends
+    them back; what it forwards inside of a node goes on meanwhile. What goes to experts may have 8 bits.
+    """
     plans = load.plans
     group = placement.group(plans.ep, plans.tp, load.gpus_per_node, plans.num_gpus)
-    work = Collective("all_to_all", copies * load.hidden * ACTIVATION_BYTES, group, "ep", "expert")
-    return Computation(name, work, (work,), 1.0, 1.0, present=plans.ep > 1)
+    places = np.where(group.num_nodes > 1, group.num_nodes, plans.ep)
+    numbers, where = np.unique(places, return_inverse=True)
+    expected = np.array([experts.expected_places(int(n)) for n in numbers])[where].reshape(places.shape)
+    copies = tokens * np.where(plans.has(dispatcher="deepep"), expected, experts.experts_per_token)
+    narrow = np.where(plans.dispatch_bits == 8, SCALED_FP8_BYTES, ACTIVATION_BYTES)
+
+    def work(element_bytes: Array | float) -> Collective:
+        return Collective("all_to_all", copies * load.hidden * element_bytes, group, "ep", "expert")
+
+    to_experts, back = work(narrow), work(ACTIVATION_BYTES)
+    there, again = (to_experts, back) if name == "dispatch" else (back, to_experts)
+    return Computation(name, there, (again,), 1.0, 1.0, present=plans.ep > 1)
 
 
 def _counts(experts: "Experts", load: Workload) -> Computation:
@@ -152,7 +169,7 @@ def _shared(experts: "Experts", load: Workload) -> list[Computation]:
         return []
     parts = mlp(experts.shared, load, own_input=False, prefix="shared.")
     if experts.shared_gate:
-        parts.append(linear(load, "shared_gate", load.hidden, 1.0, 0.0, bias=False))
+        parts.append(linear(load, "shared_gate", load.hidden, 1.0, 0.0, bias=False, shares_input=True))
     never = load.plans.zeros > 0
     elements = load.tokens * load.hidden
     forward, backward = (norm_cost.EAGER_ADD_FORWARD,) * 2, (Pass(0, 0),) * 2

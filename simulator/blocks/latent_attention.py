@@ -91,7 +91,9 @@ class LatentAttention:
             parts.append(linear(load, "q_a", load.hidden, self.query_rank, normed, bias=False))
             kept, latent = tokens * self.query_rank * ACTIVATION_BYTES, self.query_rank
         parts.append(linear(load, "q_b", self.query_rank or load.hidden, heads * self.key_dim, kept, bias=False))
-        parts.append(linear(load, "kv_a", load.hidden, self.kv_rank + self.rope_dim, 0.0, bias=False))
+        parts.append(
+            linear(load, "kv_a", load.hidden, self.kv_rank + self.rope_dim, 0.0, bias=False, shares_input=True)
+        )
         latents = tokens * (latent + self.kv_rank)
         parts.append(pointwise("qk_norm", latents, fused, norm_forward, norm_backward, latents * ACTIVATION_BYTES))
         parts.append(

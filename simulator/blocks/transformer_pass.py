@@ -30,7 +30,7 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
         parts = [linear(load, "qkv", load.hidden, query + 2 * kv, normed, a.qkv_bias)]
     else:
         parts = [linear(load, "q", load.hidden, query, normed, a.qkv_bias)]
-        parts += [linear(load, name, load.hidden, kv, 0.0, a.qkv_bias) for name in ("k", "v")]
+        parts += [linear(load, name, load.hidden, kv, 0.0, a.qkv_bias, shares_input=True) for name in ("k", "v")]
 
     fused = plans.fused_kernels | plans.compiled
     turned = tokens * (query + kv)
@@ -69,9 +69,8 @@ def mlp(m: "Mlp", load: Workload, own_input: bool, prefix: str = "") -> list[Com
     fused = load.plans.compiled
     normed = load.normed_bytes if own_input else 0.0
     names = ("gate", "up") if m.gated else ("up",)
-    parts = [
-        linear(load, prefix + name, load.hidden, inner, normed if name == names[0] else 0.0, m.bias) for name in names
-    ]
+    first = linear(load, prefix + names[0], load.hidden, inner, normed, m.bias, shares_input=not own_input)
+    parts = [first, *(linear(load, prefix + n, load.hidden, inner, 0.0, m.bias, shares_input=True) for n in names[1:])]
     forward, backward = zip(*((GATED_FUSED, GATED_EAGER) if m.gated else (PLAIN_FUSED, PLAIN_EAGER)), strict=True)
     if m.gated:
         joined = JOIN_BYTES * habit("splits_gate", load.plans.engine)

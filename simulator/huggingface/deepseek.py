@@ -23,18 +23,18 @@ def deepseek(fields: Fields) -> Model:
 
 def deepseek_v2(fields: Fields) -> Model:
     """DeepseekV2Config: no leading dense layer where absent; without ``q_lora_rank`` (null) queries are one matrix."""
-    return _latent(fields, default_dense=0)
+    return _latent(fields, default_dense=0, default_groups=(1, 1))
 
 
 def deepseek_v3(fields: Fields) -> Model:
-    """DeepseekV3Config: three leading dense layers where absent.
+    """DeepseekV3Config: three leading dense layers, and experts of 4 in 8 groups, where absent.
 
     The layers that predict further tokens (``num_nextn_predict_layers``) are no part of the model, as in transformers.
     """
-    return _latent(fields, default_dense=3)
+    return _latent(fields, default_dense=3, default_groups=(8, 4))
 
 
-def _latent(fields: Fields, default_dense: int) -> Model:
+def _latent(fields: Fields, default_dense: int, default_groups: tuple[int, int]) -> Model:
     fields.refuse("attention_bias", False, "biases in latent attention are not supported; write false")
     without_rank = "q_lora_rank" in fields.config and fields.config["q_lora_rank"] is None
     attention = LatentAttention(
@@ -45,11 +45,11 @@ def _latent(fields: Fields, default_dense: int) -> Model:
         value_dim=fields.size("v_head_dim", default=128),
         query_rank=0 if without_rank else fields.size("q_lora_rank", default=1536),
     )
-    parts = _parts(fields, default_dense)
+    parts = _parts(fields, default_dense, default_groups)
     return mixture_model(fields, [attention] * len(parts), parts)
 
 
-def _parts(fields: Fields, default_dense: int) -> list[FeedForward]:
+def _parts(fields: Fields, default_dense: int, default_groups: tuple[int, int] = (1, 1)) -> list[FeedForward]:
     """An MLP in the first ``first_k_dense_replace`` layers, experts in every ``moe_layer_freq``-th after them."""
     first = fields.config.get("first_k_dense_replace")
     first = default_dense if first is None else first
@@ -62,6 +62,8 @@ def _parts(fields: Fields, default_dense: int) -> list[FeedForward]:
         fields.size("num_experts_per_tok"),
         size,
         size * (fields.optional_size("n_shared_experts") or 0),
+        num_groups=fields.optional_size("n_group") or default_groups[0],
+        groups_per_token=fields.optional_size("topk_group") or default_groups[1],
     )
     layers = range(fields.num_layers("num_hidden_layers"))
     sparse = [index >= first and index % every == 0 for index in layers]

@@ -35,7 +35,7 @@ ALLOWS: dict[Kind, tuple[str, ...]] = {
 }
 MLP_NEEDS, MLP_ALLOWS = ("intermediate", "gated"), ("mlp_bias",)
 EXPERTS_NEED = ("num_experts", "experts_per_token", "expert_intermediate")
-EXPERTS_ALLOW = ("shared_intermediate", "shared_gate")
+EXPERTS_ALLOW = ("shared_intermediate", "shared_gate", "num_groups", "groups_per_token")
 ANY_LAYER = ("kind", "repeat", "parallel", "num_norms")
 
 
@@ -76,6 +76,8 @@ class LayerTable(Table):
     expert_intermediate: Size | None = Field(default=None, examples=["14336"])
     shared_intermediate: Size | None = None
     shared_gate: bool = False
+    num_groups: Size = 1
+    groups_per_token: Size = 1
     parallel: bool = False
     num_norms: Annotated[int, Field(ge=0, le=4)] = 2
 
@@ -147,6 +149,8 @@ class LayerTable(Table):
             intermediate=_given(self.expert_intermediate),
             shared_intermediate=self.shared_intermediate or 0,
             shared_gate=self.shared_gate,
+            num_groups=self.num_groups,
+            groups_per_token=self.groups_per_token,
         )
 
 

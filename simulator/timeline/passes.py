@@ -37,6 +37,8 @@ class Segment:
 class Station:
     """A unit's place in a pass: it waits for ``gathers``, runs ``segment``, then posts ``reductions``.
 
+    ``exchanges`` run beside it and what follows, in a pass that is run together with another.
+
     ``layer`` is the layer's index in the model, -1 for the embedding and the head. ``reduced_before`` counts the
     units of the same kind that the pass has reduced already, for buckets that hold several.
     """
@@ -45,6 +47,7 @@ class Station:
     segment: Segment
     gathers: tuple[TransferKind, ...] = ()
     reductions: tuple[TransferKind, ...] = ()
+    exchanges: tuple[TransferKind, ...] = ()
     reduced_before: int = 0
     num_of_kind: int = 1
 
@@ -56,6 +59,7 @@ class _Draft:
     pieces: list[Piece]
     gathers: list[TransferKind] = field(default_factory=list)
     reductions: list[TransferKind] = field(default_factory=list)
+    exchanges: list[TransferKind] = field(default_factory=list)
 
 
 class Passes:
@@ -71,14 +75,17 @@ class Passes:
         self._split = split_backward
         self._known: dict[tuple[object, ...], tuple[Station, ...]] = {}
 
-    def of(self, chunk: int, direction: Direction, first: bool, last: bool, speed: float) -> tuple[Station, ...]:
+    def of(
+        self, chunk: int, direction: Direction, first: bool, last: bool, paired: bool, speed: float
+    ) -> tuple[Station, ...]:
         """The stations of a pass through model chunk ``chunk`` (counted over all stages).
 
-        ``first`` and ``last`` say whether the micro-batch is the step's first or last; ``speed`` is the node's.
+        ``first`` and ``last`` say whether the micro-batch is the step's first or last, ``paired`` whether the pass is
+        run together with another micro-batch's; ``speed`` is the node's.
         """
-        key = (chunk, direction, first, last, speed)
+        key = (chunk, direction, first, last, paired, speed)
         if key not in self._known:
-            drafts = self._drafts(chunk, direction, first, last)
+            drafts = self._drafts(chunk, direction, first, last, paired)
             segments = lay_out([draft.pieces for draft in drafts], [_host_s(draft) for draft in drafts], speed)
             total: defaultdict[str, int] = defaultdict(int)
             for draft in drafts:
@@ -88,7 +95,8 @@ class Passes:
             for draft, segment in zip(drafts, segments, strict=True):
                 done, before[draft.kind] = before[draft.kind], before[draft.kind] + 1
                 gathers, reductions = tuple(draft.gathers), tuple(draft.reductions)
-                stations.append(Station(draft.layer, segment, gathers, reductions, done, total[draft.kind]))
+                exchanges, number = tuple(draft.exchanges), total[draft.kind]
+                stations.append(Station(draft.layer, segment, gathers, reductions, exchanges, done, number))
             self._known[key] = tuple(stations)
         return self._known[key]
 
@@ -111,7 +119,7 @@ class Passes:
             return []
         return [self._unit("root" if self._pp == 1 else "stage_root")]
 
-    def _drafts(self, chunk: int, direction: Direction, first: bool, last: bool) -> list[_Draft]:
+    def _drafts(self, chunk: int, direction: Direction, first: bool, last: bool, paired: bool) -> list[_Draft]:
         forward = direction == "forward"
         occurs = {"every": True, "first": first, "later": not first, "last": last}
         root = self._root(chunk, self._num_chunks)
@@ -119,7 +127,7 @@ class Passes:
 
         def draft(layer: int, kind: str, units: Sequence[UnitProgram], gathered: bool, reduced: bool) -> _Draft:
             def kept(piece: Piece) -> bool:
-                if not occurs[piece.when]:
+                if not occurs[piece.when] or (paired and piece.kind == "expert"):
                     return False
                 name = piece.name.rpartition(".")[2]
                 if (name == "dequantise" and not gathered) or (name == "accumulate" and not reduced):
@@ -132,7 +140,8 @@ class Passes:
                 gathers = [g for u in units for g in u.gathers if occurs[g.when] and (g.phase == "forward") == forward]
             if reduced and not forward and not (self._split and direction == "backward"):
                 reductions = [r for u in units for r in u.reductions if occurs[r.when]]
-            return _Draft(layer, kind, pieces, gathers, reductions)
+            exchanges = [e for u in units for e in u.exchanges if paired and (e.phase == "forward") == forward]
+            return _Draft(layer, kind, pieces, gathers, reductions, exchanges)
 
         drafts = []
         if chunk == 0:
@@ -150,7 +159,8 @@ class Passes:
 
 
 def _host_s(draft: _Draft) -> float:
-    return sum(g.host_s for g in draft.gathers) + sum(r.host_s * r.calls for r in draft.reductions)
+    gathers_s, reductions_s = sum(g.host_s for g in draft.gathers), sum(r.host_s * r.calls for r in draft.reductions)
+    return gathers_s + reductions_s + sum(e.host_s for e in draft.exchanges)
 
 
 def lay_out(runs: Sequence[Sequence[Piece]], host_before: Sequence[float], speed: float) -> list[Segment]:

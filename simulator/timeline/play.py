@@ -18,7 +18,7 @@ from flopcast.simulator.timeline.fold import Disturbance, Replicas, fold
 from flopcast.simulator.timeline.passes import Passes, Segment, lay_out
 from flopcast.simulator.timeline.program import Program, TransferKind, build
 from flopcast.simulator.timeline.rank import Meeting, Place, Process, Rank
-from flopcast.simulator.timeline.schedule import SCHEDULES, Action
+from flopcast.simulator.timeline.schedule import SCHEDULES, Action, one_ahead
 
 CLOSED_FORM_TOLERANCE = 0.03
 
@@ -70,6 +70,8 @@ def _departures(plan: Plan, disturbed: bool, num_kinds: int) -> Iterator[str]:
             yield "it takes a stage's model chunks as equal, while the slower ones hold up all that run beside them"
         if plan.parameter_shard > 1 or plan.shard_ranks > 1:
             yield "it takes gathers and reductions as those of a pass that runs through, while some fall into waits"
+    if plan.overlap_expert:
+        yield "it hides exchanges with experts, gathers and reductions behind a pair of passes as a whole"
     if num_kinds > 1 and plan.shard_ranks > 1:
         yield "it takes layers of several kinds as mixed, while each one's gathers and reductions run beside its own"
     if 1 < plan.gradient_shard < plan.shard_ranks:
@@ -196,16 +198,22 @@ class _Game:
 
     def _live(self, rank: Rank) -> Process:
         plan, stage = self._plan, rank.place.stage
-        for action in self._schedule(stage, plan.pp, plan.grad_accum, plan.virtual_pp):
+        for action, paired in self._order(stage):
             chunk = action.chunk * plan.pp + stage
             first, last = action.micro_batch == 0, action.micro_batch == plan.grad_accum - 1
-            stations = self._passes.of(chunk, action.direction, first, last, rank.place.speed)
+            stations = self._passes.of(chunk, action.direction, first, last, paired, rank.place.speed)
             send = self._send(rank, chunk, action)
             yield from rank.run_pass(action, stations, self._arrival(rank, chunk, action), send)
         if self._program.norm is not None:
             yield from rank.run_collective(self._program.norm, "optimizer", self._late_cause)
         yield from rank.run_segment(self._passes.step(stage, rank.place.speed), 0)
         yield from rank.pause(self._constants.step_overhead_s, "overhead")
+
+    def _order(self, stage: int) -> list[tuple[Action, bool]]:
+        """The stage's passes, and whether each runs together with another micro-batch's."""
+        plan = self._plan
+        actions = self._schedule(stage, plan.pp, plan.grad_accum, plan.virtual_pp)
+        return one_ahead(actions) if plan.overlap_expert else [(action, False) for action in actions]
 
     def _arrival(self, rank: Rank, chunk: int, action: Action) -> simpy.Event | None:
         """What the pass needs from the chunk before it (forward) or behind it (backward; the last: its own forward)."""

@@ -95,13 +95,15 @@ class TransferKind:
 class UnitProgram:
     """One layer, or what the first or last stage has besides: its pieces by phase, its gathers and its reductions.
 
-    ``reductions`` follow each other: the next begins with what the one before has reduced.
+    ``reductions`` follow each other: the next begins with what the one before has reduced. ``exchanges`` are those
+    with experts, as they run beside another micro-batch's pass; the pieces have them too, for a pass that runs alone.
     """
 
     forward: list[Piece] = field(default_factory=list)
     backward: list[Piece] = field(default_factory=list)
     gathers: list[TransferKind] = field(default_factory=list)
     reductions: list[TransferKind] = field(default_factory=list)
+    exchanges: list[TransferKind] = field(default_factory=list)
     step: list[Piece] = field(default_factory=list)
 
 
@@ -143,6 +145,8 @@ def build(
             (unit.gathers if work.purpose == "gather" else unit.reductions).append(kind)
         else:
             piece = _piece(operation, spent, times, plans, constants)
+            if isinstance(work, Collective) and work.purpose == "expert":
+                unit.exchanges.append(_transfer(operation, work, spent, times, piece.host_s))
             if operation.name == "pipeline.send":
                 once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
                 sends[operation.phase] = once

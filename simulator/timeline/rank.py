@@ -84,6 +84,7 @@ class Rank:
         self._meet = meet
         self._jitter = jitter
         self._communicators: dict[tuple[str, str], Communicator] = {}
+        self._exchanges: list[Sent] = []
 
     @property
     def communicators(self) -> list[Communicator]:
@@ -98,7 +99,7 @@ class Rank:
         Parameters that stay gathered are asked for all at once, and waited for where the update is not hidden. Without
         prefetch nothing overlaps: gathers come before and reductions after the computation they belong to, that of a
         layer where parameters are sharded and that of the whole pass where not. ``send`` hands the result on as soon
-        as it is computed.
+        as it is computed. Exchanges with experts beside a pair of passes are waited for at the end of the second.
         """
         mb = action.micro_batch
         ahead = self._prefetch if self._sharded else len(stations)
@@ -129,8 +130,12 @@ class Rank:
             yield from self._wait_for_all(gathered.pop(k))
             if ahead and k + ahead < len(stations):
                 gathered[k + ahead] = self._gather(stations[k + ahead], mb)
+            self._exchanges += [self._post(kind, station.layer, mb, 0, kind.calls) for kind in station.exchanges]
             shares = _batches(station, max(MOST_BATCHES // len(stations), 1))
             yield from self._compute(station.segment, station.layer, mb, shares, partial(reduce, station))
+        if action.direction == "backward":
+            yield from self._wait_for_all(self._exchanges)
+            self._exchanges = []
         yield from send
         reductions += [self._reduce(station, mb, part, share) for station, part, share in put_off]
         for chain in reductions:

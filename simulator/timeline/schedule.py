@@ -1,6 +1,6 @@
 """Pipeline schedules: the order in which a stage runs the passes of its micro-batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -76,6 +76,19 @@ SCHEDULES: dict[str, Schedule] = {
     "interleaved": interleaved,
     "zero-bubble": zero_bubble,
 }
+
+
+def one_ahead(actions: Sequence[Action]) -> list[tuple[Action, bool]]:
+    """1F1B with one more forward in the warm-up, so that no forward needs the backward that it runs together with.
+
+    Beside each pass whether it is one of such a pair (Megatron Core, combined_1f1b.py).
+    """
+    forwards = [action for action in actions if action.direction == "forward"]
+    backwards = [action for action in actions if action.direction == "backward"]
+    num_first = next(place for place, action in enumerate(actions) if action.direction == "backward")
+    paired = [action for pair in zip(forwards[num_first:], backwards, strict=False) for action in pair]
+    rest = backwards[len(paired) // 2 :]
+    return [*((a, False) for a in forwards[:num_first]), *((a, True) for a in paired), *((a, False) for a in rest)]
 
 
 def layers_of_chunks(num_layers: int, num_chunks: int) -> list[range]:

@@ -1,5 +1,6 @@
 """The catalogue: published parameter counts, datasheet figures, names, and what is marked as assumed."""
 
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -184,7 +185,39 @@ def test_every_cluster_figure_has_a_source_and_every_assumption_a_reason(name: s
     assert not any("no reason is given" in assumption for assumption in cluster.assumptions)
     assert cluster.gpus_per_node in (4, 8, 72)
     assert 20e9 <= cluster.node_bytes_per_s <= 4e12
-    assert cluster.costs.gpu_hour_price is None  # prices are the user's to give
+    if cluster.costs.gpu_hour_price is not None:
+        # Currency, place and day: a price without them says nothing.
+        assert re.match(r"USD, on demand in [\w-]+ on \d+ \w+ 20\d\d: ", cluster.sources["operation.gpu_hour_price"])
+
+
+@pytest.mark.parametrize(
+    ("name", "gbit_per_s", "price"),
+    [
+        # Gbit/s of a node: AWS's and Azure's pages; Google's 1,000 and 1,800 less the 200 that are not for GPUs.
+        ("aws-p4d", 400, 21.957642),
+        ("aws-p4de", 400, 27.44705),
+        ("aws-p5", 3200, 55.04),
+        ("aws-p5en", 3200, 63.296),
+        ("azure-ndv4", 1600, 27.197),
+        ("azure-ndmv4", 1600, 32.77),
+        ("azure-ndv5", 3200, 98.32),
+        ("gcp-a3-high", 800, None),
+        ("gcp-a3-mega", 1600, None),
+        ("gcp-a3-ultra", 3200, None),
+        ("gcp-a4", 3200, None),
+        ("dgx-h200", 3200, None),
+        ("dgx-b200", 3200, None),
+        ("gb200-nvl72", 28_800, None),
+        ("abci-3.0", 1600, None),
+    ],
+)
+def test_published_figures_of_clouds(name: str, gbit_per_s: float, price: float | None) -> None:
+    cluster = load_cluster(name)
+    assert cluster.node_bytes_per_s * 8e-9 == pytest.approx(gbit_per_s)
+    if price is None:
+        assert cluster.costs.gpu_hour_price is None
+    else:
+        assert cluster.costs.gpu_hour_price == pytest.approx(price / 8, abs=5e-5)
 
 
 def test_clusters_as_published() -> None:

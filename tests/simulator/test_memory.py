@@ -5,7 +5,7 @@ from builders import cluster, plan, small_model
 
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.forecast import forecast
-from flopcast.simulator.memory import micro_batches_in_flight
+from flopcast.simulator.in_flight import micro_batches_in_flight
 from flopcast.simulator.plan import Plans
 
 MODEL = small_model()

@@ -62,6 +62,8 @@ def by_hand(space: Space) -> set[Plan]:
             ):
                 if accum == 1 and name == "zero2" and bits == 16:
                     continue  # as zero1
+                if schedule == "zero-bubble" and recompute != "none":
+                    continue  # FSDP2's autograd would recompute for each weight
                 try:
                     found.add(
                         Plan(
@@ -79,6 +81,20 @@ def test_the_space_is_the_set_of_legal_plans() -> None:
     space = [Plan(**fields) for fields in listed(SMALL)]  # type: ignore[arg-type]
     assert len(space) == len(set(space))
     assert set(space) == by_hand(SMALL)
+
+
+def test_zero_bubble_recomputes_under_engines_that_keep_inputs_alone() -> None:
+    values = {"engine": ["megatron"], "schedule": ["zero-bubble"], "recompute": ["none", "full"]}
+    found = listed(replace(SMALL, values=values))
+    assert {fields["recompute"] for fields in found} == {"none", "full"}
+
+
+@pytest.mark.parametrize("name", ["overlap_update", "sliced_update", "compiled", "fused_kernels"])
+def test_what_is_fixed_besides_is_what_every_plan_has(name: str) -> None:
+    for value in (False, True):
+        assert {fields[name] for fields in listed(replace(SMALL, values={name: [value], "tp": [1], "cp": [1]}))} == {
+            value
+        }
 
 
 def test_cut_in_pieces_it_is_the_same_space() -> None:

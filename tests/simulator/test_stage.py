@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.constants import default_constants
-from flopcast.simulator.memory import memory, micro_batches_in_flight
+from flopcast.simulator.in_flight import micro_batches_in_flight
+from flopcast.simulator.memory import memory
 from flopcast.simulator.model import Model
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.placement import layers_of_fullest_stage, layers_of_last_stage, stage_layers
@@ -87,6 +88,20 @@ def test_a_forecast_tells_the_fullest_stage(pp: int, micro_batches: int) -> None
     model, plans = load_model("plamo-13b"), pipeline(64, pp, micro_batches)
     stages = [held_bytes(model, plans, stage) for stage in range(pp)]
     assert held_bytes(model, plans, None) == pytest.approx(max(stages), rel=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "megatron"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize(("pp", "micro_batches"), [(4, 8), (8, 32), (6, 12), (8, 5)])
+def test_it_does_so_where_weights_are_put_off(pp: int, micro_batches: int, recompute: str, engine: str) -> None:
+    """Which is the first stage, the last of the fullest ones, or the last, taken to have the fullest's parameters."""
+    model = load_model("plamo-13b")
+    placed = placement("zero1", 96, 8, pp=pp)
+    fields = {"grad_accum": micro_batches, "recompute": recompute, "engine": engine, "schedule": "zero-bubble"}
+    plans = Plans.of([Plan(**placed, seq_len=4096, **fields)])  # type: ignore[arg-type]
+    most = max(held_bytes(model, plans, stage) for stage in range(pp))
+    assert held_bytes(model, plans, None) == pytest.approx(most, rel=1e-3 if model.num_layers % pp == 0 else 0.05)
+    assert held_bytes(model, plans, None) >= 0.999 * most
 
 
 def test_without_a_pipeline_the_only_stage_is_the_whole_model() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from pipelines import played
 
-from flopcast.simulator.timeline.schedule import SCHEDULES, Action, layers_of_chunks
+from flopcast.simulator.timeline.schedule import SCHEDULES, Action, layers_of_chunks, one_ahead
 
 
 @pytest.mark.parametrize(("name", "chunks"), [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 3)])
@@ -19,6 +19,24 @@ def test_every_pass_once_and_forward_before_backward_before_weight(name: str, ch
         for _, i, c in actions:
             order = [place[Action(d, i, c)] for d in directions]  # type: ignore[arg-type]
             assert order == sorted(order)
+
+
+@pytest.mark.parametrize(("p", "m", "chunks"), [(1, 1, 1), (1, 5, 1), (2, 2, 3), (4, 4, 2), (4, 12, 2), (8, 32, 3)])
+def test_one_ahead_every_pair_is_of_two_micro_batches(p: int, m: int, chunks: int) -> None:
+    for stage in range(p):
+        before = SCHEDULES["interleaved" if p > 1 else "1f1b"](stage, p, m, chunks)
+        order = one_ahead(before)
+        actions = [action for action, _ in order]
+        assert sorted(actions) == sorted(before)
+        place = {action: k for k, action in enumerate(actions)}
+        assert all(place[a] < place[a._replace(direction="backward")] for a in actions if a.direction == "forward")
+        pairs = [action for action, paired in order if paired]
+        for forward, backward in zip(pairs[::2], pairs[1::2], strict=True):
+            assert (forward.direction, backward.direction) == ("forward", "backward")
+            assert forward[1:] != backward[1:]
+        # Megatron Core's warm-up for it, 2 (p - s - 1) + (v - 1) p + 1 passes, runs alone, and as many at the end.
+        warmup = min(2 * (p - stage - 1) + (chunks - 1) * p + 1, m * chunks)
+        assert len(order) - len(pairs) == 2 * warmup
 
 
 @pytest.mark.parametrize("p", [2, 4, 8])

@@ -1,0 +1,84 @@
+"""Which fields of a plan go together."""
+
+from typing import TYPE_CHECKING
+
+from flopcast.errors import InputError
+
+if TYPE_CHECKING:
+    from flopcast.simulator.plan import Plan
+
+
+def nests(ep: int, shard: int) -> bool:
+    """Whether the ranks that share out experts fill shards evenly, or shards them."""
+    return max(ep, shard) % min(ep, shard) == 0
+
+
+def check_combinations(plan: "Plan") -> None:
+    """Raise InputError, one sentence that names the fields and the mend, for a plan that no software can run."""
+
+    def refuse(message: str) -> None:
+        raise InputError(f"plan '{plan.strategy}': {message}")
+
+    model_parallel = plan.tp * plan.cp * plan.pp
+    if plan.num_gpus % model_parallel:
+        refuse(
+            f"tp={plan.tp} x cp={plan.cp} x pp={plan.pp} = {model_parallel} does not divide num_gpus={plan.num_gpus}; "
+            "choose factors that do"
+        )
+    ranks = plan.shard_ranks
+    for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
+        if ranks % getattr(plan, name):
+            refuse(f"{name}={getattr(plan, name)} does not divide the {ranks} data-parallel ranks; choose a divisor")
+    if plan.parameter_shard > plan.gradient_shard or plan.gradient_shard > plan.optimizer_shard:
+        refuse(
+            f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
+            f"optimizer_shard={plan.optimizer_shard} must not decrease in that order; raise the later ones"
+        )
+    if ranks % plan.ep:
+        refuse(f"ep={plan.ep} does not divide the {ranks} data-parallel ranks; choose a divisor")
+    for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
+        shard = getattr(plan, name)
+        if not nests(plan.ep, shard):
+            refuse(f"{name}={shard} and ep={plan.ep} do not nest; choose an ep that divides it or is a multiple of it")
+    if plan.ep > 1 and plan.tp > 1 and not plan.sequence_parallel:
+        refuse(
+            f"ep={plan.ep} with tp={plan.tp} would send every token once per tensor-parallel rank; "
+            "turn sequence_parallel on or set ep=1"
+        )
+    if plan.gather_bits not in (16, 4):
+        refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
+    if plan.gather_bits == 4 and plan.parameter_shard == 1:
+        refuse("gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters or use 16")
+    if plan.dispatch_bits not in (16, 8):
+        refuse(f"dispatch_bits={plan.dispatch_bits}; choose 16, or 8 beside precision=fp8")
+    if plan.dispatch_bits == 8 and plan.precision != "fp8":
+        refuse(f"dispatch_bits=8 with precision={plan.precision} would round what products take; use fp8 or 16 bits")
+    if plan.ep == 1 and (plan.dispatcher != "alltoall" or plan.dispatch_bits != 16):
+        refuse(
+            f"dispatcher={plan.dispatcher}, dispatch_bits={plan.dispatch_bits} with ep=1 send nothing; "
+            "raise ep or leave them out"
+        )
+    if plan.gradient_bits not in (16, 32):
+        refuse(f"gradient_bits={plan.gradient_bits}; choose 16 or 32")
+    if plan.sequence_parallel and plan.tp == 1:
+        refuse("sequence_parallel with tp=1 has nothing to split; raise tp or turn it off")
+    if plan.seq_len % plan.cp or (plan.sequence_parallel and plan.seq_len // plan.cp % plan.tp):
+        refuse(f"seq_len={plan.seq_len} does not divide over cp={plan.cp} (and tp={plan.tp} under sequence_parallel)")
+    if plan.pp == 1 and plan.virtual_pp > 1:
+        refuse(f"virtual_pp={plan.virtual_pp} with pp=1 has no pipeline to interleave; raise pp or set virtual_pp=1")
+    if (plan.virtual_pp > 1) != (plan.schedule == "interleaved"):
+        refuse(f"schedule={plan.schedule} with virtual_pp={plan.virtual_pp}; 'interleaved' is for virtual_pp > 1")
+    if plan.schedule == "interleaved" and plan.grad_accum % plan.pp:
+        refuse(f"schedule=interleaved needs grad_accum={plan.grad_accum} to be a multiple of pp={plan.pp}")
+    if plan.overlap_expert and (plan.ep == 1 or plan.grad_accum == 1):
+        refuse(
+            f"overlap_expert with ep={plan.ep}, grad_accum={plan.grad_accum} has no exchange, or no other micro-batch, "
+            "to hide; raise both above 1 or turn it off"
+        )
+    if plan.overlap_expert and plan.schedule != ("1f1b" if plan.pp == 1 else "interleaved"):
+        refuse(
+            f"overlap_expert with pp={plan.pp} and schedule={plan.schedule}: forwards run together with backwards "
+            "without a pipeline (1f1b) or in an interleaved one; change the schedule or turn it off"
+        )
+    if plan.overlap_expert and plan.recompute == "full":
+        refuse("overlap_expert with recompute=full would send the tokens once more in between; use selective or none")
