@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TypeAlias
 
 import simpy
@@ -43,6 +44,14 @@ class Sent:
     micro_batch: int
     calls: float
     transfer: Transfer
+
+
+@dataclass(frozen=True)
+class Reductions:
+    """A unit's reductions that have been posted: the ``first`` scatter of each kind of its parameters, and ``all``."""
+
+    first: list[Sent]
+    all: list[Sent]
 
 
 @dataclass(frozen=True)
@@ -109,19 +118,19 @@ class Rank:
                 yield from self._wait_for_all(gathered[k])
         if arrival is not None:
             yield from self._wait(arrival, "bubble", f"{action.direction} of micro-batch {mb} from its neighbour")
-        reductions: list[list[Sent]] = []
+        reductions: list[Reductions] = []
 
         put_off: list[tuple[Station, int, float]] = []
 
         def reduce(station: Station, part: int, share: float) -> Process:
             if not ahead or self._prefetch:
                 if reductions and self._sharded:
-                    yield from self._wait_for(reductions[-1][0])
+                    yield from self._wait_for_all(reductions[-1].first)
                 reductions.append(self._reduce(station, mb, part, share))
             else:
                 put_off.append((station, part, share))
             if not ahead:
-                yield from self._wait_for_all(reductions[-1])
+                yield from self._wait_for_all(reductions[-1].all)
 
         for k, station in enumerate(stations):
             if not ahead:
@@ -133,8 +142,8 @@ class Rank:
             yield from self._compute(station.segment, station.layer, mb, shares, partial(reduce, station))
         yield from send
         reductions += [self._reduce(station, mb, part, share) for station, part, share in put_off]
-        for chain in reductions:
-            yield from self._wait_for_all(chain)
+        for posted in reductions:
+            yield from self._wait_for_all(posted.all)
 
     def run_segment(self, segment: Segment, micro_batch: int) -> Process:
         """A segment by itself: a send, the optimizer."""
@@ -183,23 +192,34 @@ class Rank:
     def _gather(self, station: Station, micro_batch: int) -> list[Sent]:
         return [self._post(kind, station.layer, micro_batch, 0, kind.calls) for kind in station.gathers]
 
-    def _reduce(self, station: Station, micro_batch: int, part: int, share: float) -> list[Sent]:
-        """Post the first of a chain of reductions; the next is posted, and joins the list, when one is over."""
-        chain: list[Sent] = []
-        kinds = iter(station.reductions)
+    def _reduce(self, station: Station, micro_batch: int, part: int, share: float) -> Reductions:
+        """Post a unit's reductions: scatters of its kinds of parameters one after the other, as on one stream.
 
-        def follow(_: simpy.Event | None = None) -> None:
-            kind = next(kinds, None)
-            if kind is None:
-                return
+        A second reduction of the same parameters follows the first, beside the next kind's.
+        """
+        posted = Reductions([], [])
+
+        def post(kinds: Sequence[Sequence[TransferKind]], place: int, _: simpy.Event | None = None) -> None:
+            """The reduction ``place`` of the first kind; those that may begin with its end post themselves then."""
+            kind = kinds[0][place]
             sent = self._post(kind, station.layer, micro_batch, part, share * kind.calls)
-            chain.append(sent)
+            posted.all.append(sent)
+            if kind.scatters and place == 0:
+                posted.first.append(sent)
             callbacks = sent.transfer.done.callbacks
             assert callbacks is not None
-            callbacks.append(follow)
+            if place + 1 < len(kinds[0]):
+                callbacks.append(partial(post, kinds[:1], place + 1))
+            if place == 0 and len(kinds) > 1:
+                if kind.scatters:
+                    callbacks.append(partial(post, kinds[1:], 0))
+                else:
+                    post(kinds[1:], 0)
 
-        follow()
-        return chain
+        by_parameters = [list(same) for _, same in groupby(station.reductions, lambda kind: kind.parameters)]
+        if by_parameters:
+            post(by_parameters, 0)
+        return posted
 
     def _post(self, kind: TransferKind, layer: int, micro_batch: int, part: int, calls: float) -> Sent:
         transfer = self._meet(self, (kind, layer, micro_batch, part), kind.seconds * calls)
