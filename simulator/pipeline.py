@@ -40,16 +40,19 @@ class Layers:
     """How the layers lie on the p stages of each plan.
 
     ``num_full`` stages between the first and the last have as many as the first, ``num_short`` of them ``short`` of
-    it; ``num_longer`` stages in all have one more than the last. ``first_chunk``, ``last_chunk``: what of a full
-    stage's layers the first and the last of its v model chunks have.
+    it. ``first_chunk``, ``last_chunk``: what of a full stage's layers the first and the last of its v model chunks
+    have. ``longer``: by so many full stages' layers one round of chunks, not the last, is longer before the last stage
+    than on it. ``uneven``: of whole rounds, some of which have a layer more than others, what every further p
+    micro-batches wait for, in full stages' layers.
     """
 
     num_full: NDArray[np.int64]
     num_short: NDArray[np.int64]
     short: Array
-    num_longer: NDArray[np.int64]
     first_chunk: Array
     last_chunk: Array
+    longer: Array
+    uneven: Array
 
     @property
     def between(self) -> Array:
@@ -168,9 +171,9 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     forth = passing.first - waits.later - np.maximum(waits.first - waits.later, 0.0) / p
     back = passing.last - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
     rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
-    # One round of chunks passes the longer stages' extra layers, which the last stage does not have.
-    extra = pipeline.layers.num_longer * (1 - pipeline.layers.short) * middle.way
-    by_last = to(p - 1) + (v - 1) * p / v * rounds + extra + m * last.way
+    again = np.maximum(m / p - 1.5, 0.0) * pipeline.layers.uneven * middle.way
+    own = np.where(again > 0, np.maximum(m * last.way, m * middle.way + again), m * last.way)
+    by_last = to(p - 1) + (v - 1) * p / v * rounds + pipeline.layers.longer * middle.way + own
     return np.asarray(np.maximum(np.maximum(by_first, by_middle), by_last))
 
 

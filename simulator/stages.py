@@ -85,13 +85,17 @@ class Stages:
     def layers(self, num_chunks: NDArray[np.int64] | int) -> Layers:
         """How the layers lie on the stages, each of so many model chunks."""
         number = self._pp * num_chunks
+        # The rounds of chunks before the mixed one, if there is one, have a layer more each than those after it.
+        more, mixed = self._num_layers // self._pp % num_chunks, self._num_layers % self._pp
+        stall = np.maximum(self._pp - 2 - self._num_layers // number, 0)
         return Layers(
             num_full=self._num_full,
             num_short=self._num_short,
             short=(self._fullest - 1) / self._fullest,
-            num_longer=self._num_layers % self._pp,
             first_chunk=-(-self._num_layers // number) / self._fullest,
             last_chunk=self._num_layers // number / self._fullest,
+            longer=np.where(more < num_chunks - 1, mixed, 0) / self._fullest,
+            uneven=np.where((mixed == 0) & (more > 0), stall, 0) / self._fullest,
         )
 
     def part(self, stage: str, *directions: str) -> Part:
