@@ -59,7 +59,7 @@ class Links:
         links.end_inside, links.end_between = self.end_inside * at_end, self.end_between * at_end
         return links
 
-    def of_root(self, at_end: NDArray[np.bool_]) -> "Links":
+    def of_root(self, at_end: NDArray[np.bool_] | bool) -> "Links":
         """The same as the root's."""
         links = self.of_layers(1.0, at_end)
         links.root = links.end_inside + links.end_between
@@ -133,6 +133,16 @@ class Waits:
     reduce: Array
     reduce_last: Array
     apart: bool
+
+    @property
+    def further(self) -> Array:
+        """Those of every micro-batch but the step's first forward and last backward."""
+        return np.asarray(self.later + self.backward + self.reduce)
+
+    def of(self, num_micro_batches: NDArray[np.int64]) -> Array:
+        """Those of a step of so many micro-batches."""
+        once = self.first + self.backward + self.reduce_last
+        return once if np.all(num_micro_batches == 1) else np.asarray(once + (num_micro_batches - 1) * self.further)
 
 
 @dataclass(frozen=True)
