@@ -80,16 +80,32 @@ class Pipeline:
         return np.asarray(self.layers.num_full * of_full + self.layers.num_short * of_short)
 
 
+def _forward(stage: Stage) -> Array:
+    """Seconds of any forward pass but the step's first, its waits included."""
+    return stage.forward + stage.waits.later
+
+
+def _backward(stage: Stage) -> Array:
+    """Seconds of any backward pass but the step's last, its waits included."""
+    return stage.backward + stage.waits.backward + stage.waits.reduce
+
+
 def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     """The sum of F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
     first, middle, last = pipeline.first, pipeline.middle, pipeline.last
-    stages = [(first, True), (middle, pipeline.layers.num_full > 0), (last, True)]
-    forward = largest(np.where(there, s.forward + s.waits.later, 0.0) for s, there in stages)
-    backward = largest(np.where(there, s.backward + s.waits.backward + s.waits.reduce, 0.0) for s, there in stages)
-    ends = largest(s.waits.first + s.waits.backward + s.waits.reduce_last for s in (first, last))
-    once = first.way + pipeline.between("way") + last.way
-    busy = once + (plans.grad_accum - 1) * (forward + backward) + ends
-    return np.asarray(busy + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
+    full = pipeline.layers.num_full > 0
+    slowest = [np.maximum(of(first), of(last)) for of in (_forward, _backward)]
+    forward, backward = (
+        np.where(full, np.maximum(longest, of(middle)), longest)
+        for longest, of in zip(slowest, (_forward, _backward), strict=True)
+    )
+    down, up = (getattr(first, way) + pipeline.between(way) for way in ("forward", "backward"))
+    down = down + (plans.pp - 1) * pipeline.passing.first
+    up = up + (plans.pp - 1) * pipeline.passing.last
+    opening = np.maximum(first.waits.first, last.waits.first - down)
+    closing = np.maximum(first.waits.reduce_last, last.waits.reduce_last - up)
+    ends = opening + np.maximum(first.waits.backward, last.waits.backward) + closing
+    return np.asarray(down + last.way + up + (plans.grad_accum - 1) * (forward + backward) + ends)
 
 
 def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
@@ -120,16 +136,22 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
         first_away = np.maximum(behind + num_behind * going - n * forward, 0.0)
         last_away = np.maximum(behind + num_behind * coming - n * backward - put_off, 0.0)
         both = np.where(m - 1 > num_behind, first_away + last_away, np.maximum(first_away, last_away))
-        return m * (stage.forward + stage.backward + stage.weight) + waits.of(m) + both
+        own = m * (stage.forward + stage.backward + stage.weight) + waits.backward
+        return (own if np.all(m == 1) else own + (m - 1) * waits.further) + both
 
     def ways(stage: Stage, index: NDArray[np.int64] | Array, down: Array, up: Array) -> Array:
-        """To that stage and from it back to the first, or as long as its own weights' gradients take."""
-        own, at_end = stage.weight, first.weight
-        if stage.waits.apart:
-            own, at_end = own + stage.waits.reduce, at_end + first.waits.reduce
-        left = np.minimum(m, index + 1) * own
-        up = up + index * passing.last + at_end
-        return down + index * passing.first + np.maximum(up - left, 0.0)
+        """To that stage and from it back to the first, or as long as its own gradients take.
+
+        What opens the stage's first pass, and what closes its last one, may be over meanwhile.
+        """
+        waits = stage.waits
+        down, up = down + index * passing.first, up + index * passing.last
+        opened = np.maximum(down + first.waits.first, waits.first)
+        if waits.apart:
+            left = np.minimum(m, index + 1) * (stage.weight + waits.reduce)
+            return opened + waits.reduce_last + np.maximum(up + first.weight + first.waits.reduce - left, 0.0)
+        closing = np.maximum(first.waits.reduce_last - passing.last, 0.0)
+        return opened + np.maximum(waits.reduce_last, passing.last + up + closing)
 
     full = pipeline.layers.num_full
     after_middle = pipeline.layers.num_short * pipeline.short.way + last.way
@@ -138,7 +160,8 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     to_last = [getattr(first, way) + pipeline.between(way) for way in ("forward", "backward")]
     by_middle = np.asarray(along(middle, full, after_middle) + ways(middle, full, *to_middle))
     by_last = along(last, p - 1, 0.0 * last.forward) + ways(last, p - 1, *to_last)
-    return largest([along(first, 0 * p, after_first), np.where(full > 0, by_middle, 0.0), by_last])
+    by_first = along(first, 0 * p, after_first) + first.waits.first + first.waits.reduce_last
+    return largest([by_first, np.where(full > 0, by_middle, 0.0), by_last])
 
 
 def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
