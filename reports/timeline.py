@@ -40,6 +40,11 @@ LABELS = {
 }
 CHARACTERS_OF_BAR = 40
 MOST_CLASSES = 8
+STEPS_BY = {
+    "profiler": "The ratio is simulated over measured. A collective lasts from when the rank comes to it.",
+    "optimizer": "The ratio is simulated over measured. Steps are counted by the optimizer's updates.",
+    "nothing": "The ratio is simulated over measured. The trace marks no steps (profiler.step()): it is taken as one.",
+}
 
 
 def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> dict[str, Any]:
@@ -100,8 +105,10 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
     yield Text("\nWhat the GPU is busy with, from its first kernel to its last", style="bold")
     yield _classes(timeline)
     if comparison is not None:
-        yield Text(f"\nBeside {comparison.path}, {comparison.num_steps} steps, per step", style="bold")
+        steps = "1 step" if comparison.num_steps == 1 else f"{comparison.num_steps} steps, per step"
+        yield Text(f"\nBeside {comparison.path}, {steps}", style="bold")
         yield _comparison(comparison)
+        yield Text(STEPS_BY[comparison.steps_by])
 
 
 def _waterfall(timeline: Timeline) -> Table:
