@@ -37,7 +37,8 @@ COMPUTATIONS = (
     ),
 )
 REST = "pointwise"
-ORDER = (*(name for name, _ in COLLECTIVES), OTHER_COLLECTIVES, "copy", "optimizer", "pointwise", "attention", "gemm")
+COMMUNICATIONS = (*(name for name, _ in COLLECTIVES), OTHER_COLLECTIVES)
+ORDER = ("gemm", "attention", "pointwise", "optimizer", "copy", *COMMUNICATIONS)
 
 
 def operation_class(kernel: str, collective: str = "") -> str:
@@ -58,4 +59,4 @@ def operation_class(kernel: str, collective: str = "") -> str:
 
 def is_collective(operations: str) -> bool:
     """Whether a class is one of communication between GPUs."""
-    return operations in ORDER[: len(COLLECTIVES) + 1]
+    return operations in COMMUNICATIONS

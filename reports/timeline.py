@@ -147,7 +147,7 @@ def _classes(timeline: Timeline) -> Table:
 def _comparison(comparison: TraceComparison) -> Table:
     table = _table("operations", "simulated, s", "measured, s", "ratio")
     for row in comparison.rows:
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else "-"
+        ratio = "-" if row.ratio is None else f"{row.ratio:,.2f}" if row.ratio < 100 else f"{row.ratio:,.0f}"
         table.add_row(row.operations, f"{row.simulated_s:.4f}", f"{row.measured_s:.4f}", ratio)
     return table
 
