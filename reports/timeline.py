@@ -84,7 +84,11 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         f"{timeline.step_s:.3f} s per step",
         style="bold",
     )
-    groups = "".join(f", {name} {size}" for name, size in (("tp", plan.tp), ("ep", plan.ep)) if size > 1)
+    groups = "".join(
+        f", {name} {size}" for name, size in (("tp", plan.tp), ("ep", plan.ep), ("pp", plan.pp)) if size > 1
+    )
+    if plan.pp > 1:
+        groups += f", {plan.schedule}" + (f" with {plan.virtual_pp} chunks a stage" if plan.virtual_pp > 1 else "")
     yield Text(
         f"micro-batch {plan.micro_batch} x {plan.grad_accum} passes of {plan.seq_len:,} tokens, recompute "
         f"{plan.recompute}{groups}"
@@ -133,14 +137,17 @@ def _collectives(timeline: Timeline) -> Table:
 
 
 def _classes(timeline: Timeline) -> Table:
-    table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "of communication\nbeside computation, %")
+    table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "communication\noverlapped, %")
     found = streams(timeline)
-    for row in found[:MOST_CLASSES]:
+    shown = found if len(found) <= MOST_CLASSES else sorted(found, key=lambda row: -row.compute)[:MOST_CLASSES]
+    for row in shown:
         alike = f"rank {row.rank}" + (f" and {row.num_ranks - 1} like it" if row.num_ranks > 1 else "")
+        alike += f", stage {row.stage}" if timeline.plan.pp > 1 else ""
+        alike += f", speed {row.speed:g}" if row.speed < 1 else ""
         shares = (row.compute, row.communication, row.idle, row.overlap)
         table.add_row(alike, *(f"{100 * share:.1f}" for share in shares))
     if len(found) > MOST_CLASSES:
-        table.add_row(f"and {len(found) - MOST_CLASSES} more classes (--json has all)")
+        table.add_row(f"and {len(found) - MOST_CLASSES} classes that compute less")
     return table
 
 
