@@ -11,10 +11,17 @@ from flopcast.simulator.plan import Plans
 
 
 class Compute:
-    """The computation of one pass, with the shares of it that links carry data meanwhile."""
+    """The computation of one pass, with the shares of it that links carry data meanwhile.
 
-    def __init__(self, seconds: Array, constants: Constants) -> None:
+    ``closing``: what of it, a layer in each model chunk and in the last one ``closing_last``, has no later layer whose
+    gather it could hide.
+    """
+
+    def __init__(
+        self, seconds: Array, constants: Constants, closing: Array | None = None, closing_last: Array | None = None
+    ) -> None:
         self.seconds = seconds
+        self.closing, self.closing_last = closing, closing_last
         self.nvlink = constants.nvlink_share * seconds
         self.network = constants.network_share * seconds
         self.leak = constants.overlap_leak * seconds
@@ -79,7 +86,14 @@ class Overlap:
     it. Without prefetch nothing is hidden, and with it no more is exposed than without.
     """
 
-    def __init__(self, links: Links, compute: Compute, prefetch: NDArray[np.int64], constants: Constants) -> None:
+    def __init__(
+        self,
+        links: Links,
+        compute: Compute,
+        prefetch: NDArray[np.int64],
+        constants: Constants,
+        gathers: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.alone = self.contention = links.alone
         self._any = links.any
         if not links.any:
@@ -89,6 +103,10 @@ class Overlap:
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
         self._beside, self._most = constants.overlap_leak * beside, compute.leak
         self.contention = np.minimum(self._beside, self._most)
+        self._closing: tuple[Array, Array] | None = None
+        if gathers is not None and compute.closing is not None and compute.closing_last is not None:
+            share = np.where(links.inside > links.between, constants.nvlink_share, constants.network_share) * gathers
+            self._closing = share * compute.closing, share * (compute.closing_last - compute.closing)
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
         self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
@@ -100,7 +118,10 @@ class Overlap:
         if not self._any:
             return self.alone
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
-        overlapped = np.maximum(self._left + self._ends + self._unhidden, ends) + self.slowed(num_passes)
+        left = self._left + self._ends + self._unhidden
+        if self._closing is not None:
+            left = left + num_passes * self._closing[0] + self._closing[1]
+        overlapped = np.maximum(left, ends) + self.slowed(num_passes)
         return np.asarray(np.minimum(overlapped, self.alone))
 
     def slowed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
@@ -199,18 +220,24 @@ class Communication:
 
         known: dict[tuple[int, int], Overlap] = {}
 
-        def overlap(links: Links, compute: Compute, prefetch: NDArray[np.int64] = plans.prefetch) -> Overlap:
+        def overlap(
+            links: Links,
+            compute: Compute,
+            prefetch: NDArray[np.int64] = plans.prefetch,
+            gathers: NDArray[np.bool_] | None = None,
+        ) -> Overlap:
             key = (id(links), id(compute))
             if key not in known:
-                known[key] = Overlap(links, compute, prefetch, constants)
+                known[key] = Overlap(links, compute, prefetch, constants, gathers)
             return known[key]
 
         # What only the update has changed may have to be there before anything starts.
         opening = np.where(plans.overlap_update | self._sharded, plans.prefetch, 0)
 
         backward = traffic.backward
-        self._first = overlap(traffic.first, passes.forward, opening)
-        self._later = overlap(traffic.later, passes.forward)
+        sharded = self._sharded if np.any(self._sharded) else None
+        self._first = overlap(traffic.first, passes.forward, opening, sharded)
+        self._later = overlap(traffic.later, passes.forward, gathers=sharded)
         self._backward = overlap(backward, passes.inputs)
         self._reductions = self._all = overlap(traffic.reduce, passes.weight)
         self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)

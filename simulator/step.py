@@ -224,21 +224,24 @@ class _Schedules:
         stages, found = self._stages, {}
         for end, moved in self._traffic.items():
             forward, *again = (stages.part(end, *d).busy for d in (("forward",), *backward))
-            found[end] = self._communication(moved, forward, *again)
+            layer, head = stages.layer_busy, stages.part("head", "forward").busy
+            last = head if end == "last" else np.where(self._plans.pp > 1, layer, head)
+            found[end] = self._communication(moved, Compute(forward, self._constants, layer, last), *again)
         return found
 
     def _others(self, *backward: tuple[str, ...]) -> Communication:
         """On a stage between the first and the last, whose backward consists of one part or two."""
         moved = self._moves.of_middle(self._stages.mean_share)
         forward, *again = (self._stages.part("middle", *d).busy for d in (("forward",), *backward))
-        return self._communication(moved, forward, *again)
+        layer = self._stages.layer_busy
+        return self._communication(moved, Compute(forward, self._constants, layer, layer), *again)
 
     def _communication(
-        self, moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None
+        self, moved: Traffic, forward: Compute, inputs: Array, weight: Array | None = None
     ) -> Communication:
         beside = Compute(inputs, self._constants)
         apart = beside if weight is None else Compute(weight, self._constants)
-        passes = Passes(Compute(forward, self._constants), beside, apart)
+        passes = Passes(forward, beside, apart)
         return Communication(moved, passes, self._plans, self._constants)
 
 
