@@ -13,15 +13,12 @@ from flopcast.simulator.plan import Plans
 class Compute:
     """The computation of one pass, with the shares of it that links carry data meanwhile.
 
-    ``closing``: what of it, a layer in each model chunk and in the last one ``closing_last``, has no later layer whose
-    gather it could hide.
+    ``layer``: seconds of one of its layers; ``end``: of what stands at the end that the head is at, which is the head
+    itself or a layer.
     """
 
-    def __init__(
-        self, seconds: Array, constants: Constants, closing: Array | None = None, closing_last: Array | None = None
-    ) -> None:
-        self.seconds = seconds
-        self.closing, self.closing_last = closing, closing_last
+    def __init__(self, seconds: Array, constants: Constants, layer: Array, end: Array) -> None:
+        self.seconds, self.layer, self.end = seconds, layer, end
         self.nvlink = constants.nvlink_share * seconds
         self.network = constants.network_share * seconds
         self.leak = constants.overlap_leak * seconds
@@ -83,7 +80,8 @@ class Overlap:
 
     E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what goes on beside
     the computation T has the share s of NVLink or the network that the step leaves it, what is left over has all of
-    it. Without prefetch nothing is hidden, and with it no more is exposed than without.
+    it. Without prefetch nothing is hidden, and with it no more is exposed than without. ``unused``: seconds in which a
+    link has nothing to carry beside a pass's computation, in each of several passes and in one of them besides.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class Overlap:
         compute: Compute,
         prefetch: NDArray[np.int64],
         constants: Constants,
-        gathers: NDArray[np.bool_] | None = None,
+        unused: tuple[Array, Array] | None = None,
     ) -> None:
         self.alone = self.contention = links.alone
         self._any = links.any
@@ -103,10 +101,7 @@ class Overlap:
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
         self._beside, self._most = constants.overlap_leak * beside, compute.leak
         self.contention = np.minimum(self._beside, self._most)
-        self._closing: tuple[Array, Array] | None = None
-        if gathers is not None and compute.closing is not None and compute.closing_last is not None:
-            share = np.where(links.inside > links.between, constants.nvlink_share, constants.network_share) * gathers
-            self._closing = share * compute.closing, share * (compute.closing_last - compute.closing)
+        self._unused = unused
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
         self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
@@ -119,8 +114,8 @@ class Overlap:
             return self.alone
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
         left = self._left + self._ends + self._unhidden
-        if self._closing is not None:
-            left = left + num_passes * self._closing[0] + self._closing[1]
+        if self._unused is not None:
+            left = left + num_passes * self._unused[0] + self._unused[1]
         overlapped = np.maximum(left, ends) + self.slowed(num_passes)
         return np.asarray(np.minimum(overlapped, self.alone))
 
@@ -224,27 +219,45 @@ class Communication:
             links: Links,
             compute: Compute,
             prefetch: NDArray[np.int64] = plans.prefetch,
-            gathers: NDArray[np.bool_] | None = None,
+            unused: tuple[Array, Array] | None = None,
         ) -> Overlap:
             key = (id(links), id(compute))
             if key not in known:
-                known[key] = Overlap(links, compute, prefetch, constants, gathers)
+                known[key] = Overlap(links, compute, prefetch, constants, unused)
             return known[key]
 
         # What only the update has changed may have to be there before anything starts.
         opening = np.where(plans.overlap_update | self._sharded, plans.prefetch, 0)
 
         backward = traffic.backward
-        sharded = self._sharded if np.any(self._sharded) else None
-        self._first = overlap(traffic.first, passes.forward, opening, sharded)
-        self._later = overlap(traffic.later, passes.forward, gathers=sharded)
+
+        def unused(compute: Compute, links: Links, *apart: Links) -> tuple[Array, Array] | None:
+            """The layer at one end of a pass hides no gather, that at the other no reduction.
+
+            What only one of them is beside, ``apart`` holds.
+            """
+            if not np.any(self._sharded):
+                return None
+            share = np.where(links.inside > links.between, constants.nvlink_share, constants.network_share)
+            layer = share * compute.layer
+            part = compute.layer / compute.seconds
+            each = (
+                sum((np.maximum(layer - other.alone * part, 0.0) for other in apart), plans.zeros) if apart else layer
+            )
+            return self._sharded * each, self._sharded * share * (compute.end - compute.layer)
+
+        forward = passes.forward
+        self._first = overlap(traffic.first, forward, opening, unused(forward, traffic.first))
+        self._later = overlap(traffic.later, forward, unused=unused(forward, traffic.later))
         self._backward = overlap(backward, passes.inputs)
         self._reductions = self._all = overlap(traffic.reduce, passes.weight)
         self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)
         if not passes.apart:
             both = backward + traffic.reduce
             last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
-            self._all, self._all_last = overlap(both, passes.inputs), overlap(last, passes.inputs)
+            self._all = overlap(both, passes.inputs, unused=unused(passes.inputs, both, backward, traffic.reduce))
+            # What follows a reduction, on another link, runs on beside all layers.
+            self._all_last = overlap(last, passes.inputs)
 
     def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
         """What the stage itself waits for in a pass of so many model chunks."""

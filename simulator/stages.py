@@ -83,10 +83,9 @@ class Stages:
         last, first = (forward.busy + backward.busy for forward, backward in self.ends)
         self.head_paces = last > first
 
-    @cached_property
-    def layer_busy(self) -> Array:
-        """Seconds of a layer's forward pass, the average one's."""
-        return self.part("middle", "forward").busy / self._fullest
+    def layer_busy(self, *directions: str) -> Array:
+        """Seconds of one direction of a pass through a layer, the average one."""
+        return np.asarray(self.part("middle", *directions).busy / self._fullest)
 
     def layers(self, num_chunks: NDArray[np.int64] | int) -> Layers:
         """How the layers lie on the stages, each of so many model chunks."""

@@ -221,28 +221,24 @@ class _Schedules:
 
     def _own(self, *backward: tuple[str, ...]) -> dict[str, Communication]:
         """On the first and the last stage, whose backward consists of one part or two."""
-        stages, found = self._stages, {}
-        for end, moved in self._traffic.items():
-            forward, *again = (stages.part(end, *d).busy for d in (("forward",), *backward))
-            layer, head = stages.layer_busy, stages.part("head", "forward").busy
-            last = head if end == "last" else np.where(self._plans.pp > 1, layer, head)
-            found[end] = self._communication(moved, Compute(forward, self._constants, layer, last), *again)
-        return found
+        return {end: self._communication(end, moved, *backward) for end, moved in self._traffic.items()}
 
     def _others(self, *backward: tuple[str, ...]) -> Communication:
-        """On a stage between the first and the last, whose backward consists of one part or two."""
-        moved = self._moves.of_middle(self._stages.mean_share)
-        forward, *again = (self._stages.part("middle", *d).busy for d in (("forward",), *backward))
-        layer = self._stages.layer_busy
-        return self._communication(moved, Compute(forward, self._constants, layer, layer), *again)
+        """On a stage between the first and the last."""
+        return self._communication("middle", self._moves.of_middle(self._stages.mean_share), *backward)
 
-    def _communication(
-        self, moved: Traffic, forward: Compute, inputs: Array, weight: Array | None = None
-    ) -> Communication:
-        beside = Compute(inputs, self._constants)
-        apart = beside if weight is None else Compute(weight, self._constants)
-        passes = Passes(forward, beside, apart)
-        return Communication(moved, passes, self._plans, self._constants)
+    def _communication(self, stage: str, moved: Traffic, *backward: tuple[str, ...]) -> Communication:
+        stages = self._stages
+
+        def compute(*directions: str) -> Compute:
+            layer = end = stages.layer_busy(*directions)
+            if stage != "middle":
+                head = stages.part("head", *directions).busy
+                end = head if stage == "last" else np.where(self._plans.pp > 1, layer, head)
+            return Compute(stages.part(stage, *directions).busy, self._constants, layer, end)
+
+        again = [compute(*directions) for directions in backward]
+        return Communication(moved, Passes(compute("forward"), again[0], again[-1]), self._plans, self._constants)
 
 
 def _interleaved_of(plans: Plans) -> Plans:
