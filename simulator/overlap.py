@@ -1,6 +1,8 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +92,7 @@ class Overlap:
         compute: Compute,
         prefetch: NDArray[np.int64],
         constants: Constants,
-        unused: tuple[Array, Array] | None = None,
+        unused: Callable[[], tuple[Array, Array]] | None = None,
     ) -> None:
         self.alone = self.contention = links.alone
         self._any = links.any
@@ -115,7 +117,8 @@ class Overlap:
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
         left = self._left + self._ends + self._unhidden
         if self._unused is not None:
-            left = left + num_passes * self._unused[0] + self._unused[1]
+            each, once = self._unused()
+            left = left + (num_passes * each + once)
         overlapped = np.maximum(left, ends) + self.slowed(num_passes)
         return np.asarray(np.minimum(overlapped, self.alone))
 
@@ -219,7 +222,7 @@ class Communication:
             links: Links,
             compute: Compute,
             prefetch: NDArray[np.int64] = plans.prefetch,
-            unused: tuple[Array, Array] | None = None,
+            unused: Callable[[], tuple[Array, Array]] | None = None,
         ) -> Overlap:
             key = (id(links), id(compute))
             if key not in known:
@@ -231,31 +234,32 @@ class Communication:
 
         backward = traffic.backward
 
-        def unused(compute: Compute, links: Links, *apart: Links) -> tuple[Array, Array] | None:
+        def unused(compute: Compute, links: Links, *apart: Links) -> tuple[Array, Array]:
             """The layer at one end of a pass hides no gather, that at the other no reduction.
 
             What only one of them is beside, ``apart`` holds.
             """
-            if not np.any(self._sharded):
-                return None
             share = np.where(links.inside > links.between, constants.nvlink_share, constants.network_share)
-            layer = share * compute.layer
-            part = compute.layer / compute.seconds
-            each = (
-                sum((np.maximum(layer - other.alone * part, 0.0) for other in apart), plans.zeros) if apart else layer
-            )
-            return self._sharded * each, self._sharded * share * (compute.end - compute.layer)
+            share = share * self._sharded
+            layer = each = share * compute.layer
+            if apart:
+                part = compute.layer / compute.seconds
+                each = sum((np.maximum(layer - other.alone * part, 0.0) for other in apart), plans.zeros)
+            return each, share * (compute.end - compute.layer)
+
+        def of_sharded(compute: Compute, links: Links, *apart: Links) -> Callable[[], tuple[Array, Array]] | None:
+            return partial(unused, compute, links, *apart) if np.any(self._sharded) else None
 
         forward = passes.forward
-        self._first = overlap(traffic.first, forward, opening, unused(forward, traffic.first))
-        self._later = overlap(traffic.later, forward, unused=unused(forward, traffic.later))
+        self._first = overlap(traffic.first, forward, opening, of_sharded(forward, traffic.first))
+        self._later = overlap(traffic.later, forward, unused=of_sharded(forward, traffic.later))
         self._backward = overlap(backward, passes.inputs)
         self._reductions = self._all = overlap(traffic.reduce, passes.weight)
         self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)
         if not passes.apart:
             both = backward + traffic.reduce
             last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
-            self._all = overlap(both, passes.inputs, unused=unused(passes.inputs, both, backward, traffic.reduce))
+            self._all = overlap(both, passes.inputs, unused=of_sharded(passes.inputs, both, backward, traffic.reduce))
             # What follows a reduction, on another link, runs on beside all layers.
             self._all_last = overlap(last, passes.inputs)
 

@@ -60,14 +60,14 @@ class Layers:
 class Pipeline:
     """The p stages of each plan: the ``first``, those like ``middle`` and ``short`` between, and the ``last``.
 
-    ``head``: seconds of ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the start of the
-    next stage's, beside what the sender waits. ``passing``: what gathers and reductions hold a micro-batch up
-    on a stage that waits for it.
+    ``short`` is None where no plan has such a stage. ``head``: seconds of ``last`` beyond its layers. ``latency``:
+    seconds from the end of a pass to the start of the next stage's, beside what the sender waits. ``passing``: what
+    gathers and reductions hold a micro-batch up on a stage that waits for it.
     """
 
     first: Stage
     middle: Stage
-    short: Stage
+    short: Stage | None
     last: Stage
     layers: Layers
     head: Array
@@ -76,8 +76,10 @@ class Pipeline:
 
     def between(self, way: str) -> Array:
         """Seconds of one micro-batch on all stages between the first and the last: "forward", "backward" or "way"."""
-        of_full, of_short = getattr(self.middle, way), getattr(self.short, way)
-        return np.asarray(self.layers.num_full * of_full + self.layers.num_short * of_short)
+        of_full = self.layers.num_full * getattr(self.middle, way)
+        if self.short is None:
+            return np.asarray(of_full)
+        return np.asarray(of_full + self.layers.num_short * getattr(self.short, way))
 
 
 def _forward(stage: Stage) -> Array:
@@ -154,7 +156,9 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
         return opened + np.maximum(waits.reduce_last, passing.last + up + closing)
 
     full = pipeline.layers.num_full
-    after_middle = pipeline.layers.num_short * pipeline.short.way + last.way
+    after_middle = last.way
+    if pipeline.short is not None:
+        after_middle = after_middle + pipeline.layers.num_short * pipeline.short.way
     after_first = pipeline.between("way") + last.way
     to_middle = [getattr(first, way) + (full - 1) * getattr(middle, way) for way in ("forward", "backward")]
     to_last = [getattr(first, way) + pipeline.between(way) for way in ("forward", "backward")]

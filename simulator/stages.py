@@ -131,9 +131,10 @@ class Stages:
         num_chunks: NDArray[np.int64] | int,
         split: bool,
         waits: dict[str, Waits],
-    ) -> tuple[Stage, Stage, Stage, Stage]:
+    ) -> tuple[Stage, Stage, Stage | None, Stage]:
         """The first, a full, a short and the last stage of a pipeline, with the sends that each waits out.
 
+        The short one is None where no plan has such a stage.
         ``forth`` and ``back``: seconds that one takes of the sender, to the next stage and to the one before.
         ``waits``: the first's and the last's for gathers and reductions; one between is taken to wait as the first.
         """
@@ -150,7 +151,9 @@ class Stages:
         return (
             stage("first", more * forth, once * back),
             stage("middle", more * forth, more * back),
-            stage("middle", more * forth, more * back, (self._fullest - 1) / self._fullest),
+            stage("middle", more * forth, more * back, (self._fullest - 1) / self._fullest)
+            if np.any(self._num_short)
+            else None,
             stage("last", once * forth, more * back),
         )
 
