@@ -259,9 +259,12 @@ class Communication:
         if not passes.apart:
             both = backward + traffic.reduce
             last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
-            self._all = overlap(both, passes.inputs, unused=of_sharded(passes.inputs, both, backward, traffic.reduce))
-            # What follows a reduction, on another link, runs on beside all layers.
-            self._all_last = overlap(last, passes.inputs)
+            idle = of_sharded(passes.inputs, both, backward, traffic.reduce)
+            self._all = self._all_last = overlap(both, passes.inputs, unused=idle)
+            if last is not both:
+                # What follows a reduction, on another link, runs on beside all layers.
+                nothing_more = traffic.reduce_last.alone == traffic.reduce.alone
+                self._all_last = overlap(last, passes.inputs, unused=idle and partial(_where, nothing_more, idle))
 
     def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
         """What the stage itself waits for in a pass of so many model chunks."""
@@ -293,3 +296,8 @@ class Communication:
 
     def _if_sharded(self, held_up: Array, else_: Array | float) -> Array:
         return held_up if np.all(self._sharded) else np.where(self._sharded, held_up, else_)
+
+
+def _where(condition: NDArray[np.bool_], unused: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+    each, once = unused()
+    return condition * each, condition * once
