@@ -40,6 +40,11 @@ LABELS = {
 }
 CHARACTERS_OF_BAR = 40
 MOST_CLASSES = 8
+STEPS_BY = {
+    "profiler": "The ratio is simulated over measured. A collective lasts from when the rank comes to it.",
+    "optimizer": "The ratio is simulated over measured. Steps are counted by the optimizer's updates.",
+    "nothing": "The ratio is simulated over measured. The trace marks no steps (profiler.step()): it is taken as one.",
+}
 
 
 def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> dict[str, Any]:
@@ -79,7 +84,11 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         f"{timeline.step_s:.3f} s per step",
         style="bold",
     )
-    groups = "".join(f", {name} {size}" for name, size in (("tp", plan.tp), ("ep", plan.ep)) if size > 1)
+    groups = "".join(
+        f", {name} {size}" for name, size in (("tp", plan.tp), ("ep", plan.ep), ("pp", plan.pp)) if size > 1
+    )
+    if plan.pp > 1:
+        groups += f", {plan.schedule}" + (f" with {plan.virtual_pp} chunks a stage" if plan.virtual_pp > 1 else "")
     yield Text(
         f"micro-batch {plan.micro_batch} x {plan.grad_accum} passes of {plan.seq_len:,} tokens, recompute "
         f"{plan.recompute}{groups}"
@@ -100,8 +109,10 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
     yield Text("\nWhat the GPU is busy with, from its first kernel to its last", style="bold")
     yield _classes(timeline)
     if comparison is not None:
-        yield Text(f"\nBeside {comparison.path}, {comparison.num_steps} steps, per step", style="bold")
+        steps = "1 step" if comparison.num_steps == 1 else f"{comparison.num_steps} steps, per step"
+        yield Text(f"\nBeside {comparison.path}, {steps}", style="bold")
         yield _comparison(comparison)
+        yield Text(STEPS_BY[comparison.steps_by])
 
 
 def _waterfall(timeline: Timeline) -> Table:
@@ -126,21 +137,24 @@ def _collectives(timeline: Timeline) -> Table:
 
 
 def _classes(timeline: Timeline) -> Table:
-    table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "of communication\nbeside computation, %")
+    table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "communication\noverlapped, %")
     found = streams(timeline)
-    for row in found[:MOST_CLASSES]:
+    shown = found if len(found) <= MOST_CLASSES else sorted(found, key=lambda row: -row.compute)[:MOST_CLASSES]
+    for row in shown:
         alike = f"rank {row.rank}" + (f" and {row.num_ranks - 1} like it" if row.num_ranks > 1 else "")
+        alike += f", stage {row.stage}" if timeline.plan.pp > 1 else ""
+        alike += f", speed {row.speed:g}" if row.speed < 1 else ""
         shares = (row.compute, row.communication, row.idle, row.overlap)
         table.add_row(alike, *(f"{100 * share:.1f}" for share in shares))
     if len(found) > MOST_CLASSES:
-        table.add_row(f"and {len(found) - MOST_CLASSES} more classes (--json has all)")
+        table.add_row(f"and {len(found) - MOST_CLASSES} classes that compute less")
     return table
 
 
 def _comparison(comparison: TraceComparison) -> Table:
     table = _table("operations", "simulated, s", "measured, s", "ratio")
     for row in comparison.rows:
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else "-"
+        ratio = "-" if row.ratio is None else f"{row.ratio:,.2f}" if row.ratio < 100 else f"{row.ratio:,.0f}"
         table.add_row(row.operations, f"{row.simulated_s:.4f}", f"{row.measured_s:.4f}", ratio)
     return table
 

@@ -9,7 +9,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row, best_of, forecast
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, placement
+from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, Schedule, placement
 from flopcast.simulator.plan_rules import nests
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
@@ -33,7 +33,7 @@ class Request:
     """What to compare; None is left to the comparison.
 
     ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for every strategy. ``seq_len``: tokens. ``ep``:
-    ranks that share out the experts of a mixture.
+    ranks that share out the experts of a mixture. ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one.
     """
 
     num_gpus: int
@@ -41,6 +41,9 @@ class Request:
     seq_len: int | None = None
     micro_batch: int | None = None
     ep: int | None = None
+    pp: int = 1
+    virtual_pp: int = 1
+    schedule: Schedule = "1f1b"
     recompute: Recompute | None = None
     gradient_bits: int = 32
     attention: AttentionKernel | None = None
@@ -123,11 +126,11 @@ def checked_seq_len(model: Model, seq_len: int | None) -> int:
 
 
 def _check(request: Request) -> None:
-    for name in ("tokens_per_gpu", "micro_batch", "ep"):
+    for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    for name, choices in (("recompute", CHOICES["recompute"]), ("attention", CHOICES["attention"])):
+    for name, choices in ((name, CHOICES[name]) for name in ("recompute", "attention", "schedule")):
         value = getattr(request, name)
         if value is not None and value not in choices:
             raise InputError(f"--{name} is '{value}'; choose one of {', '.join(choices)}")
@@ -139,24 +142,30 @@ def _candidates(
     strategy: str, model: Model, cluster: Cluster, request: Request, seq_len: int, tokens: int
 ) -> list[Plan]:
     """Every micro-batch, recomputation, sequence and expert parallelism that the request leaves open."""
-    fields = placement(strategy, request.num_gpus, cluster.gpus_per_node)
+    pp = request.pp
+    fields = placement(strategy, request.num_gpus, cluster.gpus_per_node, pp=pp)
     tp = int(fields["tp"])
-    if request.num_gpus % tp:
-        raise InputError(f"strategy '{strategy}': tp={tp} does not divide --gpus {request.num_gpus}")
+    ways = tp * pp
+    if request.num_gpus % ways:
+        pipeline = f" x pp={pp}" if pp > 1 else ""
+        raise InputError(f"strategy '{strategy}': tp={tp}{pipeline} does not divide --gpus {request.num_gpus}")
     for block in model.kinds:
         block.check_tensor_parallel(tp)
-    sequences, rest = divmod(tokens * tp, seq_len)
+    sequences, rest = divmod(tokens * ways, seq_len)
     if rest or not sequences:
         raise InputError(
-            f"--tokens-per-gpu is {tokens}: {tokens * tp} per data-parallel rank is not a whole number of sequences of "
-            f"{seq_len}; use a multiple of {-(-seq_len // tp)}"
+            f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
+            f"of {seq_len}; use a multiple of {-(-seq_len // ways)}"
         )
     micro_batches = [request.micro_batch] if request.micro_batch else [b for b in MICRO_BATCHES if sequences % b == 0]
     if sequences % micro_batches[0]:
         raise InputError(
             f"--micro-batch is {request.micro_batch}: it does not divide the {sequences} sequences per data-parallel "
-            f"rank and step ({tokens} tokens per GPU x {tp} / {seq_len}); choose a divisor"
+            f"rank and step ({tokens} tokens per GPU x {ways} / {seq_len}); choose a divisor"
         )
+    if request.schedule == "interleaved" and not request.micro_batch:
+        # It runs micro-batches by as many as there are stages; where none will do, the plan says so.
+        micro_batches = [b for b in micro_batches if sequences // b % pp == 0] or micro_batches
     recomputes = [request.recompute] if request.recompute else list(CHOICES["recompute"])
     attention = request.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     return [
@@ -166,6 +175,8 @@ def _candidates(
             micro_batch=micro_batch,
             grad_accum=sequences // micro_batch,
             ep=ep,
+            virtual_pp=request.virtual_pp,
+            schedule=request.schedule,
             recompute=recompute,  # type: ignore[arg-type]
             sequence_parallel=sequence_parallel,
             gradient_bits=request.gradient_bits,
@@ -187,7 +198,7 @@ def _expert_parallel_sizes(model: Model, fields: dict[str, int | str], asked: in
     """What is asked for, else every number of ranks that experts, ranks and shards divide by."""
     if asked:
         return [asked]
-    ranks = int(fields["num_gpus"]) // int(fields["tp"])
+    ranks = int(fields["num_gpus"]) // (int(fields["tp"]) * int(fields["pp"]))
     shards = [int(fields[f"{name}_shard"]) for name in ("parameter", "gradient", "optimizer")]
     most = math.gcd(model.num_experts, ranks) if model.num_experts else 1
     sizes = [ep for ep in range(1, most + 1) if most % ep == 0]

@@ -1,6 +1,8 @@
 """What of a pass's communication its computation hides, and what running side by side costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,14 @@ from flopcast.simulator.plan import Plans
 
 
 class Compute:
-    """The computation of one pass, with the shares of it that links carry data meanwhile."""
+    """The computation of one pass, with the shares of it that links carry data meanwhile.
 
-    def __init__(self, seconds: Array, constants: Constants) -> None:
-        self.seconds = seconds
+    ``layer``: seconds of one of its layers; ``end``: of what stands at the end that the head is at, which is the head
+    itself or a layer.
+    """
+
+    def __init__(self, seconds: Array, constants: Constants, layer: Array, end: Array) -> None:
+        self.seconds, self.layer, self.end = seconds, layer, end
         self.nvlink = constants.nvlink_share * seconds
         self.network = constants.network_share * seconds
         self.leak = constants.overlap_leak * seconds
@@ -59,7 +65,7 @@ class Links:
         links.end_inside, links.end_between = self.end_inside * at_end, self.end_between * at_end
         return links
 
-    def of_root(self, at_end: NDArray[np.bool_]) -> "Links":
+    def of_root(self, at_end: NDArray[np.bool_] | bool) -> "Links":
         """The same as the root's."""
         links = self.of_layers(1.0, at_end)
         links.root = links.end_inside + links.end_between
@@ -76,10 +82,18 @@ class Overlap:
 
     E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what goes on beside
     the computation T has the share s of NVLink or the network that the step leaves it, what is left over has all of
-    it. Without prefetch nothing is hidden, and with it no more is exposed than without.
+    it. Without prefetch nothing is hidden, and with it no more is exposed than without. ``unused``: seconds in which a
+    link has nothing to carry beside a pass's computation, in each of several passes and in one of them besides.
     """
 
-    def __init__(self, links: Links, compute: Compute, prefetch: NDArray[np.int64], constants: Constants) -> None:
+    def __init__(
+        self,
+        links: Links,
+        compute: Compute,
+        prefetch: NDArray[np.int64],
+        constants: Constants,
+        unused: Callable[[], tuple[Array, Array]] | None = None,
+    ) -> None:
         self.alone = self.contention = links.alone
         self._any = links.any
         if not links.any:
@@ -89,6 +103,7 @@ class Overlap:
         beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
         self._beside, self._most = constants.overlap_leak * beside, compute.leak
         self.contention = np.minimum(self._beside, self._most)
+        self._unused = unused
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
         self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
@@ -100,7 +115,11 @@ class Overlap:
         if not self._any:
             return self.alone
         ends = self._ends if isinstance(num_passes, int) else self._root + (self._ends - self._root) * num_passes
-        overlapped = np.maximum(self._left + self._ends + self._unhidden, ends) + self.slowed(num_passes)
+        left = self._left + self._ends + self._unhidden
+        if self._unused is not None:
+            each, once = self._unused()
+            left = left + (num_passes * each + once)
+        overlapped = np.maximum(left, ends) + self.slowed(num_passes)
         return np.asarray(np.minimum(overlapped, self.alone))
 
     def slowed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
@@ -139,6 +158,16 @@ class Waits:
     reduce: Array
     reduce_last: Array
     apart: bool
+
+    @property
+    def further(self) -> Array:
+        """Those of every micro-batch but the step's first forward and last backward."""
+        return np.asarray(self.later + self.backward + self.reduce)
+
+    def of(self, num_micro_batches: NDArray[np.int64]) -> Array:
+        """Those of a step of so many micro-batches."""
+        once = self.first + self.backward + self.reduce_last
+        return once if np.all(num_micro_batches == 1) else np.asarray(once + (num_micro_batches - 1) * self.further)
 
 
 @dataclass(frozen=True)
@@ -195,25 +224,53 @@ class Communication:
 
         known: dict[tuple[int, int], Overlap] = {}
 
-        def overlap(links: Links, compute: Compute, prefetch: NDArray[np.int64] = plans.prefetch) -> Overlap:
+        def overlap(
+            links: Links,
+            compute: Compute,
+            prefetch: NDArray[np.int64] = plans.prefetch,
+            unused: Callable[[], tuple[Array, Array]] | None = None,
+        ) -> Overlap:
             key = (id(links), id(compute))
             if key not in known:
-                known[key] = Overlap(links, compute, prefetch, constants)
+                known[key] = Overlap(links, compute, prefetch, constants, unused)
             return known[key]
 
         # What only the update has changed may have to be there before anything starts.
         opening = np.where(plans.overlap_update | self._sharded, plans.prefetch, 0)
 
         backward = traffic.backward
-        self._first = overlap(traffic.first, passes.forward, opening)
-        self._later = overlap(traffic.later, passes.forward)
+
+        def unused(compute: Compute, links: Links, *apart: Links) -> tuple[Array, Array]:
+            """The layer at one end of a pass hides no gather, that at the other no reduction.
+
+            What only one of them is beside, ``apart`` holds.
+            """
+            share = np.where(links.inside > links.between, constants.nvlink_share, constants.network_share)
+            share = share * self._sharded
+            layer = each = share * compute.layer
+            if apart:
+                part = compute.layer / compute.seconds
+                each = sum((np.maximum(layer - other.alone * part, 0.0) for other in apart), plans.zeros)
+            return each, share * (compute.end - compute.layer)
+
+        def of_sharded(compute: Compute, links: Links, *apart: Links) -> Callable[[], tuple[Array, Array]] | None:
+            return partial(unused, compute, links, *apart) if np.any(self._sharded) else None
+
+        forward = passes.forward
+        self._first = overlap(traffic.first, forward, opening, of_sharded(forward, traffic.first))
+        self._later = overlap(traffic.later, forward, unused=of_sharded(forward, traffic.later))
         self._backward = overlap(backward, passes.inputs)
         self._reductions = self._all = overlap(traffic.reduce, passes.weight)
         self._reductions_last = self._all_last = overlap(traffic.reduce_last, passes.weight)
         if not passes.apart:
             both = backward + traffic.reduce
             last = both if traffic.reduce_last is traffic.reduce else backward + traffic.reduce_last
-            self._all, self._all_last = overlap(both, passes.inputs), overlap(last, passes.inputs)
+            idle = of_sharded(passes.inputs, both, backward, traffic.reduce)
+            self._all = self._all_last = overlap(both, passes.inputs, unused=idle)
+            if last is not both:
+                # What follows a reduction, on another link, runs on beside all layers.
+                nothing_more = traffic.reduce_last.alone == traffic.reduce.alone
+                self._all_last = overlap(last, passes.inputs, unused=idle and partial(_where, nothing_more, idle))
 
     def waits(self, num_chunks: NDArray[np.int64] | int) -> Waits:
         """What the stage itself waits for in a pass of so many model chunks."""
@@ -245,3 +302,8 @@ class Communication:
 
     def _if_sharded(self, held_up: Array, else_: Array | float) -> Array:
         return held_up if np.all(self._sharded) else np.where(self._sharded, held_up, else_)
+
+
+def _where(condition: NDArray[np.bool_], unused: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+    each, once = unused()
+    return condition * each, condition * once

@@ -23,11 +23,13 @@ class Stage:
     """Seconds of one micro-batch on one stage, what it waits out of its sends included.
 
     Zero bubble runs ``weight``, the gradients of the weights, apart; elsewhere it is 0 and ``backward`` the whole.
+    ``waits``: what it waits besides for gathers and reductions where they do not fall into a wait for a micro-batch.
     """
 
     forward: Array
     backward: Array
     weight: Array
+    waits: Waits
 
     @property
     def way(self) -> Array:
@@ -39,54 +41,73 @@ class Stage:
 class Layers:
     """How the layers lie on the p stages of each plan.
 
-    ``num_full`` stages between the first and the last have as many as the first, ``num_short`` of them ``short`` of
-    it; ``num_longer`` stages in all have one more than the last. ``first_chunk``, ``last_chunk``: what of a full
-    stage's layers the first and the last of its v model chunks have.
+    ``num_full`` stages between the first and the last have as many as the first, ``num_short`` of them one less.
+    ``first_chunk``, ``last_chunk``: what of a full stage's layers the first and the last of its v model chunks
+    have. ``longer``: by so many full stages' layers one round of chunks, not the last, is longer before the last stage
+    than on it. ``uneven``: of whole rounds, some of which have a layer more than others, what every further p
+    micro-batches wait for, in full stages' layers.
     """
 
     num_full: NDArray[np.int64]
     num_short: NDArray[np.int64]
-    short: Array
-    num_longer: NDArray[np.int64]
     first_chunk: Array
     last_chunk: Array
-
-    @property
-    def between(self) -> Array:
-        """The stages between the first and the last, counted in full ones."""
-        return np.asarray(self.num_full + self.short * self.num_short)
+    longer: Array
+    uneven: Array
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The p stages of each plan: the ``first``, one like ``middle`` for each full one between, and the ``last``.
+    """The p stages of each plan: the ``first``, those like ``middle`` and ``short`` between, and the ``last``.
 
-    ``head``: seconds of ``last`` beyond its layers. ``latency``: seconds from the end of a pass to the start of the
-    next stage's, beside what the sender waits. ``waits``: for gathers and reductions, on the stage that sets the pace;
-    ``passing``: on another, that waits for the micro-batch.
+    ``short`` is None where no plan has such a stage. ``head``: seconds of ``last`` beyond its layers. ``latency``:
+    seconds from the end of a pass to the start of the next stage's, beside what the sender waits. ``passing``: what
+    gathers and reductions hold a micro-batch up on a stage that waits for it.
     """
 
     first: Stage
     middle: Stage
+    short: Stage | None
     last: Stage
     layers: Layers
     head: Array
     latency: Array
-    waits: Waits
     passing: Passing
+
+    def between(self, way: str) -> Array:
+        """Seconds of one micro-batch on all stages between the first and the last: "forward", "backward" or "way"."""
+        of_full = self.layers.num_full * getattr(self.middle, way)
+        if self.short is None:
+            return np.asarray(of_full)
+        return np.asarray(of_full + self.layers.num_short * getattr(self.short, way))
+
+
+def _forward(stage: Stage) -> Array:
+    """Seconds of any forward pass but the step's first, its waits included."""
+    return stage.forward + stage.waits.later
+
+
+def _backward(stage: Stage) -> Array:
+    """Seconds of any backward pass but the step's last, its waits included."""
+    return stage.backward + stage.waits.backward + stage.waits.reduce
 
 
 def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     """The sum of F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
     first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     full = pipeline.layers.num_full > 0
-    slowest = [
-        largest([getattr(first, way), getattr(last, way), np.where(full, getattr(middle, way), 0.0)])
-        for way in ("forward", "backward")
-    ]
-    once = first.way + pipeline.layers.between * middle.way + last.way
-    busy = once + (plans.grad_accum - 1) * (slowest[0] + slowest[1])
-    return np.asarray(busy + (plans.pp - 1) * (pipeline.passing.first + pipeline.passing.last))
+    slowest = [np.maximum(of(first), of(last)) for of in (_forward, _backward)]
+    forward, backward = (
+        np.where(full, np.maximum(longest, of(middle)), longest)
+        for longest, of in zip(slowest, (_forward, _backward), strict=True)
+    )
+    down, up = (getattr(first, way) + pipeline.between(way) for way in ("forward", "backward"))
+    down = down + (plans.pp - 1) * pipeline.passing.first
+    up = up + (plans.pp - 1) * pipeline.passing.last
+    opening = np.maximum(first.waits.first, last.waits.first - down)
+    closing = np.maximum(first.waits.reduce_last, last.waits.reduce_last - up)
+    ends = opening + np.maximum(first.waits.backward, last.waits.backward) + closing
+    return np.asarray(down + last.way + up + (plans.grad_accum - 1) * (forward + backward) + ends)
 
 
 def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
@@ -98,38 +119,53 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     min(m, q+1) W left, which the way up to the first stage and its one W may outlast. Even stages with F, B > W:
     m (F+B+W) + (p-1) (F+B-W).
     """
-    first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
+    first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     p, m, passing = plans.pp, plans.grad_accum, pipeline.passing
-    reduce = waits.reduce
-    own_backward, own_weight = (waits.backward, reduce) if waits.apart else (waits.backward + reduce, plans.zeros)
     going, coming = passing.first + passing.back, passing.later + passing.last
 
     def along(stage: Stage, index: NDArray[np.int64] | Array, behind: Array) -> Array:
         """All micro-batches on stage ``index``, and the way of the first and the last through those behind it."""
-        forward, backward = stage.forward + waits.later, stage.backward + own_backward
-        weight = stage.weight + own_weight
+        waits = stage.waits
+        forward, backward = stage.forward + waits.later, stage.backward + waits.backward
+        weight = stage.weight
+        if waits.apart:
+            weight = weight + waits.reduce
+        else:
+            backward = backward + waits.reduce
         num_behind = p - 1 - index
         n = np.minimum(num_behind, m - 1)
         put_off = np.clip(m - 1 - index, 0, n) * weight
         first_away = np.maximum(behind + num_behind * going - n * forward, 0.0)
         last_away = np.maximum(behind + num_behind * coming - n * backward - put_off, 0.0)
         both = np.where(m - 1 > num_behind, first_away + last_away, np.maximum(first_away, last_away))
-        return m * (stage.forward + stage.backward + stage.weight) + both
+        own = m * (stage.forward + stage.backward + stage.weight) + waits.backward
+        return (own if np.all(m == 1) else own + (m - 1) * waits.further) + both
 
     def ways(stage: Stage, index: NDArray[np.int64] | Array, down: Array, up: Array) -> Array:
-        """To that stage and from it back to the first, or as long as its own weights' gradients take."""
-        left = np.minimum(m, index + 1) * (stage.weight + own_weight)
-        up = up + index * passing.last + first.weight + own_weight
-        return down + index * passing.first + np.maximum(up - left, 0.0)
+        """To that stage and from it back to the first, or as long as its own gradients take.
 
-    after_middle = pipeline.layers.short * pipeline.layers.num_short * middle.way + last.way
-    after_first = pipeline.layers.between * middle.way + last.way
-    full, between = pipeline.layers.num_full, pipeline.layers.between
+        What opens the stage's first pass, and what closes its last one, may be over meanwhile.
+        """
+        waits = stage.waits
+        down, up = down + index * passing.first, up + index * passing.last
+        opened = np.maximum(down + first.waits.first, waits.first)
+        if waits.apart:
+            left = np.minimum(m, index + 1) * (stage.weight + waits.reduce)
+            return opened + waits.reduce_last + np.maximum(up + first.weight + first.waits.reduce - left, 0.0)
+        closing = np.maximum(first.waits.reduce_last - passing.last, 0.0)
+        return opened + np.maximum(waits.reduce_last, passing.last + up + closing)
+
+    full = pipeline.layers.num_full
+    after_middle = last.way
+    if pipeline.short is not None:
+        after_middle = after_middle + pipeline.layers.num_short * pipeline.short.way
+    after_first = pipeline.between("way") + last.way
     to_middle = [getattr(first, way) + (full - 1) * getattr(middle, way) for way in ("forward", "backward")]
-    to_last = [getattr(first, way) + between * getattr(middle, way) for way in ("forward", "backward")]
+    to_last = [getattr(first, way) + pipeline.between(way) for way in ("forward", "backward")]
     by_middle = np.asarray(along(middle, full, after_middle) + ways(middle, full, *to_middle))
     by_last = along(last, p - 1, 0.0 * last.forward) + ways(last, p - 1, *to_last)
-    return largest([along(first, 0 * p, after_first), np.where(full > 0, by_middle, 0.0), by_last])
+    by_first = along(first, 0 * p, after_first) + first.waits.first + first.waits.reduce_last
+    return largest([by_first, np.where(full > 0, by_middle, 0.0), by_last])
 
 
 def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
@@ -138,11 +174,10 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     Before and after the steady state a micro-batch goes round all stages v - 1 times, p passes of one chunk or p sends'
     latency longer. Even stages: m (F+B) + (p-1) (F+B) / v.
     """
-    first, middle, last, waits = pipeline.first, pipeline.middle, pipeline.last, pipeline.waits
+    first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
     latency, passing = pipeline.latency, pipeline.passing
     hops = passing.first + passing.last
-    backward = waits.backward + waits.reduce
     embedding = first.way - middle.way
 
     def to(index: NDArray[np.int64] | Array) -> Array:
@@ -158,23 +193,30 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
         )
         # So many passes of the warm-up remain when the first micro-batch comes to the last chunk.
         n = np.minimum(2 * num_behind, (m - p) * v + p - 1) / v
+        waits = stage.waits
         going = np.maximum(away - n * (stage.forward + waits.later), 0.0)
-        coming = np.maximum(away - n * (stage.backward + backward), 0.0)
+        coming = np.maximum(away - n * (stage.backward + waits.backward + waits.reduce), 0.0)
         return np.asarray(np.where(m > p, going + coming, np.maximum(going, coming)))
 
-    by_first = m * first.way + behind(plans.zeros, first)
-    full = pipeline.layers.num_full
-    by_middle = np.where(full > 0, to(full) + m * middle.way + behind(full, middle), 0.0)
+    waits = last.waits
     forth = passing.first - waits.later - np.maximum(waits.first - waits.later, 0.0) / p
-    back = passing.last - backward - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
+    back = passing.last - waits.backward - waits.reduce - np.maximum(waits.reduce_last - waits.reduce, 0.0) / p
     rounds = np.maximum(forth + v * latency, 0.0) + np.maximum(back + v * latency, 0.0)
-    # One round of chunks passes the longer stages' extra layers, which the last stage does not have.
-    extra = pipeline.layers.num_longer * (1 - pipeline.layers.short) * middle.way
-    by_last = to(p - 1) + (v - 1) * p / v * rounds + extra + m * last.way
+
+    by_first = m * first.way + first.waits.of(m) + behind(plans.zeros, first)
+    full = pipeline.layers.num_full
+    steady = m * middle.way + middle.waits.of(m)
+    by_middle = np.where(full > 0, to(full) + steady + behind(full, middle), 0.0)
+    on_last = m * last.way + waits.of(m)
+    if np.any(pipeline.layers.uneven):
+        again = np.maximum(m / p - 1.5, 0.0) * pipeline.layers.uneven * middle.way
+        on_last = np.where(again > 0, np.maximum(on_last, steady + again), on_last)
+    longer = pipeline.layers.longer * (middle.way + middle.waits.further)
+    by_last = to(p - 1) + (v - 1) * p / v * rounds + longer + on_last
     return np.asarray(np.maximum(np.maximum(by_first, by_middle), by_last))
 
 
-# Seconds from the first forward to the last backward, beside what the stage that sets the pace waits for all along.
+# Seconds from the first forward to the end of the last reduction.
 SCHEDULES: dict[str, Callable[[Pipeline, Plans], Array]] = {
     "gpipe": gpipe,
     "1f1b": one_forward_one_backward,

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +12,7 @@ from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
-from flopcast.simulator.overlap import Compute, Links, Traffic, exposed_beside
+from flopcast.simulator.overlap import Compute, Links, Traffic, Waits, exposed_beside
 from flopcast.simulator.pipeline import Layers, Stage
 from flopcast.simulator.plan import Plans
 
@@ -92,16 +93,23 @@ class Stages:
         last, first = (forward.busy + backward.busy for forward, backward in self.ends)
         self.head_paces = last > first
 
+    def layer_busy(self, *directions: str) -> Array:
+        """Seconds of one direction of a pass through a layer, the average one."""
+        return np.asarray(self.part("middle", *directions).busy / self._fullest)
+
     def layers(self, num_chunks: NDArray[np.int64] | int) -> Layers:
         """How the layers lie on the stages, each of so many model chunks."""
         number = self._pp * num_chunks
+        # The rounds of chunks before the mixed one, if there is one, have a layer more each than those after it.
+        more, mixed = self._num_layers // self._pp % num_chunks, self._num_layers % self._pp
+        stall = np.maximum(self._pp - 2 - self._num_layers // number, 0)
         return Layers(
             num_full=self._num_full,
             num_short=self._num_short,
-            short=(self._fullest - 1) / self._fullest,
-            num_longer=self._num_layers % self._pp,
             first_chunk=-(-self._num_layers // number) / self._fullest,
             last_chunk=self._num_layers // number / self._fullest,
+            longer=np.where(more < num_chunks - 1, mixed, 0) / self._fullest,
+            uneven=np.where((mixed == 0) & (more > 0), stall, 0) / self._fullest,
         )
 
     def part(self, stage: str, *directions: str) -> Part:
@@ -117,24 +125,45 @@ class Stages:
         """That of the two which sets the pace."""
         return np.where(self.head_paces, last, first)
 
-    def kinds(
-        self, forth: Array, back: Array, num_chunks: NDArray[np.int64] | int, split: bool
-    ) -> tuple[Stage, Stage, Stage]:
-        """The first, a middle and the last stage of a pipeline, with the sends that each waits out.
+    def waits_of_pace(self, waits: dict[str, Waits]) -> Waits:
+        """Those of the first and the last stage, of the one that sets the pace."""
+        columns = {
+            f.name: self.pace(getattr(waits["last"], f.name), getattr(waits["first"], f.name))
+            for f in fields(Waits)
+            if f.name != "apart"
+        }
+        return Waits(**columns, apart=waits["first"].apart)
 
+    def kinds(
+        self,
+        forth: Array,
+        back: Array,
+        num_chunks: NDArray[np.int64] | int,
+        split: bool,
+        waits: dict[str, Waits],
+    ) -> tuple[Stage, Stage, Stage | None, Stage]:
+        """The first, a full, a short and the last stage of a pipeline, with the sends that each waits out.
+
+        The short one is None where no plan has such a stage.
         ``forth`` and ``back``: seconds that one takes of the sender, to the next stage and to the one before.
+        ``waits``: the first's and the last's for gathers and reductions; one between is taken to wait as the first.
         """
         more, once = num_chunks, num_chunks - 1
 
-        def stage(name: str, there: Array, again: Array) -> Stage:
-            forward = self.part(name, "forward").busy + there
-            if split:
-                return Stage(forward, self.part(name, "inputs").busy + again, self.part(name, "weight").busy)
-            return Stage(forward, self.part(name, *BACKWARD).busy + again, self._nothing)
+        def stage(name: str, there: Array, again: Array, share: Array | float = 1.0) -> Stage:
+            own = waits["last" if name == "last" else "first"]
+            forward = self.part(name, "forward").busy * share + there
+            if not split:
+                return Stage(forward, self.part(name, *BACKWARD).busy * share + again, self._nothing, own)
+            inputs, weight = (self.part(name, d).busy * share for d in BACKWARD)
+            return Stage(forward, inputs + again, weight, own)
 
         return (
             stage("first", more * forth, once * back),
             stage("middle", more * forth, more * back),
+            stage("middle", more * forth, more * back, (self._fullest - 1) / self._fullest)
+            if np.any(self._num_short)
+            else None,
             stage("last", once * forth, more * back),
         )
 
@@ -151,21 +180,21 @@ class Moves:
             key = "backward" if backward else f"{work.purpose} {operation.when}"
             self._of[key, operation.section == "head"].add(time, operation.count, work.group.num_nodes > 1)
 
-    def of_pace(self, plans: Plans, stages: Stages) -> Traffic:
-        """Those of the stage that sets the pace.
-
-        In a pipeline the root is the last stage's head or the first one's embedding: the one opens a backward pass and
-        stands at the end of a forward, the other opens a forward and closes a backward.
-        """
-        if not np.any(plans.pp > 1):
-            return self._traffic(lambda key: self._of[key, False] + self._of[key, True])
+    def of_first(self, plans: Plans) -> Traffic:
+        """Those of the first stage: the embedding opens a forward pass and closes a backward one."""
         several = plans.pp > 1
-        is_last, is_first = several & stages.head_paces, several & ~stages.head_paces
-        layers = stages.pace(stages.last_share, stages.last_share * 0 + 1)
+        if not np.any(several):
+            return self._traffic(lambda key: self._of[key, False] + self._of[key, True])
+        return self._traffic(
+            lambda key: self._of[key, False] + self._of[key, True].of_root(~several | (key != "backward"))
+        )
+
+    def of_last(self, stages: Stages) -> Traffic:
+        """Those of the last stage: the head stands at the end of a forward pass and opens a backward one."""
 
         def both(key: str) -> Links:
-            layer_at_end, root_at_end = (~is_last, ~is_first) if key == "backward" else (several | True, ~is_last)
-            return self._of[key, False].of_layers(layers, layer_at_end) + self._of[key, True].of_root(root_at_end)
+            back = key == "backward"
+            return self._of[key, False].of_layers(stages.last_share, not back) + self._of[key, True].of_root(back)
 
         return self._traffic(both)
 
@@ -205,7 +234,7 @@ def hide_exchanges(
     busy = Sum(
         busy_seconds(Sum(part.device for part in way).total, Sum(part.launch for part in way).total) for way in ways
     ).total
-    beside, usual = Compute(busy, constants), moves.of_middle(plans.zeros + 1)
+    beside, usual = Compute(busy, constants, plans.zeros, plans.zeros), moves.of_middle(plans.zeros + 1)
     others = usual.later + usual.backward + usual.reduce
     left = exposed_beside(exchanges + others, beside, constants) - exposed_beside(others, beside, constants)
     total = exchanges.alone

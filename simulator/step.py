@@ -170,15 +170,17 @@ class _Schedules:
         self, stages: Stages, moves: Moves, sends: dict[str, Array], plans: Plans, constants: Constants
     ) -> None:
         self._stages, self._moves, self._sends, self._plans, self._constants = stages, moves, sends, plans, constants
-        self._traffic = moves.of_pace(plans, stages)
         self.busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
-        self._whole = self._communication(self._traffic, *self.busy)
+        self._traffic = {"first": moves.of_first(plans)}
+        if np.any(plans.pp > 1):
+            self._traffic["last"] = moves.of_last(stages)
+        self._whole = self._own(BACKWARD)
 
     def exposed(self) -> _Exposed:
         """Of every plan, whatever its schedule."""
         plans, whole, several = self._plans, self._whole, self._plans.pp > 1
         found = [] if np.all(several) else [
-            (~several, _Exposed.of(plans.zeros, whole.waits(1), plans.zeros, plans.grad_accum))
+            (~several, _Exposed.of(plans.zeros, whole["first"].waits(1), plans.zeros, plans.grad_accum))
         ]  # fmt: skip
         if np.any(several):
             others = self._others(BACKWARD)
@@ -195,12 +197,12 @@ class _Schedules:
         return _Exposed(*(joined([(here, getattr(e, f.name)) for here, e in found]) for f in fields(_Exposed)))
 
     def _zero_bubble(self, names: Sequence[str]) -> list[_Exposed]:
-        stages = self._stages
-        apart = (stages.pace(*(stages.part(end, d).busy for end in ("last", "first"))) for d in BACKWARD)
-        own = self._communication(self._traffic, self.busy[0], *apart)
-        return self._family(names, self._plans, own, self._others(*((d,) for d in BACKWARD)))
+        apart = [(d,) for d in BACKWARD]
+        return self._family(names, self._plans, self._own(*apart), self._others(*apart))
 
-    def _family(self, names: Sequence[str], plans: Plans, own: Communication, others: Communication) -> list[_Exposed]:
+    def _family(
+        self, names: Sequence[str], plans: Plans, own: dict[str, Communication], others: Communication
+    ) -> list[_Exposed]:
         """Of each of several schedules that share what their passes consist of, on the one that paces and on others."""
         stages, m = self._stages, plans.grad_accum
         is_interleaved = "interleaved" in names
@@ -210,33 +212,38 @@ class _Schedules:
         host = self._sends["host"]
         forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
-        waits = own.waits(chunks)
+        waits = {end: communication.waits(chunks) for end, communication in own.items()}
         pipeline = Pipeline(
-            *stages.kinds(forth, back, chunks, "zero-bubble" in names),
+            *stages.kinds(forth, back, chunks, "zero-bubble" in names, waits),
             stages.layers(chunks),
             head=stages.part("head", "forward", *BACKWARD).busy,
             latency=self._sends["forward"] * (1 - share),
-            waits=waits,
             passing=others.passing(chunks),
         )
-        passes = m * (self.busy[0] + self.busy[1] + sent)
-        bubbles = [SCHEDULES[name](pipeline, plans) - passes for name in names]
-        first = _Exposed.of(sent, waits, bubbles[0], m)
-        return [first, *(replace(first, bubble=bubble) for bubble in bubbles[1:])]
+        found = _Exposed.of(sent, stages.waits_of_pace(waits), plans.zeros, m)
+        own_time = m * (self.busy[0] + self.busy[1] + sent) + found.gather + found.reduce
+        return [replace(found, bubble=SCHEDULES[name](pipeline, plans) - own_time) for name in names]
+
+    def _own(self, *backward: tuple[str, ...]) -> dict[str, Communication]:
+        """On the first and the last stage, whose backward consists of one part or two."""
+        return {end: self._communication(end, moved, *backward) for end, moved in self._traffic.items()}
 
     def _others(self, *backward: tuple[str, ...]) -> Communication:
-        """On a stage between the first and the last, whose backward consists of one part or two."""
-        moved = self._moves.of_middle(self._stages.mean_share)
-        forward, *again = (self._stages.part("middle", *d).busy for d in (("forward",), *backward))
-        return self._communication(moved, forward, *again)
+        """On a stage between the first and the last."""
+        return self._communication("middle", self._moves.of_middle(self._stages.mean_share), *backward)
 
-    def _communication(
-        self, moved: Traffic, forward: Array, inputs: Array, weight: Array | None = None
-    ) -> Communication:
-        beside = Compute(inputs, self._constants)
-        apart = beside if weight is None else Compute(weight, self._constants)
-        passes = Passes(Compute(forward, self._constants), beside, apart)
-        return Communication(moved, passes, self._plans, self._constants)
+    def _communication(self, stage: str, moved: Traffic, *backward: tuple[str, ...]) -> Communication:
+        stages = self._stages
+
+        def compute(*directions: str) -> Compute:
+            layer = end = stages.layer_busy(*directions)
+            if stage != "middle":
+                head = stages.part("head", *directions).busy
+                end = head if stage == "last" else np.where(self._plans.pp > 1, layer, head)
+            return Compute(stages.part(stage, *directions).busy, self._constants, layer, end)
+
+        again = [compute(*directions) for directions in backward]
+        return Communication(moved, Passes(compute("forward"), again[0], again[-1]), self._plans, self._constants)
 
 
 def _interleaved_of(plans: Plans) -> Plans:

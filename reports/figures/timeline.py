@@ -14,6 +14,7 @@ from flopcast.errors import InputError
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.timeline import Timeline, waterfall
 from flopcast.simulator.timeline.events import Event, events_of
+from flopcast.simulator.timeline.rank import Rank
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 COLOURS = {
@@ -65,7 +66,7 @@ def draw(timeline: Timeline) -> Figure:
     with style.context(STYLE):
         figure = Figure(figsize=(12, 10), layout="constrained")
         grid = figure.add_gridspec(3, 2, height_ratios=(1.1, 1.0, 2.2))
-        found = [event for event in events_of(timeline.ranks[0]) if event.end_s > event.start_s]
+        found = _seen(timeline.ranks[0])
         shown = _whole_step(figure.add_subplot(grid[0, :]), timeline, found)
         for column, phase in enumerate(("forward", "backward")):
             shown |= _layer(figure.add_subplot(grid[1, column]), found, phase)
@@ -81,14 +82,28 @@ def _whole_step(axes: Axes, timeline: Timeline, found: Sequence[Event]) -> set[s
         picked = chain if len(chain) <= MOST_STAGES else chain[:: -(-len(chain) // MOST_STAGES)]
         rows = {f"stage {rank.place.stage}": _passes(events_of(rank)) for rank in picked}
     else:
-        rows = {stream: [e for e in found if e.stream == stream] for stream in STREAMS}
-    axes.set_title(f"One step, {timeline.step_s:.3g} s: rank {timeline.ranks[0].place.rank}" + (
-        " and those behind it in the pipeline" if len(chain) > 1 else ""
-    ))  # fmt: skip
+        rows = {stream: [e for e in found if e.stream == stream] for stream in _streams(found)}
+        if len(timeline.ranks) > 1:
+            busiest = max(
+                timeline.ranks[1:], key=lambda rank: sum(play.segment.seconds * play.factor for play in rank.plays)
+            )
+            rows[f"compute, rank {busiest.place.rank}"] = [e for e in _seen(busiest) if e.stream == "compute"]
+    behind = " and those behind it in the pipeline" if len(chain) > 1 else ""
+    axes.set_title(f"One step, {timeline.step_s:.3f} s: rank {timeline.ranks[0].place.rank}{behind}")
     axes.set_xlabel("s")
     shown = _rows(axes, rows, 1.0)
     axes.set_xlim(0, timeline.step_s)
     return shown
+
+
+def _seen(rank: Rank) -> list[Event]:
+    """What lasts long enough to be drawn."""
+    return [event for event in events_of(rank) if event.end_s > event.start_s]
+
+
+def _streams(found: Sequence[Event]) -> list[str]:
+    """Those that a rank uses."""
+    return [stream for stream in STREAMS if any(event.stream == stream for event in found)]
 
 
 def _passes(found: Sequence[Event]) -> list[Event]:
@@ -109,7 +124,7 @@ def _layer(axes: Axes, found: Sequence[Event], phase: str) -> set[str]:
     middle = sorted({e.layer for e in mine})[len({e.layer for e in mine}) // 2]
     start = min(e.start_s for e in mine if e.layer == middle)
     end = max(e.end_s for e in mine if e.layer == middle)
-    rows = {s: [e for e in found if e.stream == s and e.end_s > start and e.start_s < end] for s in STREAMS}
+    rows = {s: [e for e in found if e.stream == s and e.end_s > start and e.start_s < end] for s in _streams(found)}
     axes.set_title(f"Layer {middle} {phase}")
     axes.set_xlabel("ms from its start")
     shown = _rows(axes, rows, 1e3, start)

@@ -67,7 +67,7 @@ def _departures(plan: Plan, disturbed: bool, num_kinds: int) -> Iterator[str]:
     if plan.pp > 1:
         yield "it takes the stages between the first and the last, and each kind of layer on them, as evenly spread"
         if plan.virtual_pp > 1:
-            yield "it takes a stage's model chunks as equal, while the slower ones hold up all that run beside them"
+            yield "it knows a stage's model chunks by their layers only, while the slower ones hold up all beside them"
         if plan.parameter_shard > 1 or plan.shard_ranks > 1:
             yield "it takes gathers and reductions as those of a pass that runs through, while some fall into waits"
     if plan.overlap_expert:

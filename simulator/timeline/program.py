@@ -90,13 +90,24 @@ class TransferKind:
     calls: float
     host_s: float
 
+    @property
+    def parameters(self) -> str:
+        """Those that are gathered or reduced: a layer's, or its experts'."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def scatters(self) -> bool:
+        """Whether it leaves each rank a shard."""
+        return self.collective == "reduce_scatter"
+
 
 @dataclass
 class UnitProgram:
     """One layer, or what the first or last stage has besides: its pieces by phase, its gathers and its reductions.
 
-    ``reductions`` follow each other: the next begins with what the one before has reduced. ``exchanges`` are those
-    with experts, as they run beside another micro-batch's pass; the pieces have them too, for a pass that runs alone.
+    Of ``reductions`` with the same parameters the next begins with what the one before has reduced. ``exchanges`` are
+    those with experts, as they run beside another micro-batch's pass; the pieces have them too, for a pass that runs
+    alone.
     """
 
     forward: list[Piece] = field(default_factory=list)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import simpy
 
+from flopcast.simulator.timeline.buckets import MOST_PARTS, NOTHING, Bucket, Ready, ready
 from flopcast.simulator.timeline.engine import Communicator, Device, Transfer
 from flopcast.simulator.timeline.passes import Segment, Station
 from flopcast.simulator.timeline.program import TransferKind
@@ -16,10 +17,6 @@ from flopcast.simulator.timeline.schedule import Action
 Process: TypeAlias = Generator[simpy.Event, object, None]
 # Where a transfer of this rank meets those of the other classes: (kind, layer, micro-batch, part).
 Meeting: TypeAlias = tuple[TransferKind, int, int, int]
-
-# Batches in which the gradient buckets of one backward pass are played.
-MOST_BATCHES = 256
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,14 @@ class Sent:
     micro_batch: int
     calls: float
     transfer: Transfer
+
+
+@dataclass(frozen=True)
+class Reductions:
+    """A unit's reductions that have been posted: the ``first`` scatter of each bucket, and ``all``."""
+
+    first: list[Sent]
+    all: list[Sent]
 
 
 @dataclass(frozen=True)
@@ -110,19 +115,19 @@ class Rank:
                 yield from self._wait_for_all(gathered[k])
         if arrival is not None:
             yield from self._wait(arrival, "bubble", f"{action.direction} of micro-batch {mb} from its neighbour")
-        reductions: list[list[Sent]] = []
+        reductions: list[Reductions] = []
 
-        put_off: list[tuple[Station, int, float]] = []
+        put_off: list[tuple[Station, int, list[Bucket]]] = []
 
-        def reduce(station: Station, part: int, share: float) -> Process:
+        def reduce(station: Station, part: int, buckets: list[Bucket]) -> Process:
             if not ahead or self._prefetch:
                 if reductions and self._sharded:
-                    yield from self._wait_for(reductions[-1][0])
-                reductions.append(self._reduce(station, mb, part, share))
+                    yield from self._wait_for_all(reductions[-1].first)
+                reductions.append(self._reduce(station, mb, part, buckets))
             else:
-                put_off.append((station, part, share))
+                put_off.append((station, part, buckets))
             if not ahead:
-                yield from self._wait_for_all(reductions[-1])
+                yield from self._wait_for_all(reductions[-1].all)
 
         for k, station in enumerate(stations):
             if not ahead:
@@ -131,19 +136,19 @@ class Rank:
             if ahead and k + ahead < len(stations):
                 gathered[k + ahead] = self._gather(stations[k + ahead], mb)
             self._exchanges += [self._post(kind, station.layer, mb, 0, kind.calls) for kind in station.exchanges]
-            shares = _batches(station, max(MOST_BATCHES // len(stations), 1))
-            yield from self._compute(station.segment, station.layer, mb, shares, partial(reduce, station))
+            parts = ready(station, max(MOST_PARTS // len(stations), 1))
+            yield from self._compute(station.segment, station.layer, mb, parts, partial(reduce, station))
         if action.direction == "backward":
             yield from self._wait_for_all(self._exchanges)
             self._exchanges = []
         yield from send
-        reductions += [self._reduce(station, mb, part, share) for station, part, share in put_off]
-        for chain in reductions:
-            yield from self._wait_for_all(chain)
+        reductions += [self._reduce(station, mb, part, buckets) for station, part, buckets in put_off]
+        for posted in reductions:
+            yield from self._wait_for_all(posted.all)
 
     def run_segment(self, segment: Segment, micro_batch: int) -> Process:
         """A segment by itself: a send, the optimizer."""
-        yield from self._compute(segment, -1, micro_batch, [0.0], None)
+        yield from self._compute(segment, -1, micro_batch, NOTHING, None)
 
     def run_collective(self, kind: TransferKind, cause: str, late_cause: str) -> Process:
         """A collective that nothing runs beside; waiting for others there is put down to ``late_cause``."""
@@ -161,23 +166,23 @@ class Rank:
         segment: Segment,
         layer: int,
         micro_batch: int,
-        shares: Sequence[float],
-        reduce: Callable[[int, float], Process] | None,
+        parts: Ready,
+        reduce: Callable[[int, list[Bucket]], Process] | None,
     ) -> Process:
-        """Run a segment in equal parts; after each, the share of its gradients that is then ready is reduced."""
+        """Run a segment in equal parts; after each, the buckets of gradients that are then ready are reduced."""
         factor = self._jitter() if self._jitter else 1.0
         work = segment.seconds * factor
         times: list[float] = []
         works: list[float] = []
-        for part, share in enumerate(shares):
+        for part, buckets in enumerate(parts):
             begin = self.env.now
-            activity = self.device.compute(work / len(shares))
+            activity = self.device.compute(work / len(parts))
             yield activity.done
             times += activity.times
             works += [part * activity.work + done for done in activity.works]
             self.seconds["contention"] += self.env.now - begin - activity.work
-            if share and reduce:
-                yield from reduce(part, share)
+            if buckets and reduce:
+                yield from reduce(part, buckets)
         self.plays.append(Play(segment, layer, micro_batch, factor, times, works))
         for cause, spent in segment.by_cause.items():
             self.seconds[cause] += spent
@@ -188,23 +193,33 @@ class Rank:
     def _gather(self, station: Station, micro_batch: int) -> list[Sent]:
         return [self._post(kind, station.layer, micro_batch, 0, kind.calls) for kind in station.gathers]
 
-    def _reduce(self, station: Station, micro_batch: int, part: int, share: float) -> list[Sent]:
-        """Post the first of a chain of reductions; the next is posted, and joins the list, when one is over."""
-        chain: list[Sent] = []
-        kinds = iter(station.reductions)
+    def _reduce(self, station: Station, micro_batch: int, part: int, buckets: list[Bucket]) -> Reductions:
+        """Post the reductions of a unit's buckets: their scatters one after the other, as on one stream.
 
-        def follow(_: simpy.Event | None = None) -> None:
-            kind = next(kinds, None)
-            if kind is None:
-                return
+        The second reduction of a bucket follows its first, beside the next bucket's.
+        """
+        posted = Reductions([], [])
+
+        def post(rest: Sequence[Bucket], place: int, _: simpy.Event | None = None) -> None:
+            """Reduction ``place`` of the first bucket; those that may begin with its end are posted then."""
+            kinds, share = rest[0]
+            kind = kinds[place]
             sent = self._post(kind, station.layer, micro_batch, part, share * kind.calls)
-            chain.append(sent)
+            posted.all.append(sent)
+            if kind.scatters and place == 0:
+                posted.first.append(sent)
             callbacks = sent.transfer.done.callbacks
             assert callbacks is not None
-            callbacks.append(follow)
+            if place + 1 < len(kinds):
+                callbacks.append(partial(post, rest[:1], place + 1))
+            if place == 0 and len(rest) > 1:
+                if kind.scatters:
+                    callbacks.append(partial(post, rest[1:], 0))
+                else:
+                    post(rest[1:], 0)
 
-        follow()
-        return chain
+        post(buckets, 0)
+        return posted
 
     def _post(self, kind: TransferKind, layer: int, micro_batch: int, part: int, calls: float) -> Sent:
         transfer = self._meet(self, (kind, layer, micro_batch, part), kind.seconds * calls)
@@ -250,21 +265,3 @@ class Rank:
         self.seconds[cause] += spent - late
         if sent:
             self.exposed[sent.kind.collective, sent.kind.group, sent.kind.phase] += spent - late
-
-
-def _batches(station: Station, most: int) -> list[float]:
-    """The shares of a unit's buckets that are ready after equal parts of its backward pass.
-
-    A unit that fills several buckets has them ready one after the other, played in at most ``most`` batches; where
-    a bucket holds several units it is ready with the last of them.
-    """
-    if not station.reductions:
-        return [0.0]
-    calls = station.reductions[0].calls
-    if calls >= 1:
-        parts = min(round(calls), most)
-        return [1 / parts] * parts
-    full_before = int(station.reduced_before * calls + ROUNDING)
-    done = station.reduced_before + 1
-    full = done * calls if done == station.num_of_kind else int(done * calls + ROUNDING)
-    return [(full - full_before) / calls]

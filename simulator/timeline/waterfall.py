@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.timeline.events import Event, events_of
 from flopcast.simulator.timeline.play import Timeline, mean_seconds
+from flopcast.simulator.timeline.rank import Place
 
 COMMUNICATIONS = tuple(f"{p}_communication" for p in ("tensor", "context", "expert", "pipeline", "gather", "reduce"))
 ORDER = (
@@ -32,10 +33,13 @@ class Streams:
 
     ``compute``: a computation runs. ``communication``: only a collective does. ``idle``: nothing does; the three add
     up to 1. ``overlap``: of the time of collectives, that beside a computation. ``kernel_s`` is the whole in seconds.
+    ``speed``: the share of its usual speed at which the rank computes; ``stage``: of the pipeline.
     """
 
     rank: int
     num_ranks: int
+    stage: int
+    speed: float
     compute: float
     communication: float
     idle: float
@@ -110,21 +114,20 @@ def exposed_collectives(timeline: Timeline) -> list[ExposedCollective]:
 
 def streams(timeline: Timeline) -> list[Streams]:
     """What each rank class's GPU was busy with."""
-    return [
-        _shares(rank.place.rank, rank.place.num_ranks, [e for e in events_of(rank) if e.end_s > e.start_s])
-        for rank in timeline.ranks
-    ]
+    return [_shares(rank.place, [e for e in events_of(rank) if e.end_s > e.start_s]) for rank in timeline.ranks]
 
 
-def _shares(rank: int, num_ranks: int, found: Sequence[Event]) -> Streams:
+def _shares(place: Place, found: Sequence[Event]) -> Streams:
     computing = _union([e for e in found if e.stream == "compute"])
     communicating = _union([e for e in found if e.stream != "compute"])
     any_kernel = _union(found)
     whole = max(e.end_s for e in found) - min(e.start_s for e in found)
     both = computing + communicating - any_kernel
     return Streams(
-        rank=rank,
-        num_ranks=num_ranks,
+        rank=place.rank,
+        num_ranks=place.num_ranks,
+        stage=place.stage,
+        speed=place.speed,
         compute=computing / whole,
         communication=(any_kernel - computing) / whole,
         idle=1 - any_kernel / whole,

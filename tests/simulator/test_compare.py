@@ -122,3 +122,27 @@ def test_expert_parallelism_that_cannot_be(model: str, ep: int, words: str) -> N
 def test_bad_requests(request_: Request, words: str) -> None:
     with pytest.raises(InputError, match=words):
         compare(PLAMO, ABCI, request_)
+
+
+def test_a_pipeline_keeps_the_tokens_and_interleaves_whole_rounds() -> None:
+    """32 Ki tokens per GPU are 16 sequences of 4,096 per replica of two GPUs; 8, 4, 2 or 1 of them at a time."""
+    request = Request(16, tokens_per_gpu=32768, pp=2, virtual_pp=2, schedule="interleaved", strategies=["zero1"])
+    (row,) = compare(PLAMO, ABCI, request).rows
+    assert (row.plan["pp"], row.plan["virtual_pp"], row.plan["schedule"]) == (2, 2, "interleaved")
+    assert row.plan["micro_batch"] * row.plan["grad_accum"] == 16
+    assert row.plan["grad_accum"] % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"pp": 3}, "tp=1 x pp=3 does not divide --gpus 16"),
+        ({"pp": 0}, "--pp is 0"),
+        ({"pp": 2, "schedule": "dualpipe"}, "--schedule is 'dualpipe'"),
+        ({"virtual_pp": 2, "schedule": "interleaved"}, "no pipeline to interleave"),
+        ({"pp": 16, "virtual_pp": 3, "schedule": "interleaved"}, "multiple of pp=16|40 layers"),
+    ],
+)
+def test_pipelines_that_cannot_be(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        compare(PLAMO, ABCI, Request(16, tokens_per_gpu=8192, strategies=["zero1"], **fields))  # type: ignore[arg-type]

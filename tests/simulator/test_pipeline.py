@@ -12,6 +12,8 @@ from pipelines import played
 from flopcast.simulator.overlap import Passing, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Layers, Pipeline, Stage
 from flopcast.simulator.plan import Plans
+from flopcast.simulator.stages import DIRECTIONS, SECTIONS, Pass, Stages
+from flopcast.simulator.timeline.schedule import layers_of_chunks
 
 NOTHING = np.zeros(1)
 NO_WAITS = Waits(*(NOTHING,) * 5, apart=False)
@@ -20,8 +22,8 @@ NO_PASSING = Passing(*(NOTHING,) * 4)
 Times = tuple[float, float, float]
 
 
-def stage(times: Times) -> Stage:
-    return Stage(*(np.array([spent]) for spent in times))
+def stage(times: Times, waits: Waits, share: float = 1.0) -> Stage:
+    return Stage(*(np.array([spent * share]) for spent in times), waits)
 
 
 def closed_form(
@@ -31,11 +33,10 @@ def closed_form(
     """Seconds by the closed form of p stages, ``num_full`` of the p-2 in the middle full."""
     plans = Plans.of([plan("ddp", 16 * p, pp=p, grad_accum=m, schedule=name, virtual_pp=v)])
     chunk = np.array([1 / v])
-    layers = Layers(np.array([num_full]), np.array([p - 2 - num_full]), np.array([short]), np.array([0]), chunk, chunk)
-    stages = (stage(first), stage(middle), stage(last))
-    pipeline = Pipeline(*stages, layers, np.array([head]), np.array([latency]), NO_WAITS, NO_PASSING)
-    if name == "zero-bubble":
-        pipeline = replace(pipeline, waits=replace(NO_WAITS, apart=True))
+    layers = Layers(np.array([num_full]), np.array([p - 2 - num_full]), chunk, chunk, NOTHING, NOTHING)
+    waits = replace(NO_WAITS, apart=name == "zero-bubble")
+    stages = (stage(first, waits), stage(middle, waits), stage(middle, waits, short), stage(last, waits))
+    pipeline = Pipeline(*stages, layers, np.array([head]), np.array([latency]), NO_PASSING)
     return float(SCHEDULES[name](pipeline, plans)[0])
 
 
@@ -95,3 +96,26 @@ def test_interleaved_chunks_with_a_head_and_slow_sends(
     last = (v * f + head / 3, v * b + 2 * head / 3, 0.0)
     found = closed_form("interleaved", p, rounds * p, middle, middle, last, p - 2, v=v, head=head, latency=latency)
     assert found == pytest.approx(played("interleaved", p, rounds * p, v, times, latency), rel=0.05)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.sampled_from((2, 3, 4, 6, 8, 12)), st.sampled_from((2, 3, 4)), st.integers(1, 47), st.integers(1, 2),
+    st.sampled_from((1, 2, 4)), st.sampled_from((0.0, 0.3, 1.0)),
+)  # fmt: skip
+def test_interleaved_chunks_of_unequal_length(p: int, v: int, more: int, least: int, rounds: int, head: float) -> None:
+    """Layers that do not divide by the chunks, of which the first ones have one more."""
+    num_layers = p * v * least + more % (p * v)
+    plans = Plans.of([plan("ddp", 16 * p, pp=p, grad_accum=rounds * p, schedule="interleaved", virtual_pp=v)])
+    passes = {(section, way): Pass(NOTHING) for section in SECTIONS for way in DIRECTIONS}
+    for section, seconds in (("layer", float(-(-num_layers // p))), ("head", head)):
+        passes[section, "forward"].sums["gemm"].add(np.array([seconds]))
+        passes[section, "inputs"].sums["gemm"].add(np.array([2 * seconds]))
+    stages = Stages(passes, plans, np.array([num_layers]))
+    kinds = stages.kinds(NOTHING, NOTHING, v, False, {"first": NO_WAITS, "last": NO_WAITS})
+    pipeline = Pipeline(*kinds, stages.layers(v), np.array([3 * head]), NOTHING, NO_PASSING)
+    found = float(SCHEDULES["interleaved"](pipeline, plans)[0])
+    chunks = [float(len(layers)) for layers in layers_of_chunks(num_layers, p * v)]
+    chunks[-1] += head
+    times = {"forward": chunks, "backward": [2 * spent for spent in chunks]}
+    assert found == pytest.approx(played("interleaved", p, rounds * p, v, times), rel=0.05)

@@ -19,6 +19,13 @@ def timeline(
     gpus: int,
     strategy: str,
     tokens_per_gpu: int | None = None,
+    seq_len: int | None = None,
+    micro_batch: int | None = None,
+    recompute: str | None = None,
+    ep: int | None = None,
+    pp: int = 1,
+    virtual_pp: int = 1,
+    schedule: str | None = None,
     trace: Path | None = None,
     slow_node: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     slow_link: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
@@ -42,6 +49,20 @@ def timeline(
         ddp, zero1, zero2, zero3, zero3-node, hsdp or tpN; +q4 on zero3, zero3-node, hsdp.
     tokens_per_gpu
         Tokens per GPU and optimizer step; by default about 4 Mi tokens over all GPUs.
+    seq_len
+        Tokens per sequence; by default those of the model's pre-training, for a config.json its longest.
+    micro_batch
+        Sequences per rank and pass; by default the number that runs fastest.
+    recompute
+        none, selective or full; by default what runs fastest.
+    ep
+        Ranks that share out the experts of a mixture of experts; by default the number that runs fastest.
+    pp
+        Pipeline stages.
+    virtual_pp
+        Model chunks per stage, which are interleaved.
+    schedule
+        1f1b, gpipe, interleaved or zero-bubble; by default 1f1b, or interleaved where stages have several chunks.
     trace
         Write a Chrome trace (.json.gz or .json) for Perfetto and Holistic Trace Analysis, one file per class of ranks.
     slow_node
@@ -68,7 +89,18 @@ def timeline(
     from flopcast.simulator.timeline.fold import parse_shares
 
     found_model, found_cluster = load_model(model), load_cluster(cluster)
-    request = Request(num_gpus=gpus, tokens_per_gpu=tokens_per_gpu, strategies=[strategy])
+    request = Request(
+        num_gpus=gpus,
+        tokens_per_gpu=tokens_per_gpu,
+        seq_len=seq_len,
+        micro_batch=micro_batch,
+        ep=ep,
+        pp=pp,
+        virtual_pp=virtual_pp,
+        schedule=schedule or ("interleaved" if virtual_pp > 1 else "1f1b"),  # type: ignore[arg-type]
+        recompute=recompute,  # type: ignore[arg-type]
+        strategies=[strategy],
+    )
     plan = Plan(**choose(found_model, found_cluster, request).rows[0].plan)
     disturbance = Disturbance(
         parse_shares("--slow-node", slow_node or []), parse_shares("--slow-link", slow_link or []), jitter, seed

@@ -132,6 +132,37 @@ def test_a_chain_of_reductions_is_waited_for_to_its_end() -> None:
     assert reductions.end_s.max() < frame[frame.phase == "step"].start_s.min() + 1e-9
 
 
+def test_a_layer_waits_for_all_scatters_of_the_one_before_it() -> None:
+    """FSDP2 scatters a layer's gradients and its experts' on one stream, and keeps one layer's at a time."""
+    timeline = play(NEW_KINDS["qwen3-30b-a3b"], load_cluster("aws-p4d"), plan("zero3-node", 64, pp=4, grad_accum=2))
+    frame = events(timeline)
+    for _, scatters in frame[frame.kind == "reduce"].groupby(["rank", "micro_batch"]):
+        ordered = scatters.sort_values("start_s")
+        assert np.all(ordered.start_s.to_numpy()[1:] >= ordered.end_s.to_numpy()[:-1] - 1e-9)
+
+
+def test_experts_fill_buckets_of_their_own() -> None:
+    """Those of 1 GB fill while the layers' first one, of all layers, does not."""
+    p = plan("zero1", 96, pp=12, gradient_bits=32, bucket_bytes=2**30)
+    frame = events(play(NEW_KINDS["qwen3-30b-a3b"], CLUSTERS["dgx-h100"], p))
+    reductions = frame[(frame["rank"] == 0) & (frame.kind == "reduce")]
+    experts = reductions.name.str.contains("experts")
+    assert (experts.sum(), (~experts & (reductions.layer >= 0)).sum()) == (4, 1)
+    assert reductions[experts].start_s.min() < reductions[~experts].start_s.min()
+
+
+def test_collectives_have_the_sizes_of_a_published_trace() -> None:
+    """Of LLaMA-3-70B under FSDP on eight MI300X (github.com/AMD-AGI/TraceLens, tests/traces/mi300/llama_70b_fsdp).
+
+    Two steps there hold 160 fp32 scatters of a layer's 855,654,400 elements, and one of the root's in each.
+    """
+    frame = events(play(load_model("llama-3-70b"), CLUSTERS["dgx-h100"], plan("zero3", 8)))
+    scattered = frame[frame.kind == "reduce"].bytes.div(4).round().astype(int).value_counts().to_dict()
+    assert scattered == {855_654_400: 80, 2_101_354_496: 1}
+    gathered = frame[frame.kind == "gather"].bytes.div(2).round().astype(int)
+    assert set(gathered) == set(scattered)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(plans())
 def test_every_operation_is_played_as_often_as_it_occurs(p: Plan) -> None:
