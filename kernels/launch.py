@@ -1,6 +1,7 @@
 """Launching a variant on PyTorch's tensors and stream through CuPy, without copies."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -37,6 +38,12 @@ def num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def most_shared_bytes(device: torch.device) -> int:
+    """Shared memory that one block may ask for: 163 KiB on an A100, 227 on an H100, 99 on a GPU for graphics."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
 def _value(argument: torch.Tensor | np.generic | None) -> int | np.generic:
     if isinstance(argument, torch.Tensor):
         return argument.data_ptr()
@@ -69,6 +76,19 @@ def _function(variant: Variant, device_index: int) -> Any:
         return _kernel(variant, device_index).kernel
 
 
+@dataclass(frozen=True)
+class _TorchStream:
+    """A raw stream under the CUDA stream protocol."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
 @cache
 def _stream(pointer: int) -> Any:
-    return import_module("cupy").cuda.ExternalStream(pointer)
+    cuda = import_module("cupy").cuda
+    # CuPy 14 warns of ExternalStream and takes the protocol in its place, which CuPy 13 lacks.
+    of_protocol = getattr(cuda.Stream, "from_external", None)
+    return cuda.ExternalStream(pointer) if of_protocol is None else of_protocol(_TorchStream(pointer))

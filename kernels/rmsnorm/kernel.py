@@ -42,7 +42,9 @@ def backward(
     if not rows:
         return dx, torch.zeros_like(weight)
     dw = torch.empty_like(weight)
-    chosen = variant.backward(element_type(stream), hidden, residual_gradient is not None, round_before_weight)
+    shared_bytes = min(variant.SHARED_BYTES, launch.most_shared_bytes(stream.device))
+    with_residual = residual_gradient is not None
+    chosen = variant.backward(element_type(stream), hidden, with_residual, round_before_weight, shared_bytes)
     resident = chosen["MIN_BLOCKS"] * launch.num_multiprocessors(stream.device)
     blocks = min(-(-rows // chosen["ROWS"]), resident)
     partial = torch.empty((blocks, hidden), dtype=torch.float32, device=stream.device)
