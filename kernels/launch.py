@@ -41,7 +41,8 @@ def num_multiprocessors(device: torch.device) -> int:
 @cache
 def most_shared_bytes(device: torch.device) -> int:
     """Shared memory that one block may ask for: 163 KiB on an A100, 227 on an H100, 99 on a GPU for graphics."""
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    found = torch.cuda.get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
 
 def _value(argument: torch.Tensor | np.generic | None) -> int | np.generic:

@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         check(model)
-        self.model, self.z_loss, self.fused_kernels = model, z_loss, fused_kernels
+        self.model, self.z_loss, self.fused_kernels, self.compiled = model, z_loss, fused_kernels, compiled
         self.numerics = numerics or Numerics()
         self.parallel = parallel or TensorParallel()
         numbers = range(model.num_layers) if layers is None else layers
@@ -90,7 +90,10 @@ class Decoder(nn.Module):
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of this rank's logits [B, S, V], with z-loss while training (see ``eval()``)."""
         z_loss = self.z_loss if self.training else 0.0
-        return cross_entropy(logits.flatten(0, 1), targets.flatten(), z_loss, self.parallel, self._first_vocabulary_row)
+        first_row = self._first_vocabulary_row
+        return cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), z_loss, self.parallel, first_row, compiled=self.compiled
+        )
 
     @property
     def _first_vocabulary_row(self) -> int:
