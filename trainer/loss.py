@@ -107,7 +107,7 @@ def _log_z_and_picked(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 def _gradient_in_place(
     logits: torch.Tensor, targets: torch.Tensor, log_z: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor
 ) -> None:
-    """slope * softmax - weight * [this is the target], rounded once into the logits' memory."""
+    """Write slope * softmax - weight * [this is the target] over the logits, rounded once."""
     columns = torch.arange(logits.shape[1], device=logits.device)
     gradient = (logits.float() - log_z[:, None]).exp() * slope[:, None]
     logits.copy_(gradient - torch.where(columns == targets[:, None], weight[:, None], 0.0))

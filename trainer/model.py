@@ -70,11 +70,12 @@ class Decoder(nn.Module):
                 self.head_bias = nn.Parameter(torch.empty(model.vocab_size))
 
     def forward(
-        self, x: torch.Tensor, targets: torch.Tensor | None = None, positions: torch.Tensor | None = None
+        self, x: torch.Tensor, targets: torch.Tensor | None = None, positions: torch.Tensor | Documents | None = None
     ) -> torch.Tensor:
         """``positions`` [B, S] count from 0 in every document of a packed sequence; documents do not see each other."""
         length = self._length(x)
-        documents = None if positions is None else Documents.of(positions)
+        documents = Documents.of(positions) if isinstance(positions, torch.Tensor) else positions
+        positions = None if documents is None else documents.positions
         if self.is_first:
             x = self._embed(x, positions)
         angles = self._angles(length, positions, x.device)

@@ -85,6 +85,9 @@ def test_attention_sees_what_it_should(monkeypatch: pytest.MonkeyPatch, window: 
     k, v = (torch.randn(2, 16, 2, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     positions = torch.tensor([[*range(7), *range(9)], [*range(16)]])
     documents = Documents.of(positions) if packed else None
+    if documents is not None:
+        assert documents.bounds.tolist() == [0, 7, 16, 32]
+        assert documents.bounds.dtype == torch.int32
     numbers = [[1] * 7 + [2] * 9, [1] * 16]
     expected = torch.empty_like(q)
     for b in range(2):
@@ -111,8 +114,6 @@ def test_attention_sees_what_it_should(monkeypatch: pytest.MonkeyPatch, window: 
         return torch.cat(parts)
 
     monkeypatch.setattr(attention_module, "varlen_attn", each_by_itself)
-    if packed:
-        documents = Documents(documents.numbers, torch.tensor([0, 7, 16, 32], dtype=torch.int32))  # type: ignore[union-attr]
     torch.testing.assert_close(attention_module._by_length(q, k, v, window, documents), expected)
 
     def without_sharing(q, k, v, *arguments, window_size):  # type: ignore[no-untyped-def]
