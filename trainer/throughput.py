@@ -23,7 +23,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flopcast.kernels import microbenchmark
-from flopcast.kernels.environment import environment
+from flopcast.kernels.environment import clocks, environment
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.model import Model
@@ -197,10 +197,23 @@ def _measured(name: str, out: Path, device: torch.device, model: Model, load: Lo
             records.append({"variant": name, "step": step, "loss": loss, **meter.readings(step_s)})
             log.write(json.dumps(records[-1]) + "\n")
             log.flush()
+    at_work = _clocks_at_work(engine, tokens, device)
     if traced:
         with profiled(out / f"trace-{name}", load.steps + 1, device):
             _step(engine, tokens)
-    return _summary(records, load, meter)
+    return _summary(records, load, meter) | at_work
+
+
+def _clocks_at_work(engine: Engine, tokens: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """Clocks, power and temperature while the device is in the middle of a step; nothing of a CPU."""
+    if device.type != "cuda":
+        return {}
+    for number, batch in enumerate(tokens):
+        engine.accumulate(batch[:, :-1], batch[:, 1:], is_last=number == len(tokens) - 1)
+    found = clocks(device)
+    engine.step()
+    torch.cuda.synchronize(device)
+    return {"clocks_at_work": found}
 
 
 def _step(engine: Engine, tokens: torch.Tensor) -> float:
