@@ -194,7 +194,10 @@ def _check_combinations(plan: Plan) -> None:
     if plan.gather_bits not in (16, 4):
         refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
     if plan.gather_bits == 4 and plan.parameter_shard == 1:
-        refuse("gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters or use 16")
+        refuse(
+            "gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters, or leave out +q4 "
+            "(gather_bits=16)"
+        )
     if plan.gradient_bits not in (16, 32):
         refuse(f"gradient_bits={plan.gradient_bits}; choose 16 or 32")
     if plan.sequence_parallel and plan.tp == 1:
