@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flopcast.kernels.variant import Variant
+from flopcast.kernels.variant import ACCESS_BYTES, Variant
 
 _STATIC_SHARED_BYTES = 48 * 1024  # more must be asked for
 
@@ -43,6 +43,14 @@ def most_shared_bytes(device: torch.device) -> int:
     """Shared memory that one block may ask for: 163 KiB on an A100, 227 on an H100, 99 on a GPU for graphics."""
     found = torch.cuda.get_device_properties(device)
     return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
+
+
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Dense memory that starts on 16 bytes: nearly always the tensor itself."""
+    if tensor is None:
+        return None
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % ACCESS_BYTES == 0 else tensor.clone()
 
 
 def _value(argument: torch.Tensor | np.generic | None) -> int | np.generic:

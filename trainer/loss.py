@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from flopcast.kernels.cross_entropy import op, reference
 from flopcast.trainer.tensor_parallel import TensorParallel
 
 IGNORED = -100  # a target that does not count, as in torch.nn.functional.cross_entropy
@@ -18,7 +19,9 @@ def cross_entropy(
     z_loss: float = 0.0,
     parallel: TensorParallel | None = None,
     first_row: int = 0,
+    *,
     compiled: bool = False,
+    fused: bool = False,
 ) -> torch.Tensor:
     """Mean over counted tokens of  log Z - logit[target] + z_loss (log Z)^2,  Z = sum of exp(logit) over V.
 
@@ -27,12 +30,13 @@ def cross_entropy(
     and the targets' logits [2, T]. z-loss: Chowdhery et al. 2022, arXiv:2204.02311, section 5. 6 bytes per 16-bit
     logit are alive at the peak.
 
-    ``compiled``: torch.compile fuses it into a pass or two over 16-bit logits that nobody shares, and their gradient
-    takes their place: 2 bytes per logit are alive, and after the backward ``logits`` hold their gradient.
+    Of logits that nobody shares, ``compiled`` gives two passes to torch.compile and ``fused`` to the kernels of
+    ``kernels/cross_entropy``. The gradient then takes the logits' place: 2 bytes per 16-bit logit are alive, and after
+    the backward ``logits`` hold their gradient.
     """
-    if compiled:
-        return _Fused.apply(logits, targets, z_loss)  # type: ignore[no-any-return, no-untyped-call]
     group = parallel.group if parallel else None
+    if group is None and (compiled or fused):
+        return _InPlace.apply(logits, targets, z_loss, compiled)  # type: ignore[no-any-return, no-untyped-call]
     return _CrossEntropy.apply(logits, targets, z_loss, group, first_row)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -78,39 +82,24 @@ class _CrossEntropy(torch.autograd.Function):
         return scores.to(ctx.dtype), None, None, None, None
 
 
-class _Fused(torch.autograd.Function):
+class _InPlace(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> torch.Tensor:
-        log_z, picked = _compiled(_log_z_and_picked)(logits, targets)
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, z_loss: float, compiled: bool) -> torch.Tensor:
+        first_pass = _compiled(reference.log_z_and_picked) if compiled else op.log_z_and_picked
+        log_z, picked = first_pass(logits, targets)
         counted = targets != IGNORED
         number = counted.sum().clamp(min=1)
         ctx.save_for_backward(logits, targets, log_z, counted / number)
-        ctx.z_loss = z_loss
+        ctx.z_loss, ctx.compiled = z_loss, compiled
         return torch.where(counted, log_z - picked + z_loss * log_z.square(), 0.0).sum() / number
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         logits, targets, log_z, share = ctx.saved_tensors
         weight = share * gradient
-        _compiled(_gradient_in_place)(logits, targets, log_z, (1 + 2 * ctx.z_loss * log_z) * weight, weight)
-        return logits, None, None
-
-
-def _log_z_and_picked(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log of the sum of exponentials of each row in fp32, and the target's logit (any where there is no target)."""
-    scores = logits.float()
-    highest = scores.amax(-1)
-    log_z = (scores - highest[:, None]).exp().sum(-1).log() + highest
-    return log_z, scores.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-
-
-def _gradient_in_place(
-    logits: torch.Tensor, targets: torch.Tensor, log_z: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor
-) -> None:
-    """Write slope * softmax - weight * [this is the target] over the logits, rounded once."""
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    gradient = (logits.float() - log_z[:, None]).exp() * slope[:, None]
-    logits.copy_(gradient - torch.where(columns == targets[:, None], weight[:, None], 0.0))
+        second_pass = _compiled(reference.gradient_in_place) if ctx.compiled else op.gradient_in_place
+        second_pass(logits, targets, log_z, (1 + 2 * ctx.z_loss * log_z) * weight, weight)
+        return logits, None, None, None
 
 
 @cache

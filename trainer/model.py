@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flopcast.errors import InputError
+from flopcast.kernels.backend import backend
 from flopcast.kernels.rope.op import rotary_tables
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.model import Model, ParameterTensor
@@ -93,7 +94,13 @@ class Decoder(nn.Module):
         z_loss = self.z_loss if self.training else 0.0
         first_row = self._first_vocabulary_row
         return cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), z_loss, self.parallel, first_row, compiled=self.compiled
+            logits.flatten(0, 1),
+            targets.flatten(),
+            z_loss,
+            self.parallel,
+            first_row,
+            compiled=self.compiled,
+            fused=self.fused_kernels and logits.is_cuda and backend().name == "cupy",
         )
 
     @property
