@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, operations
+from flopcast.kernels.cross_entropy.op import gradient_in_place, log_z_and_picked
 from flopcast.kernels.nf4 import op as nf4
 from flopcast.kernels.nf4 import reference as nf4_reference
 from flopcast.kernels.nf4.format import GROUP
@@ -34,6 +35,7 @@ def run(device: torch.device, hidden: tuple[int, ...] = HIDDEN, tokens: int = 10
                 checks[name] = partial(_against_float64, operation, tokens, size, dtype, device)
     for dtype in DTYPES:
         checks[f"nf4 {dtype}"] = partial(_nf4, dtype, device)
+        checks[f"cross_entropy {dtype}"] = partial(_cross_entropy, dtype, device)
     checks["rope of packed documents and few angles"] = partial(_rope_layouts, device)
     checks["the same bits twice"] = partial(_deterministic, device, 4 * tokens)
     checks["what is not finite stays in its row"] = partial(_not_finite, device)
@@ -83,6 +85,21 @@ def _nf4(dtype: torch.dtype, device: torch.device) -> None:
         for target in DTYPES:
             found = nf4.dequantise(payload, numel, target)
             _same(found.cpu(), nf4_reference.dequantise(payload.cpu(), numel, target))
+
+
+def _cross_entropy(dtype: torch.dtype, device: torch.device) -> None:
+    for vocabulary in (101, 50432):
+        logits = (4 * torch.randn(257, vocabulary, device=device)).to(dtype)
+        targets = torch.randint(vocabulary, (257,), device=device)
+        wide = logits.double().requires_grad_()
+        torch.nn.functional.cross_entropy(wide, targets, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        log_z, picked = log_z_and_picked(logits, targets)
+        assert_near(log_z, wide.detach().logsumexp(1))
+        assert_near(picked, wide.detach().gather(1, targets[:, None])[:, 0])
+        ones = torch.ones_like(log_z)
+        gradient_in_place(logits, targets, log_z, ones, ones)
+        assert wide.grad is not None
+        assert_near(logits, wide.grad)
 
 
 def _same(found: Tensor, wanted: Tensor) -> None:

@@ -54,8 +54,9 @@ def test_parameters_are_those_the_forecast_counts(name: str) -> None:
     assert total + outside == model.num_parameters
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_loss_is_cross_entropy_with_z_loss(z_loss: float) -> None:
+def test_loss_is_cross_entropy_with_z_loss(z_loss: float, fused: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 50, generator=generator, dtype=torch.float64).mul(3).float().requires_grad_()
     targets = torch.randint(0, 50, (12,), generator=generator)
@@ -63,7 +64,7 @@ def test_loss_is_cross_entropy_with_z_loss(z_loss: float) -> None:
     counted = targets != IGNORED
     expected = F.cross_entropy(logits, targets) + z_loss * logits.logsumexp(-1)[counted].square().mean()
     (expected_gradient,) = torch.autograd.grad(expected, logits)
-    found = cross_entropy(logits, targets, z_loss)
+    found = cross_entropy(logits * 1, targets, z_loss, fused=fused)
     (gradient,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
