@@ -36,8 +36,8 @@ class PlanTable(Table):
     default as many as torchrun starts on one. ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank
     and pass. ``global_batch``: sequences per optimizer step over all ranks. ``pp``: pipeline stages.
     ``fused_kernels``: RMSNorm, RoPE, SwiGLU and the loss in hand-written kernels on a GPU, else op by op.
-    ``compiled``: every layer, and the loss, go through torch.compile. ``dtype``: what matrices are multiplied in; master
-    weights, gradients' sums and optimizer state are fp32.
+    ``compiled``: every layer, and the loss, go through torch.compile. ``dtype``: what matrices are multiplied in;
+    master weights, gradients' sums and optimizer state are fp32.
     """
 
     strategy: Text = "zero3"
