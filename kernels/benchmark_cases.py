@@ -219,6 +219,7 @@ def operations() -> list[Operation]:
         "compiled": lambda: _compiled(eager_rope),
         "liger": _liger_rope,
     }
+    found.append(Operation("rope", _heads, eager_rope, turning, _rope_bytes, 2, 2, 1, frozenset({"liger"})))
     gating = {
         OURS: lambda: lambda gate, up: (swiglu(gate, up),),
         "eager": lambda: _eager_swiglu,
@@ -227,7 +228,6 @@ def operations() -> list[Operation]:
     }
     written = frozenset({"liger"})
     found.append(Operation("swiglu", _gates, _eager_swiglu, gating, _swiglu_bytes, 2, 2, 0, written))
-    found.append(Operation("rope", _heads, eager_rope, turning, _rope_bytes, 2, 2, 1, frozenset({"liger"})))
     return found
 
 
