@@ -16,6 +16,8 @@ from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.kernels.rmsnorm.op import add_rms_norm, rms_norm
 from flopcast.kernels.rope import cost as rope_cost
 from flopcast.kernels.rope.op import rope, rotary_tables
+from flopcast.kernels.swiglu import cost as swiglu_cost
+from flopcast.kernels.swiglu.op import swiglu
 
 EPS = 1e-6
 HEAD = 128
@@ -181,6 +183,27 @@ def _rope_bytes(tokens: int, hidden: int, size: int) -> dict[str, float]:
     return {"forward": moved, "backward": moved}
 
 
+def _gates(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensors:
+    return tuple(torch.randn(tokens, hidden, device=device).to(dtype) for _ in range(2))
+
+
+def _eager_swiglu(gate: Tensor, up: Tensor) -> Tensors:
+    return (torch.nn.functional.silu(gate) * up,)
+
+
+def _liger_swiglu() -> Function:
+    function = _liger("swiglu")
+    return lambda gate, up: (function(gate, up),)
+
+
+def _swiglu_bytes(tokens: int, hidden: int, size: int) -> dict[str, float]:
+    numel = tokens * hidden
+    return {
+        "forward": swiglu_cost.forward_bytes(numel, size),
+        "backward": swiglu_cost.backward_bytes(numel, size),
+    }
+
+
 def operations() -> list[Operation]:
     """The operations in the order of the report."""
     found = [
@@ -197,6 +220,14 @@ def operations() -> list[Operation]:
         "liger": _liger_rope,
     }
     found.append(Operation("rope", _heads, eager_rope, turning, _rope_bytes, 2, 2, 1, frozenset({"liger"})))
+    gating = {
+        OURS: lambda: lambda gate, up: (swiglu(gate, up),),
+        "eager": lambda: _eager_swiglu,
+        "compiled": lambda: _compiled(_eager_swiglu),
+        "liger": _liger_swiglu,
+    }
+    written = frozenset({"liger"})
+    found.append(Operation("swiglu", _gates, _eager_swiglu, gating, _swiglu_bytes, 2, 2, 0, written))
     return found
 
 

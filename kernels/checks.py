@@ -33,3 +33,9 @@ def check_same(op: str, name: str, tensor: Tensor, other_name: str, other: Tenso
 def element_type(tensor: Tensor) -> str:
     """The name by which variants know the tensor's dtype, e.g. "bfloat16"."""
     return ELEMENT_TYPES[tensor.dtype]
+
+
+def check_first_derivative(op: str) -> None:
+    """Refuse a backward that is itself to be differentiated: a kernel has no derivative that autograd could follow."""
+    if torch.is_grad_enabled():
+        raise InputError(f"{op}: its backward has no derivative; leave out create_graph, or use the op of torch itself")

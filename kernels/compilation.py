@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from flopcast.kernels.cross_entropy import variant as cross_entropy
 from flopcast.kernels.nf4 import variant as nf4
 from flopcast.kernels.rmsnorm import variant as rmsnorm
 from flopcast.kernels.rope import variant as rope
+from flopcast.kernels.swiglu import variant as swiglu
 from flopcast.kernels.variant import Variant
 
 TABLE = Path(__file__).resolve().parent / "resources.csv"
@@ -85,6 +87,10 @@ def tabulated() -> list[Variant]:
         variants += [rmsnorm.backward(dtype, hidden, residual) for residual in (False, True)]
     variants.append(rmsnorm.weight_gradient("bfloat16", 5120))
     variants += [rope.rope("bfloat16", 40, 5, 128, 64, 8), rope.rope("float32", 40, 5, 128, 64, 4)]
+    for size, vector in ((50432, 8), (101, 1)):
+        names = ("cross_entropy_statistics", "cross_entropy_gradient")
+        variants += [cross_entropy.cross_entropy(name, "bfloat16", size, vector) for name in names]
+    variants += [swiglu.swiglu(name, "bfloat16", 8) for name in ("swiglu_forward", "swiglu_backward")]
     variants += [rope.rope("float16", 71, 1, 64, 32, 8), rope.rope("bfloat16", 64, 64, 96, 12, 4)]
     for dtype in ("float32", "float16", "bfloat16"):
         for function in (nf4.quantise, nf4.dequantise):

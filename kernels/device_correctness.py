@@ -7,15 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flopcast.kernels.benchmark_cases import OURS, Operation, operations
+from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, operations
+from flopcast.kernels.cross_entropy.op import gradient_in_place, log_z_and_picked
 from flopcast.kernels.nf4 import op as nf4
 from flopcast.kernels.nf4 import reference as nf4_reference
+from flopcast.kernels.nf4.format import GROUP
 from flopcast.kernels.rmsnorm.op import add_rms_norm, rms_norm
 from flopcast.kernels.rope.op import rope, rotary_tables
 from flopcast.kernels.tolerances import assert_near
 
 Record = dict[str, Any]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MANY = 2**31  # elements that a 32-bit index cannot count
+LARGE_BYTES = 40 * 2**30  # free, for the checks of tensors of as many
 HIDDEN = (64, 65, 130, 1000, 2048, 4096, 5119, 5120, 8192, 16383, 16384)
 
 
@@ -31,6 +35,7 @@ def run(device: torch.device, hidden: tuple[int, ...] = HIDDEN, tokens: int = 10
                 checks[name] = partial(_against_float64, operation, tokens, size, dtype, device)
     for dtype in DTYPES:
         checks[f"nf4 {dtype}"] = partial(_nf4, dtype, device)
+        checks[f"cross_entropy {dtype}"] = partial(_cross_entropy, dtype, device)
     checks["rope of packed documents and few angles"] = partial(_rope_layouts, device)
     checks["the same bits twice"] = partial(_deterministic, device, 4 * tokens)
     checks["what is not finite stays in its row"] = partial(_not_finite, device)
@@ -38,6 +43,11 @@ def run(device: torch.device, hidden: tuple[int, ...] = HIDDEN, tokens: int = 10
     if device.type == "cuda":
         checks["a captured graph replays"] = partial(_captured, device)
         checks["another stream"] = partial(_other_stream, device)
+        checks["another device"] = partial(_other_device, device)
+        if torch.cuda.mem_get_info(device)[0] > LARGE_BYTES:
+            checks["rows beyond 2^31 elements"] = partial(_large_rows, device)
+            checks["heads beyond 2^31 elements"] = partial(_large_heads, device)
+            checks["nf4 beyond 2^31 elements"] = partial(_large_nf4, device)
     return [_record(name, check) for name, check in checks.items()]
 
 
@@ -75,6 +85,21 @@ def _nf4(dtype: torch.dtype, device: torch.device) -> None:
         for target in DTYPES:
             found = nf4.dequantise(payload, numel, target)
             _same(found.cpu(), nf4_reference.dequantise(payload.cpu(), numel, target))
+
+
+def _cross_entropy(dtype: torch.dtype, device: torch.device) -> None:
+    for vocabulary in (101, 50432):
+        logits = (4 * torch.randn(257, vocabulary, device=device)).to(dtype)
+        targets = torch.randint(vocabulary, (257,), device=device)
+        wide = logits.double().requires_grad_()
+        torch.nn.functional.cross_entropy(wide, targets, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        log_z, picked = log_z_and_picked(logits, targets)
+        assert_near(log_z, wide.detach().logsumexp(1))
+        assert_near(picked, wide.detach().gather(1, targets[:, None])[:, 0])
+        ones = torch.ones_like(log_z)
+        gradient_in_place(logits, targets, log_z, ones, ones)
+        assert wide.grad is not None
+        assert_near(logits, wide.grad)
 
 
 def _same(found: Tensor, wanted: Tensor) -> None:
@@ -165,3 +190,51 @@ def _other_stream(device: torch.device) -> None:
         found = rms_norm(late, weight)
     torch.cuda.synchronize(device)
     _same(found, want)
+
+
+def _other_device(device: torch.device) -> None:
+    """On every other GPU there is, while ``device`` stays the current one."""
+    x, weight = torch.randn(64, 5120, device=device), torch.ones(5120, device=device)
+    want = rms_norm(x, weight).cpu()
+    for index in range(torch.cuda.device_count()):
+        leaf = x.to(f"cuda:{index}").requires_grad_()
+        found = rms_norm(leaf, weight.to(leaf.device))
+        found.sum().backward()  # type: ignore[no-untyped-call]
+        _same(found.detach().cpu(), want)
+    if torch.cuda.current_device() != device.index:
+        raise AssertionError(f"the current device is {torch.cuda.current_device()}, it was {device.index}")
+
+
+def _large_rows(device: torch.device) -> None:
+    """The last rows of many, forward and backward, against the same rows alone."""
+    rows, hidden = MANY // 5120 + 9, 5120
+    x, dy = (torch.randn(rows, hidden, dtype=torch.bfloat16, device=device) for _ in range(2))
+    weight = torch.randn(hidden, device=device).bfloat16()
+    results = []
+    for own, gradient in ((x, dy), (x[-7:], dy[-7:])):
+        leaf = own.detach().requires_grad_()
+        y, s = add_rms_norm(leaf, (own,), weight)
+        (dx,) = torch.autograd.grad((y, s), leaf, (gradient, gradient))
+        results.append([t.detach()[-7:].clone() for t in (y, s, dx)])
+    for whole, alone in zip(*results, strict=True):
+        _same(whole, alone)
+
+
+def _large_heads(device: torch.device) -> None:
+    """The last tokens of many, turned there and back."""
+    tokens, heads = MANY // (40 * HEAD) + 9, 40
+    q = torch.randn(1, tokens, heads, HEAD, dtype=torch.bfloat16, device=device)
+    tables = rotary_tables(HEAD, tokens, device=device)
+    last = torch.arange(tokens - 7, tokens, device=device)
+    whole, _ = rope(q, q[:, :, :1], *tables)
+    alone, _ = rope(q[:, -7:], q[:, -7:, :1], *tables, last)
+    _same(whole[:, -7:], alone)
+
+
+def _large_nf4(device: torch.device) -> None:
+    """The last group of many, and its values again, against the reference of that group."""
+    whole = MANY + 3 * GROUP
+    values = torch.randn(whole + 100, device=device, dtype=torch.bfloat16)
+    found = nf4.dequantise(nf4.quantise(values), len(values), torch.bfloat16)
+    tail = values[whole:].cpu()
+    _same(found[whole:].cpu(), nf4_reference.dequantise(nf4_reference.quantise(tail), len(tail), torch.bfloat16))

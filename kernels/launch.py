@@ -1,6 +1,7 @@
 """Launching a variant on PyTorch's tensors and stream through CuPy, without copies."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flopcast.kernels.variant import Variant
+from flopcast.kernels.variant import ACCESS_BYTES, Variant
 
 _STATIC_SHARED_BYTES = 48 * 1024  # more must be asked for
 
@@ -35,6 +36,21 @@ def launch(
 def num_multiprocessors(device: torch.device) -> int:
     """Of the GPU, for the size of a persistent grid."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def most_shared_bytes(device: torch.device) -> int:
+    """Shared memory that one block may ask for: 163 KiB on an A100, 227 on an H100, 99 on a GPU for graphics."""
+    found = torch.cuda.get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
+
+
+def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Dense memory that starts on 16 bytes: nearly always the tensor itself."""
+    if tensor is None:
+        return None
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % ACCESS_BYTES == 0 else tensor.clone()
 
 
 def _value(argument: torch.Tensor | np.generic | None) -> int | np.generic:
@@ -69,6 +85,19 @@ def _function(variant: Variant, device_index: int) -> Any:
         return _kernel(variant, device_index).kernel
 
 
+@dataclass(frozen=True)
+class _TorchStream:
+    """A raw stream under the CUDA stream protocol."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
 @cache
 def _stream(pointer: int) -> Any:
-    return import_module("cupy").cuda.ExternalStream(pointer)
+    cuda = import_module("cupy").cuda
+    # CuPy 14 warns of ExternalStream and takes the protocol in its place, which CuPy 13 lacks.
+    of_protocol = getattr(cuda.Stream, "from_external", None)
+    return cuda.ExternalStream(pointer) if of_protocol is None else of_protocol(_TorchStream(pointer))

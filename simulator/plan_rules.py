@@ -48,7 +48,10 @@ def check_combinations(plan: "Plan") -> None:
     if plan.gather_bits not in (16, 4):
         refuse(f"gather_bits={plan.gather_bits}; choose 16, or 4 for the NF4 all-gather")
     if plan.gather_bits == 4 and plan.parameter_shard == 1:
-        refuse("gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters or use 16")
+        refuse(
+            "gather_bits=4 with parameter_shard=1 has no gather to quantise; shard the parameters, or leave out +q4 "
+            "(gather_bits=16)"
+        )
     if plan.dispatch_bits not in (16, 8):
         refuse(f"dispatch_bits={plan.dispatch_bits}; choose 16, or 8 beside precision=fp8")
     if plan.dispatch_bits == 8 and plan.precision != "fp8":

@@ -83,23 +83,29 @@ def _base(profile: Profile, folder: Path, name: str) -> Cluster:
 
 
 def catalogue_name(profile: Profile) -> str | None:
-    """The catalogue's name of the GPU that was measured, None where it has none.
+    """The catalogue's name of the GPU that was measured, None where it has none."""
+    card = card_of(profile.device, profile.memory_bytes)
+    return None if card is None else card.name
+
+
+def card_of(device: str, memory_bytes: float) -> Gpu | None:
+    """The catalogue's GPU for the name that a driver gives and the memory that it reports, None where it has none.
 
     A driver's name starts with the chip ("NVIDIA A100-SXM4-80GB"); of the catalogue's cards with that chip it is the
     one whose memory is nearest, a PCIe card where the name says so.
     """
     from flopcast.simulator.catalogue import gpu_names, load_gpu
 
-    words = profile.device.removeprefix("NVIDIA ").lower()
+    words = device.removeprefix("NVIDIA ").lower()
     chip = words.split()[0].split("-")[0]
     cards = [load_gpu(name) for name in gpu_names() if name.split("-")[0] == chip]
     if not cards:
         return None
 
     def distance(card: Gpu) -> tuple[bool, float]:
-        return ("pcie" in card.name) != ("pcie" in words), abs(card.memory_bytes - profile.memory_bytes)
+        return ("pcie" in card.name) != ("pcie" in words), abs(card.memory_bytes - memory_bytes)
 
-    return min(cards, key=distance).name
+    return min(cards, key=distance)
 
 
 def _host(profile: Profile, name: str) -> Cluster:

@@ -29,6 +29,7 @@ WORLD_SIZE, NODE = 8, 4
 STEPS, SEED, SEQ_LEN, MICRO_BATCHES = 10, 7, 16, 2
 SETTINGS = OptimizerSettings(lr=1e-3, max_grad_norm=0.5)
 NUMERICS = Numerics()
+QUANTISED = ("zero3+q4", "zero3-node+q4", "hsdp+q4")
 
 # Nothing divides by eight: hidden 72, intermediate 100, vocabulary 101, six tiled query heads on three.
 PLAMO = Model(
@@ -213,10 +214,10 @@ def quantised(strategy: str) -> dict[str, Any]:
     return {**result, "same_everywhere": bool(both[0] == -both[1])}
 
 
-def quantised_resumed(folder: Path) -> list[float]:
-    """Four steps of zero3-node+q4, the last two from a checkpoint."""
-    case = Case("tiny-plamo", "zero3-node+q4")
-    checkpoints = Checkpoints(folder / "quantised", keep=1)
+def quantised_resumed(folder: Path, strategy: str) -> list[float]:
+    """Four steps under the 4-bit all-gather, the last two from a checkpoint."""
+    case = Case("tiny-plamo", strategy)
+    checkpoints = Checkpoints(folder / strategy, keep=1)
     first = built(case)
     losses = [one_step(first, case, step)[0] for step in range(2)]
     checkpoints.save(2, first.state(), {})
@@ -255,9 +256,10 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=120))
     results: dict[str, Any] = {case.key: train(case) for case in cases()}
-    results |= {name: quantised(name) for name in ("zero3+q4", "zero3-node+q4", "hsdp+q4")}
+    for name in QUANTISED:
+        results[name] = quantised(name)
+        results[f"{name} resumed"] = quantised_resumed(folder, name)
     results["resumed"] = resumed(folder)
-    results["quantised resumed"] = quantised_resumed(folder)
     for pp in (1, 2):
         results[f"z-loss {pp}"] = z_loss(Case("tiny-plamo", "zero1", pp=pp))
     if rank == 0:

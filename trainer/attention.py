@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from flopcast.kernels.rope.positions import vouch_for
 from flopcast.simulator.blocks.transformer import Attention
+from flopcast.trainer.transfer import to_device
 
 # What the kernel for sequences of many lengths computes in.
 VARIED_LENGTH_DTYPES = (torch.bfloat16, torch.float16)
@@ -18,24 +20,31 @@ SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of packed sequences: ``numbers`` [B, S] of each token's, ``bounds`` int32 [documents + 1] of all.
+    """The documents of packed sequences: ``positions`` [B, S] in each token's document and ``numbers`` [B, S] of it.
 
-    ``bounds`` are where each document begins in the tokens laid end to end, and where the last one ends; on a GPU only.
+    ``bounds``, int32 [documents + 1], are where each document begins in the tokens laid end to end, and where the last
+    one ends.
     """
 
+    positions: torch.Tensor
     numbers: torch.Tensor
-    bounds: torch.Tensor | None
+    bounds: torch.Tensor
 
     @classmethod
     def of(cls, positions: torch.Tensor) -> "Documents":
-        """From positions [B, S] that count from 0 in every document."""
+        """From positions [B, S] that count from 0 in every document. Waits for the GPU where they are on one."""
         begins = positions == 0
         begins[:, 0] = True
-        bounds = None
-        if positions.is_cuda:
-            starts = begins.flatten().nonzero().flatten()
-            bounds = torch.cat([starts, starts.new_tensor([positions.numel()])]).int()
-        return cls(begins.cumsum(1), bounds)
+        starts = begins.flatten().nonzero().flatten()
+        end = torch.full_like(starts[:1], positions.numel())
+        return cls(positions, begins.cumsum(1), torch.cat([starts, end]).int())
+
+    def to(self, device: torch.device) -> "Documents":
+        """The same on ``device``, which is not waited for."""
+        moved = Documents(*(to_device(t, device) for t in (self.positions, self.numbers, self.bounds)))
+        if moved.positions is not self.positions:
+            vouch_for(moved.positions, int(self.positions.max()) + 1)
+        return moved
 
 
 def attend(
@@ -72,8 +81,9 @@ def _by_length(
 ) -> torch.Tensor:
     """Every document, or every sequence, as a sequence of its own."""
     batch, length = q.shape[:2]
-    bounds = None if documents is None else documents.bounds
-    if bounds is None:
+    if documents is not None:
+        bounds = documents.bounds
+    else:
         bounds = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=q.device)
     shared = q.shape[2] != k.shape[2]
     if shared and not SHARES_HEADS:

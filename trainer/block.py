@@ -146,9 +146,10 @@ class Block(nn.Module):
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         """The MLP of this rank's features, projected back to [B, S, D] without the bias."""
         if self.block.mlp.gated:
-            # The compiler fuses the product and finds by itself that its two inputs are enough to keep.
-            gated = pointwise.gated_by_parts if self.compiled else pointwise.gated
-            return self.down.product(gated(self.gate(x), self.up(x), self.activation))
+            gate, up = self.gate(x), self.up(x)
+            if self.compiled:  # the compiler fuses the product and finds by itself that its two inputs suffice
+                return self.down.product(pointwise.gated_by_parts(gate, up, self.activation))
+            return self.down.product(pointwise.gated(gate, up, self.activation, self.fused))
         return self.down.product(pointwise.activate(self.up(x), self.activation))
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

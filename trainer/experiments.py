@@ -34,7 +34,11 @@ TIMEOUT_S = 24 * 3600.0
 
 
 def variant_flags(name: str, strategy: str) -> list[str]:
-    """The flags that make a variant of the base, whose strategy is ``strategy``; InputError for an unknown name."""
+    """The flags that make a variant of the base, which has none of the changes; InputError for an unknown name.
+
+    ``strategy``: the base's, whose 4-bit AllGather, if it has one, is one of the changes.
+    """
+    strategy = strategy.removesuffix("+q4")
     changes: dict[str, dict[str, str]] = {
         BASE: {},
         "qk-norm": {"model.qk_norm": "true"},

@@ -27,6 +27,7 @@ from flopcast.trainer.measurement import Meter, profiled
 from flopcast.trainer.processes import TrainingStoppedError, gpus_per_node, is_lost_rank, process_group
 from flopcast.trainer.schedule import learning_rate
 from flopcast.trainer.settings import Settings
+from flopcast.trainer.transfer import to_device
 from flopcast.trainer.workload import make_model, make_plan
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -71,6 +72,8 @@ class Run:
         )
         self.checkpoints = Checkpoints(self.output / CHECKPOINTS, settings.checkpoint.keep)
         self.step = self._resume()
+        self._order = self.data.order.state()  # of the steps taken: the batch of the next may have been read already
+        self._read_ahead: list[MicroBatch] = []
 
     def _data(self) -> Dataset:
         table = self.settings.data
@@ -151,25 +154,20 @@ class Run:
         tracing = number in self.settings.log.profile
         with profiled(self.output / TRACES, number, self.device) if tracing else nullcontext():
             started = time.perf_counter()
-            batch = self.data.next_step(
-                self.plan.micro_batch, self.plan.grad_accum, self.engine.data_rank, self.engine.data_ranks
-            )
+            batch = self._read_ahead or self._next_batch()
             losses = torch.stack([self._accumulate(micro, is_last=micro is batch[-1]) for micro in batch])
             rate = self._learning_rate()
-            norm = float(self.engine.step(rate))
+            norm_found = self.engine.step(rate).double()
             # One reduction for the mean loss and for whatever all ranks must know before the next step.
-            signs = torch.stack(
-                [
-                    losses.double().mean(),
-                    *torch.tensor(
-                        [not math.isfinite(norm), stop.is_set(), self.checkpoints.has_failed],
-                        dtype=torch.float64,
-                        device=self.device,
-                    ),
-                ]
-            )
+            own = torch.stack([losses.double().mean(), norm_found.isfinite().logical_not().double()])
+            asked = torch.tensor([stop.is_set(), self.checkpoints.has_failed], dtype=torch.float64)
+            signs = torch.cat([own, to_device(asked, self.device)])
             dist.all_reduce(signs)
-            loss, bad_norm, stopping, failed = (signs / dist.get_world_size()).tolist()
+            # All of the step is on its way to the device: the next one's batch is read while it works.
+            self._order = self.data.order.state()
+            self._read_ahead = self._next_batch() if number < self.settings.optimizer.num_steps else []
+            means = torch.cat([signs / dist.get_world_size(), norm_found[None]])
+            loss, bad_norm, stopping, failed, norm = means.tolist()
             step_s = time.perf_counter() - started
         if bad_norm or not math.isfinite(loss):
             self._refuse(log, number, batch, losses, norm)
@@ -180,12 +178,14 @@ class Run:
             self._finish_checkpoint(log)
         return bool(stopping)
 
-    def _accumulate(self, micro: MicroBatch, is_last: bool) -> torch.Tensor:
-        return self.engine.accumulate(*self._inputs(micro), is_last=is_last).reshape(())
+    def _next_batch(self) -> list[MicroBatch]:
+        """The micro-batches of this rank in the next step of the data's order."""
+        plan, engine = self.plan, self.engine
+        return self.data.next_step(plan.micro_batch, plan.grad_accum, engine.data_rank, engine.data_ranks)
 
-    def _inputs(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, targets, positions = (t.to(self.device) for t in (micro.tokens, micro.targets, micro.positions))
-        return tokens, targets, positions
+    def _accumulate(self, micro: MicroBatch, is_last: bool) -> torch.Tensor:
+        loss = self.engine.accumulate(micro.tokens, micro.targets, micro.positions, is_last=is_last)
+        return loss.reshape(())
 
     def _learning_rate(self) -> float:
         table = self.settings.optimizer
@@ -201,7 +201,7 @@ class Run:
         """The mean validation loss over all ranks."""
         total, batches = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for micro in self.data.validation(self.plan.micro_batch, self.engine.data_rank, self.engine.data_ranks):
-            total += self.engine.evaluate(*self._inputs(micro)).double()
+            total += self.engine.evaluate(micro.tokens, micro.targets, micro.positions).double()
             batches += 1
         dist.all_reduce(total)
         return float(total) / max(batches, 1) / dist.get_world_size()
@@ -209,7 +209,7 @@ class Run:
     def _save(self, log: Log | None) -> None:
         self._finish_checkpoint(log)
         started = time.perf_counter()
-        description = {**self._must_agree(), "order": self.data.order.state(), "plan": dataclasses.asdict(self.plan)}
+        description = {**self._must_agree(), "order": self._order, "plan": dataclasses.asdict(self.plan)}
         self.checkpoints.save(self.step, self.engine.state(), description)
         self._event(log, "checkpoint begun", stall_s=round(time.perf_counter() - started, 4))
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from flopcast.errors import InputError
 from flopcast.kernels.environment import device_name
 from flopcast.simulator.catalogue import load_gpu
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.model import Model
+from flopcast.simulator.profiled_cluster import card_of
 from flopcast.trainer.settings import LogTable
 
 
@@ -53,13 +53,8 @@ def _peak(gpu: str | None, device: torch.device) -> float:
     if device.type != "cuda":
         return 0.0
     found = torch.cuda.get_device_properties(device)
-    name = found.name.removeprefix("NVIDIA ").lower().split()[0].split("-")[0]
-    for candidate in (f"{name}-{round(found.total_memory / 2**30)}gb", name):
-        try:
-            return load_gpu(candidate).tensor_flop_per_s
-        except InputError:
-            continue
-    return 0.0
+    card = card_of(found.name, found.total_memory)
+    return 0.0 if card is None else card.tensor_flop_per_s
 
 
 def peak_memory_bytes(device: torch.device) -> int:

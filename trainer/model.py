@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flopcast.errors import InputError
+from flopcast.kernels.backend import backend
 from flopcast.kernels.rope.op import rotary_tables
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.model import Model, ParameterTensor
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         check(model)
-        self.model, self.z_loss, self.fused_kernels = model, z_loss, fused_kernels
+        self.model, self.z_loss, self.fused_kernels, self.compiled = model, z_loss, fused_kernels, compiled
         self.numerics = numerics or Numerics()
         self.parallel = parallel or TensorParallel()
         numbers = range(model.num_layers) if layers is None else layers
@@ -70,11 +71,12 @@ class Decoder(nn.Module):
                 self.head_bias = nn.Parameter(torch.empty(model.vocab_size))
 
     def forward(
-        self, x: torch.Tensor, targets: torch.Tensor | None = None, positions: torch.Tensor | None = None
+        self, x: torch.Tensor, targets: torch.Tensor | None = None, positions: torch.Tensor | Documents | None = None
     ) -> torch.Tensor:
         """``positions`` [B, S] count from 0 in every document of a packed sequence; documents do not see each other."""
         length = self._length(x)
-        documents = None if positions is None else Documents.of(positions)
+        documents = Documents.of(positions) if isinstance(positions, torch.Tensor) else positions
+        positions = None if documents is None else documents.positions
         if self.is_first:
             x = self._embed(x, positions)
         angles = self._angles(length, positions, x.device)
@@ -90,7 +92,16 @@ class Decoder(nn.Module):
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of this rank's logits [B, S, V], with z-loss while training (see ``eval()``)."""
         z_loss = self.z_loss if self.training else 0.0
-        return cross_entropy(logits.flatten(0, 1), targets.flatten(), z_loss, self.parallel, self._first_vocabulary_row)
+        first_row = self._first_vocabulary_row
+        return cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            z_loss,
+            self.parallel,
+            first_row,
+            compiled=self.compiled,
+            fused=self.fused_kernels and logits.is_cuda and backend().name == "cupy",
+        )
 
     @property
     def _first_vocabulary_row(self) -> int:

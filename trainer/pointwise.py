@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from flopcast.kernels.backend import backend
 from flopcast.kernels.rmsnorm import op as rms_norm_op
 from flopcast.kernels.rmsnorm.variant import LARGEST_HIDDEN, SMALLEST_HIDDEN
 from flopcast.kernels.rope import op as rope_op
+from flopcast.kernels.swiglu import op as swiglu_op
 from flopcast.trainer.numerics import Activation
 
 
@@ -47,8 +49,10 @@ def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torc
     return torch.cat([*(part.to(x.dtype) for part in turned), rest], dim=-1)
 
 
-def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation, fused: bool = False) -> torch.Tensor:
     """activation(gate) * up (SwiGLU with SiLU: Shazeer 2020, arXiv:2002.05202), keeping only its two inputs."""
+    if fused and activation == "silu" and gate.is_cuda and backend().name == "cupy":
+        return swiglu_op.swiglu(gate, up)
     return _Gated.apply(gate, up, activation)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from flopcast.errors import InputError
 
 # What gloo, NCCL and the store say when the other side of a connection is gone.
-_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|recv|remote process", re.I)
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|recv|remote process|was aborted", re.I
+)
 
 
 class TrainingStoppedError(RuntimeError):

@@ -35,9 +35,9 @@ class PlanTable(Table):
     ``strategy``: as the planner names it (zero3-node, hsdp+q4, tp8, ...). ``gpus_per_node``: ranks of a node; by
     default as many as torchrun starts on one. ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank
     and pass. ``global_batch``: sequences per optimizer step over all ranks. ``pp``: pipeline stages.
-    ``fused_kernels``: RMSNorm and RoPE in the hand-written kernels on a GPU, else op by op. ``compiled``: every layer
-    goes through torch.compile. ``dtype``: what matrices are multiplied in; master weights, gradients' sums and
-    optimizer state are fp32.
+    ``fused_kernels``: RMSNorm, RoPE, SwiGLU and the loss in hand-written kernels on a GPU, else op by op.
+    ``compiled``: every layer, and the loss, go through torch.compile. ``dtype``: what matrices are multiplied in;
+    master weights, gradients' sums and optimizer state are fp32.
     """
 
     strategy: Text = "zero3"

@@ -1,9 +1,9 @@
 """How fast one device trains a model, variant by variant: ``python -m flopcast.trainer.throughput OUT``.
 
 The engine of ``flopcast train`` on random tokens that are one document each, so that the FLOPs of the causal convention
-are those that were done. Writes ``throughput.json`` after every variant and a line per step to ``throughput.jsonl``, so
-that what was found survives whatever comes after, and a trace of one step of the variants asked for. Exits 1 if a
-variant failed.
+are those that were done. PyTorch's attention kernels are timed first and the fastest is used; micro-batches that do not
+fit are halved. Writes ``throughput.json`` after every variant and a line per step to ``throughput.jsonl``, so that what
+was found survives whatever comes after, and a trace of one step of the variants asked for. Exits 1 if a variant failed.
 """
 
 import argparse
@@ -13,14 +13,17 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flopcast.kernels.environment import environment
+from flopcast.kernels import microbenchmark
+from flopcast.kernels.environment import clocks, environment
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.model import Model
@@ -51,11 +54,17 @@ class Variant:
     compiled: bool
 
 
+# The fastest first, by forecast, then what the kernels save, should the time run out.
 VARIANTS = {
-    "eager": Variant(fused_kernels=False, compiled=False),
-    "kernels": Variant(fused_kernels=True, compiled=False),
-    "compiled": Variant(fused_kernels=False, compiled=True),
     "kernels-compiled": Variant(fused_kernels=True, compiled=True),
+    "kernels": Variant(fused_kernels=True, compiled=False),
+    "eager": Variant(fused_kernels=False, compiled=False),
+    "compiled": Variant(fused_kernels=False, compiled=True),
+}
+ATTENTION = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 
 
@@ -66,10 +75,16 @@ class Load:
     """
 
     seq_len: int = 4096
-    micro_batch: int = 4
-    passes: int = 8
+    micro_batch: int = 8
+    passes: int = 4
     steps: int = 10
     warmup: int = 3
+
+    def halved(self) -> Iterator["Load"]:
+        """The load itself, then the same sequences in twice as many passes of half as many, and so on."""
+        yield self
+        if self.micro_batch % 2 == 0:
+            yield from replace(self, micro_batch=self.micro_batch // 2, passes=self.passes * 2).halved()
 
 
 def run(
@@ -78,7 +93,7 @@ def run(
     model: Model = PLAMO_1B,
     load: Load | None = None,
     variants: Sequence[str] = tuple(VARIANTS),
-    traced: Sequence[str] = ("kernels",),
+    traced: Sequence[str] = ("kernels-compiled",),
     seconds: float = 240.0,
 ) -> dict[str, Any]:
     """The document, also written to ``out``; no variant begins when ``seconds`` are over. Needs a process group."""
@@ -90,12 +105,14 @@ def run(
         "model": {"name": model.name, "parameters": model.num_parameters, "layers": model.num_layers},
         "load": vars(load),
         "convention": CONVENTION,
+        "attention": attention_times(device, model, load),
         "variants": {},
     }
     for name in variants:
         try:
             if time.monotonic() - begin < seconds:
-                found = _measured(name, out, device, model, load, name in traced)
+                with _fastest(document["attention"]):
+                    found = _fitting(name, out, device, model, load, name in traced)
             else:
                 found = {"skipped": "the time was spent"}
         except Exception:
@@ -104,10 +121,51 @@ def run(
         document["environment_at_end"] = environment(device)
         write_atomically(out / "throughput.json", (json.dumps(document, indent=1) + "\n").encode())
         print(f"{name}: {_told(found)}", file=sys.stderr, flush=True)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _forget(device)
     return document
+
+
+def attention_times(device: torch.device, model: Model, load: Load) -> dict[str, float | str]:
+    """Seconds of forward and backward of one layer's attention by PyTorch's kernels, or why one cannot; GPUs only."""
+    if device.type != "cuda":
+        return {}
+    block = model.layers[0]
+    assert isinstance(block, TransformerBlock)
+    sizes = block.attention
+    shape = (load.micro_batch, load.seq_len, sizes.num_heads, sizes.num_kv_heads, sizes.head_dim)
+    records = microbenchmark.attention(device, [shape], backends=tuple(ATTENTION), samples=5)
+    found: dict[str, float | str] = {}
+    for record in records:
+        if record["arguments"]["backward"]:
+            found[record["arguments"]["backend"]] = record["median_s" if "median_s" in record else "skipped"]
+    return found
+
+
+def _fastest(times: dict[str, float | str]) -> AbstractContextManager[object]:
+    """PyTorch tries the kernels in the order of their times; what is left to it where none was timed."""
+    timed = {name: seconds for name, seconds in times.items() if isinstance(seconds, float)}
+    order = [ATTENTION[name] for name in sorted(timed, key=timed.__getitem__)]
+    return sdpa_kernel([*order, SDPBackend.MATH], set_priority=True) if order else nullcontext()
+
+
+def _forget(device: torch.device) -> None:
+    """Give back what a variant held: its graphs, its tensors."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _fitting(name: str, out: Path, device: torch.device, model: Model, load: Load, traced: bool) -> dict[str, Any]:
+    """Measured with the largest micro-batches that fit, down from those of ``load``."""
+    *larger, smallest = load.halved()
+    for tried in larger:
+        try:
+            return _measured(name, out, device, model, tried, traced)
+        except torch.OutOfMemoryError:
+            print(f"{name}: micro-batches of {tried.micro_batch} do not fit", file=sys.stderr, flush=True)
+        _forget(device)
+    return _measured(name, out, device, model, smallest, traced)
 
 
 def _measured(name: str, out: Path, device: torch.device, model: Model, load: Load, traced: bool) -> dict[str, Any]:
@@ -139,10 +197,23 @@ def _measured(name: str, out: Path, device: torch.device, model: Model, load: Lo
             records.append({"variant": name, "step": step, "loss": loss, **meter.readings(step_s)})
             log.write(json.dumps(records[-1]) + "\n")
             log.flush()
+    at_work = _clocks_at_work(engine, tokens, device)
     if traced:
         with profiled(out / f"trace-{name}", load.steps + 1, device):
             _step(engine, tokens)
-    return _summary(records, load, meter)
+    return _summary(records, load, meter) | at_work
+
+
+def _clocks_at_work(engine: Engine, tokens: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """Clocks, power and temperature while the device is in the middle of a step; nothing of a CPU."""
+    if device.type != "cuda":
+        return {}
+    for number, batch in enumerate(tokens):
+        engine.accumulate(batch[:, :-1], batch[:, 1:], is_last=number == len(tokens) - 1)
+    found = clocks(device)
+    engine.step()
+    torch.cuda.synchronize(device)
+    return {"clocks_at_work": found}
 
 
 def _step(engine: Engine, tokens: torch.Tensor) -> float:
@@ -162,6 +233,8 @@ def _summary(records: list[dict[str, Any]], load: Load, meter: Meter) -> dict[st
     counted = sorted(record["step_s"] for record in records[load.warmup :])
     median = statistics.median(counted)
     return {
+        "micro_batch": load.micro_batch,
+        "passes": load.passes,
         "steps": len(counted),
         "median_step_s": median,
         "shortest_step_s": counted[0],
@@ -188,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model", help="a catalogue name or a model's file; by default a PLaMo of 1 billion parameters"
     )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--traced", nargs="*", choices=list(VARIANTS), default=["kernels"], help="variants to trace")
+    parser.add_argument("--traced", nargs="*", choices=list(VARIANTS), default=["kernels-compiled"])
     for name in ("seq-len", "micro-batch", "passes", "steps", "warmup"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Load, name.replace("-", "_")))
     parser.add_argument("--seconds", type=float, default=240.0, help="time after which no variant begins")

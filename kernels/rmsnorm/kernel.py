@@ -7,7 +7,6 @@ from torch import Tensor
 from flopcast.kernels import launch
 from flopcast.kernels.checks import element_type
 from flopcast.kernels.rmsnorm import variant
-from flopcast.kernels.variant import ACCESS_BYTES
 
 
 def forward(
@@ -22,7 +21,7 @@ def forward(
         addends = (first is not None) + (second is not None)
         chosen = variant.forward(element_type(x), hidden, addends, round_before_weight)
         rows = rstd.numel()
-        tensors = [_rows(t) for t in (x, first, second, weight)]
+        tensors = [launch.dense(t) for t in (x, first, second, weight)]
         numbers = (np.int32(rows), np.float32(eps))
         launch.launch(chosen, (-(-rows // chosen["ROWS"]), 1), (*tensors, s, y, rstd, *numbers), x.device)
     return y, s, rstd
@@ -42,21 +41,15 @@ def backward(
     if not rows:
         return dx, torch.zeros_like(weight)
     dw = torch.empty_like(weight)
-    chosen = variant.backward(element_type(stream), hidden, residual_gradient is not None, round_before_weight)
+    shared_bytes = min(variant.SHARED_BYTES, launch.most_shared_bytes(stream.device))
+    with_residual = residual_gradient is not None
+    chosen = variant.backward(element_type(stream), hidden, with_residual, round_before_weight, shared_bytes)
     resident = chosen["MIN_BLOCKS"] * launch.num_multiprocessors(stream.device)
     blocks = min(-(-rows // chosen["ROWS"]), resident)
     partial = torch.empty((blocks, hidden), dtype=torch.float32, device=stream.device)
-    tensors = [_rows(t) for t in (stream, weight, dy, residual_gradient)]
+    tensors = [launch.dense(t) for t in (stream, weight, dy, residual_gradient)]
     launch.launch(chosen, (blocks, 1), (*tensors, rstd, dx, partial, np.int32(rows)), stream.device)
     summed = variant.weight_gradient(element_type(stream), hidden)
     grid = (-(-hidden // variant.WEIGHT_GRADIENT_COLUMNS), 1)
     launch.launch(summed, grid, (partial, dw, np.int32(blocks)), stream.device)
     return dx, dw
-
-
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """Dense rows that start on 16 bytes: nearly always the tensor itself."""
-    if tensor is None:
-        return None
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % ACCESS_BYTES == 0 else tensor.clone()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flopcast.errors import InputError
-from flopcast.kernels.checks import check_dense_rows, check_element_type, check_same
+from flopcast.kernels.checks import check_dense_rows, check_element_type, check_first_derivative, check_same
 from flopcast.kernels.registration import register
 from flopcast.kernels.rmsnorm import kernel, reference
 from flopcast.kernels.rmsnorm.variant import check_hidden
@@ -54,6 +54,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_derivative("rms_norm")
         x, weight, rstd = ctx.saved_tensors
         (dy,) = gradients
         dx, dw = torch.ops.flopcast.rms_norm_backward(x, weight, dy, None, rstd, ctx.round_before_weight)
@@ -78,6 +79,7 @@ class _AddRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_derivative("add_rms_norm")
         s, weight, rstd = ctx.saved_tensors
         dy, ds = gradients
         # What flows back along the residual stream is added in the same pass, and reaches all summands alike.

@@ -9,7 +9,7 @@ SMALLEST_HIDDEN, LARGEST_HIDDEN = 64, 16384
 WEIGHT_GRADIENT_COLUMNS = 32  # that one block of the second reduction sums
 _SMALL_BLOCK = 128  # threads of a block that holds several rows
 _WIDEST_BLOCK = 1024
-_SHARED_BYTES = 156 * 1024  # of the 164 KiB of shared memory of an A100's multiprocessor
+SHARED_BYTES = 156 * 1024  # of the 164 KiB of shared memory of an A100's multiprocessor
 # Threads per multiprocessor in backward: 48 registers each hold two rows' packs and the weight gradient.
 _RESIDENT_THREADS = 1280
 
@@ -43,8 +43,17 @@ def forward(dtype: str, hidden: int, addends: int = 0, round_before_weight: bool
 
 
 @cache
-def backward(dtype: str, hidden: int, residual_gradient: bool = False, round_before_weight: bool = False) -> Variant:
-    """One pack per thread while a block can hold the row; the row after it is staged in shared memory if two fit."""
+def backward(
+    dtype: str,
+    hidden: int,
+    residual_gradient: bool = False,
+    round_before_weight: bool = False,
+    shared_bytes: int = SHARED_BYTES,
+) -> Variant:
+    """One pack per thread while a block can hold the row; the row after it is staged in shared memory if two fit.
+
+    ``shared_bytes``: of a multiprocessor, to be dealt out among its blocks.
+    """
     check_hidden(hidden)
     vector = elements_per_access(dtype, hidden)
     packs = hidden // vector
@@ -54,10 +63,10 @@ def backward(dtype: str, hidden: int, residual_gradient: bool = False, round_bef
         lanes, rows = _whole_warps(-(-packs // -(-packs // _WIDEST_BLOCK))), 1
     access = vector * ELEMENT_BYTES[dtype]
     stages = 4 * -(-packs // lanes) * lanes * rows * access  # two stages of two tensors
-    staged = access >= 4 and stages <= _SHARED_BYTES
+    staged = access >= 4 and stages <= shared_bytes
     gathered = 4 * rows * hidden if rows > 1 or not staged else 0
     shared = stages * staged + gathered
-    min_blocks = max(1, min(_RESIDENT_THREADS // (lanes * rows), _SHARED_BYTES // shared))
+    min_blocks = max(1, min(_RESIDENT_THREADS // (lanes * rows), shared_bytes // shared))
     layout = (("VECTOR", vector), ("LANES", lanes), ("ROWS", rows), ("MIN_BLOCKS", min_blocks))
     more = (("RESIDUAL_GRADIENT", residual_gradient), ("STAGED", staged), ("ROUND_BEFORE_WEIGHT", round_before_weight))
     constants = (("ELEMENT", ELEMENT_TYPES[dtype]), ("HIDDEN", hidden), *layout, *more)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flopcast.errors import InputError
-from flopcast.kernels.checks import check_dense_rows, check_element_type, check_same
+from flopcast.kernels.checks import check_dense_rows, check_element_type, check_first_derivative, check_same
 from flopcast.kernels.registration import register
 from flopcast.kernels.rope import kernel, reference
 
@@ -62,6 +62,7 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_derivative("rope")
         dq, dk = (g if g.stride(-1) == 1 else g.contiguous() for g in gradients)
         turned = torch.ops.flopcast.rope(dq, dk, *ctx.saved_tensors, True)
         return (*turned, None, None, None)

@@ -28,5 +28,10 @@ def check_positions(positions: Tensor, num_rows: int) -> None:
         if lowest < 0 or highest >= num_rows:
             wrong = lowest if lowest < 0 else highest
             raise InputError(f"rope: position {wrong} is outside the tables of {num_rows} rows; make them longer")
+    vouch_for(positions, num_rows)
+
+
+def vouch_for(positions: Tensor, num_rows: int) -> None:
+    """Note that ``positions`` lie in 0..num_rows - 1: found before they went to the GPU, it need not be waited for."""
     key = id(positions)
     _known[key] = (weakref.ref(positions, lambda _: _known.pop(key, None)), positions._version, num_rows)

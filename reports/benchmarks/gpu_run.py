@@ -41,7 +41,7 @@ num_norms = 1
 
 def steps(out: Path, folder: Path, tiny: bool) -> dict[str, tuple[list[str], float]]:
     """Each step's command, and the share of the time that it may take of what is left."""
-    throughput = [sys.executable, "-m", "flopcast.trainer.throughput", str(out), "--seconds", "150"]
+    throughput = [sys.executable, "-m", "flopcast.trainer.throughput", str(out), "--seconds", "170"]
     if tiny:
         model = folder / "plamo-tiny.toml"
         model.write_text(TINY_MODEL, encoding="utf-8")

@@ -42,6 +42,7 @@ def emulate(builds: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
         monkeypatch.setattr(launch, "launch", run)
         monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 2)
+        monkeypatch.setattr(launch, "most_shared_bytes", lambda device: 227 * 1024)
 
     yield choose
     assert launches, "the test meant to run a kernel and ran none"

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from flopcast.kernels import compilation
+from flopcast.kernels.cross_entropy import variant as cross_entropy
 from flopcast.kernels.nf4 import variant as nf4
 from flopcast.kernels.rmsnorm import variant as rmsnorm
 from flopcast.kernels.rope import variant as rope
+from flopcast.kernels.swiglu import variant as swiglu
 
 
 def nvrtc() -> str | None:
@@ -85,6 +87,13 @@ def disassembler() -> Path | None:
         (rmsnorm.forward("bfloat16", 5120, 2), {"LDG.E.128": 8, "STG.E.128": 4}),
         (rmsnorm.backward("bfloat16", 5120, True), {"LDGSTS.E.BYPASS.128": 4, "LDG.E.128": 3, "STG.E.128": 3}),
         (rope.rope("bfloat16", 40, 5, 128, 64, 8), {"LDG.E.128": 6, "STG.E.128": 2}),
+        (swiglu.swiglu("swiglu_forward", "bfloat16", 8), {"LDG.E.128": 4, "STG.E.128": 2}),
+        (swiglu.swiglu("swiglu_backward", "bfloat16", 8), {"LDG.E.128": 6, "STG.E.128": 4}),
+        (cross_entropy.cross_entropy("cross_entropy_statistics", "bfloat16", 50432, 8), {"LDG.E.128": 4}),
+        (
+            cross_entropy.cross_entropy("cross_entropy_gradient", "bfloat16", 50432, 8),
+            {"LDG.E.128": 4, "STG.E.128": 4},
+        ),
         (nf4.quantise("bfloat16", True), {"LDG.E.128": 2}),
         (nf4.dequantise("bfloat16", True), {"STG.E.128": 8, "SHFL.IDX": 64}),
     ],

@@ -51,6 +51,12 @@ def test_a_check_that_does_not_hold_is_told(monkeypatch):
     assert device_check.failures({"steps": {"correctness": {"result": records}}})
 
 
+def test_the_checks_of_large_tensors_hold_for_small_ones(monkeypatch):
+    monkeypatch.setattr(device_correctness, "MANY", 2**16)
+    for check in (device_correctness._large_rows, device_correctness._large_heads, device_correctness._large_nf4):
+        check(CPU)
+
+
 def test_spent_time_is_said(tmp_path):
     document = device_check.run(tmp_path, CPU, seconds=-1, quick=True)
     assert {step["skipped"] for step in document["steps"].values()} == {"the time was spent"}

@@ -122,11 +122,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
+from flopcast.kernels.cross_entropy import variant as cross_entropy
 from flopcast.kernels.emulator import loader
 from flopcast.kernels.nf4 import variant as nf4
 from flopcast.kernels.nf4.format import payload_bytes
 from flopcast.kernels.rmsnorm import variant as rmsnorm
 from flopcast.kernels.rope import variant as rope
+from flopcast.kernels.swiglu import variant as swiglu
 from flopcast.kernels.variant import Variant
 
 builds, fault = Path(sys.argv[1]), sys.argv[2]
@@ -163,7 +165,26 @@ def there_and_back(numel, dtype, bits):
     run(nf4.quantise(dtype, True), (groups, 1), [values, payload, np.int64(numel)])
     run(nf4.dequantise(dtype, True), (groups, 1), [payload, values, np.int64(numel), np.int64(0), np.int64(0)])
 
+def gate(numel, vector, dtype, bits):
+    x, packs = array(numel, dtype=bits), numel // vector
+    blocks = -(-packs // (swiglu.THREADS * swiglu.UNROLLED))
+    run(swiglu.swiglu("swiglu_forward", dtype, vector), (blocks, 1), [x, x, x.copy(), np.int64(packs)])
+    arguments = [x, x, x, x.copy(), x.copy(), np.int64(packs)]
+    run(swiglu.swiglu("swiglu_backward", dtype, vector), (blocks, 1), arguments)
+
+def lose(vocabulary, vector, dtype, bits):
+    logits, targets = array(3, vocabulary, dtype=bits), np.array([-100, 0, vocabulary - 1])
+    statistics = cross_entropy.cross_entropy("cross_entropy_statistics", dtype, vocabulary, vector)
+    run(statistics, (3, 1), [logits, targets, array(3), array(3)])
+    gradient = cross_entropy.cross_entropy("cross_entropy_gradient", dtype, vocabulary, vector)
+    run(gradient, (3, 1), [logits, targets, array(3), array(3), array(3)])
+
 if fault == "none":
+    for numel, vector in ((8 * 1500, 8), (8, 8), (33, 1)):
+        gate(numel, vector, "bfloat16", np.uint16)
+    for vocabulary, vector in ((5000, 8), (101, 1), (1, 1)):
+        lose(vocabulary, vector, "bfloat16", np.uint16)
+    lose(520, 4, "float32", np.float32)
     for hidden in (64, 65, 1032):
         norm(hidden, "bfloat16", np.uint16, 5)
     norm(200, "float32", np.float32, 3)

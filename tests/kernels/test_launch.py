@@ -9,12 +9,22 @@ from flopcast.kernels import launch
 from flopcast.kernels.rmsnorm import variant as rmsnorm
 
 
+class Stream:
+    """CuPy 14's."""
+
+    @classmethod
+    def from_external(cls, other):
+        version, pointer = other.__cuda_stream__()
+        assert version == 0
+        return f"stream {pointer}"
+
+
 class FakeCupy:
     """Records what is asked of CuPy."""
 
     def __init__(self):
         self.modules, self.launches, self.shared = [], [], []
-        self.cuda = SimpleNamespace(Device=lambda index: nullcontext(), ExternalStream="stream {}".format)
+        self.cuda = SimpleNamespace(Device=lambda index: nullcontext(), Stream=Stream)
 
     def RawModule(self, **options):  # noqa: N802
         self.modules.append(options)
@@ -61,6 +71,12 @@ def test_a_launch_passes_addresses_and_numbers_on_torchs_stream(cupy):
     assert len(cupy.modules) == 1
     assert cupy.modules[0]["options"] == ("--std=c++17", *variant.defines)
     assert "#include" not in cupy.modules[0]["code"].replace("#include <", "")
+
+
+def test_cupy_13_has_another_name_for_torchs_stream(cupy):
+    cupy.cuda = SimpleNamespace(Device=cupy.cuda.Device, Stream=object, ExternalStream="older {}".format)
+    launch.launch(rmsnorm.forward("float32", 64), (1, 1), (), torch.device("cuda", 0))
+    assert cupy.launches[-1][1][4] == "older 40"
 
 
 def test_more_shared_memory_than_the_default_is_asked_for(cupy):

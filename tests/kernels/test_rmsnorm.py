@@ -1,10 +1,12 @@
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flopcast.errors import InputError
-from flopcast.kernels.rmsnorm import kernel, reference
+from flopcast.kernels.rmsnorm import kernel, reference, variant
 from flopcast.kernels.rmsnorm.op import add_rms_norm, rms_norm
 
 EPS = 1e-5
@@ -173,6 +175,20 @@ def test_backward_takes_gradients_of_any_strides():
     expanded, x.grad = x.grad, None
     rms_norm(x, weight).backward(torch.ones(4, 64))
     assert torch.equal(expanded, x.grad)
+
+
+def test_a_second_derivative_is_refused_in_a_sentence():
+    x, weight = torch.randn(4, 64, requires_grad=True), torch.ones(64)
+    for y in (rms_norm(x, weight), add_rms_norm(x, (x,), weight)[0]):
+        with pytest.raises(InputError, match="rms_norm: its backward has no derivative"):
+            torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("kib", [99, 163, 227])
+def test_a_block_asks_for_no_more_shared_memory_than_the_gpu_has(kib):
+    for dtype, hidden in product(("bfloat16", "float32"), (5120, 8192, 16384)):
+        chosen = variant.backward(dtype, hidden, shared_bytes=min(variant.SHARED_BYTES, kib * 1024))
+        assert chosen["MIN_BLOCKS"] * chosen.dynamic_shared_bytes <= kib * 1024
 
 
 # torch.compile instantiates torch.autograd.Function itself, and PyTorch warns of it.

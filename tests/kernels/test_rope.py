@@ -164,6 +164,12 @@ def test_in_place_leaves_the_values_of_the_buffer_alone():
     assert torch.equal(v, before[:, :, 3:])
 
 
+def test_a_second_derivative_is_refused_in_a_sentence():
+    q, k = torch.randn(1, 5, 2, 64, requires_grad=True), torch.randn(1, 5, 2, 64)
+    with pytest.raises(InputError, match="rope: its backward has no derivative"):
+        torch.autograd.grad(rope(q, k, *rotary_tables(64, 5))[0].sum(), q, create_graph=True)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("engine", ["eager", "aot_eager"])
 def test_compiles_without_a_graph_break(engine):

@@ -38,6 +38,8 @@ def test_the_same_text_makes_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: 
 def test_a_tokenizer_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be trained on this text"):
         train([], tmp_path / "none.model", 400)
+    with pytest.raises(InputError, match=r"^data\.vocab_size is 9000, but the text has enough for \d+ pieces at most;"):
+        train(["some words"], tmp_path / "none.model", 9000)
     assert not list(tmp_path.iterdir())
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"bad\.model: the tokenizer is not a SentencePiece model"):

@@ -57,6 +57,8 @@ def test_a_variant_changes_one_thing(tmp_path: Path) -> None:
     assert changed == {"qk-norm": [("qk_norm", True)], "z-loss": [("z_loss", 1e-4)], "q4": [("strategy", "zero3+q4")]}
     with pytest.raises(InputError, match="variant 'q5' is unknown"):
         variant_flags("q5", "zero3")
+    for name in ("base", "q4"):
+        assert variant_flags(name, "hsdp+q4") == variant_flags(name, "hsdp")
 
 
 def test_one_command_runs_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,7 +220,7 @@ def test_the_command_trains_and_says_what_is_wrong_in_one_line(
 def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
     settings = run_settings(tmp_path)
     Path(str(settings.data.sources[1].path)).write_text("")
-    with pytest.raises(InputError, match="source 'japanese' is empty"):
+    with pytest.raises(InputError, match=r"^source 'japanese' is empty"):
         train(settings)
 
 

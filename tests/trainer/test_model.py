@@ -54,8 +54,9 @@ def test_parameters_are_those_the_forecast_counts(name: str) -> None:
     assert total + outside == model.num_parameters
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_loss_is_cross_entropy_with_z_loss(z_loss: float) -> None:
+def test_loss_is_cross_entropy_with_z_loss(z_loss: float, fused: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 50, generator=generator, dtype=torch.float64).mul(3).float().requires_grad_()
     targets = torch.randint(0, 50, (12,), generator=generator)
@@ -63,7 +64,7 @@ def test_loss_is_cross_entropy_with_z_loss(z_loss: float) -> None:
     counted = targets != IGNORED
     expected = F.cross_entropy(logits, targets) + z_loss * logits.logsumexp(-1)[counted].square().mean()
     (expected_gradient,) = torch.autograd.grad(expected, logits)
-    found = cross_entropy(logits, targets, z_loss)
+    found = cross_entropy(logits * 1, targets, z_loss, fused=fused)
     (gradient,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
@@ -85,6 +86,9 @@ def test_attention_sees_what_it_should(monkeypatch: pytest.MonkeyPatch, window: 
     k, v = (torch.randn(2, 16, 2, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     positions = torch.tensor([[*range(7), *range(9)], [*range(16)]])
     documents = Documents.of(positions) if packed else None
+    if documents is not None:
+        assert documents.bounds.tolist() == [0, 7, 16, 32]
+        assert documents.bounds.dtype == torch.int32
     numbers = [[1] * 7 + [2] * 9, [1] * 16]
     expected = torch.empty_like(q)
     for b in range(2):
@@ -111,8 +115,6 @@ def test_attention_sees_what_it_should(monkeypatch: pytest.MonkeyPatch, window: 
         return torch.cat(parts)
 
     monkeypatch.setattr(attention_module, "varlen_attn", each_by_itself)
-    if packed:
-        documents = Documents(documents.numbers, torch.tensor([0, 7, 16, 32], dtype=torch.int32))  # type: ignore[union-attr]
     torch.testing.assert_close(attention_module._by_length(q, k, v, window, documents), expected)
 
     def without_sharing(q, k, v, *arguments, window_size):  # type: ignore[no-untyped-def]

@@ -58,6 +58,30 @@ def test_a_variant_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pyt
     assert document["variants"] == {"eager": {"skipped": "the time was spent"}}
 
 
+def test_micro_batches_that_do_not_fit_are_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = throughput.build
+
+    def full(model, plan, **keywords):  # type: ignore[no-untyped-def]
+        if plan.micro_batch > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(model, plan, **keywords)
+
+    monkeypatch.setattr(throughput, "build", full)
+    model = small_model(num_layers=1, hidden=64, vocab_size=128)
+    load = Load(seq_len=16, micro_batch=4, passes=1, steps=2, warmup=1)
+    found = run(tmp_path, torch.device("cpu"), model, load, ("eager",), traced=())["variants"]["eager"]
+    assert (found["micro_batch"], found["passes"]) == (1, 4)
+    assert found["tokens_per_s"] == pytest.approx(64 / found["median_step_s"], rel=1e-3)
+
+
+def test_the_fastest_attention_is_tried_first() -> None:
+    times: dict[str, float | str] = {"cudnn": 2.0, "flash": 1.0, "efficient": "cannot share heads"}
+    with throughput._fastest(times):
+        enabled = torch.nn.attention._cur_sdpa_kernel_backends(with_priority=True)
+        assert [backend.name for backend in enabled] == ["FLASH_ATTENTION", "CUDNN_ATTENTION", "MATH"]
+    assert throughput.attention_times(torch.device("cpu"), PLAMO_1B, LOAD) == {}
+
+
 def test_the_model_has_a_billion_parameters_in_plamos_shape() -> None:
     assert PLAMO_1B.num_parameters == 1_011_910_656
     (block,) = PLAMO_1B.kinds

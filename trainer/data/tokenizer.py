@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flopcast.errors import InputError
@@ -67,11 +68,11 @@ def train(texts: Iterable[str], path: Path, vocab_size: int) -> Tokenizer:
     Every space and line break is kept. The result depends on the texts alone, on any machine of one library version.
     Raises InputError where there is no text, or too little of it for ``vocab_size`` pieces.
     """
-    lines = (line for text in texts for line in _sentences(text))
+    lines = _Lines(texts)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="unigram",
@@ -90,10 +91,36 @@ def train(texts: Iterable[str], path: Path, vocab_size: int) -> Tokenizer:
             minloglevel=2,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(f"a tokenizer of {vocab_size} pieces cannot be trained on this text: {message}") from None
+        raise lines.error or InputError(_too_little(vocab_size, " ".join(str(error).split()))) from None
     write_atomically(path, model.getvalue())
     return Tokenizer(model.getvalue())
+
+
+class _Lines:
+    """The lines of the texts; what a text could not be read for is kept, as SentencePiece words it in its own way."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = texts
+        self.error: InputError | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text in self._texts:
+                yield from _sentences(text)
+        except InputError as error:
+            self.error = error
+            raise
+
+
+def _too_little(vocab_size: int, message: str) -> str:
+    """SentencePiece's message in a sentence, where it is the one about a text too short for its vocabulary."""
+    most = re.search(r"value <= (\d+)", message)
+    if most is None:
+        return f"a tokenizer of {vocab_size} pieces cannot be trained on this text: {message}"
+    return (
+        f"data.vocab_size is {vocab_size}, but the text has enough for {most[1]} pieces at most; set that or less, or "
+        "give it more text"
+    )
 
 
 def _sentences(text: str) -> Iterable[str]:

@@ -17,22 +17,24 @@ from torch.distributed.tensor import DTensor
 
 from flopcast.errors import InputError
 from flopcast.simulator.plan import Plan
+from flopcast.trainer.attention import Documents
 from flopcast.trainer.engine import gradients, weights
 from flopcast.trainer.engine.mesh import TENSOR, Ranks
 from flopcast.trainer.engine.settings import OptimizerSettings
 from flopcast.trainer.engine.split import unfinished_gradients
 from flopcast.trainer.model import Decoder
+from flopcast.trainer.transfer import to_device
 
 
 class Passes(Protocol):
     """How micro-batches go through a sharded module: at once, or in a pipeline."""
 
     def train(
-        self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None, is_last: bool
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
     ) -> torch.Tensor:
         """One micro-batch of a step, forward and backward; its loss."""
 
-    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None) -> torch.Tensor:
         """The loss without gradients."""
 
     def release(self) -> None:
@@ -94,8 +96,8 @@ class Engine:
         """Forward and backward of one of the plan's ``grad_accum`` micro-batches; returns its mean loss, detached.
 
         ``tokens``, ``targets`` int64 [B, S]; targets of -100 do not count. ``positions`` [B, S] count from 0 in every
-        document of a packed sequence. In a pipeline all micro-batches run when the last one comes, and its call
-        returns the sum of their losses, the others 0.
+        document of a packed sequence. All may be on the host: they travel while the device works. In a pipeline all
+        micro-batches run when the last one comes, and its call returns the sum of their losses, the others 0.
         """
         self._micro_batches += 1
         if is_last != (self._micro_batches == self.plan.grad_accum):
@@ -103,7 +105,7 @@ class Engine:
                 f"micro-batch {self._micro_batches} of the plan's grad_accum={self.plan.grad_accum} came with "
                 f"is_last={is_last}; give exactly grad_accum micro-batches per step"
             )
-        return self._passes.train(tokens, targets, positions, is_last)
+        return self._passes.train(*self._inputs(tokens, targets, positions), is_last)
 
     def step(self, lr: float | None = None) -> torch.Tensor:
         """Clip, update and forget the gradients; returns their norm over the whole model before clipping, fp32."""
@@ -129,7 +131,7 @@ class Engine:
         """The mean cross-entropy of one micro-batch, without z-loss or gradients; every rank of the job takes part."""
         self.module.eval()
         try:
-            return self._passes.evaluate(tokens, targets, positions)
+            return self._passes.evaluate(*self._inputs(tokens, targets, positions))
         finally:
             self.module.train()
             self._passes.release()
@@ -167,6 +169,14 @@ class Engine:
             assert isinstance(shard, DTensor)
             yield name, shard.full_tensor()
 
+    def _inputs(
+        self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Documents | None]:
+        """On the device. Documents are looked for before positions travel, so that the GPU need not be waited for."""
+        device = self._device
+        documents = None if positions is None else Documents.of(positions).to(device)
+        return to_device(tokens, device), to_device(targets, device), documents
+
     @property
     def _device(self) -> torch.device:
         return next(self.module.parameters()).device
@@ -179,17 +189,17 @@ class WholePasses:
         self.module, self.sharding, self.num_micro_batches = module, sharding, num_micro_batches
 
     def train(
-        self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None, is_last: bool
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
     ) -> torch.Tensor:
         """One micro-batch; its share of the step's loss goes backward."""
         self.sharding.before(is_last)
-        loss: torch.Tensor = self.module(tokens, targets, positions)
+        loss: torch.Tensor = self.module(tokens, targets, documents)
         (loss / self.num_micro_batches).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None) -> torch.Tensor:
         """The loss without gradients."""
-        loss: torch.Tensor = self.module(tokens, targets, positions)
+        loss: torch.Tensor = self.module(tokens, targets, documents)
         return loss
 
     def release(self) -> None:

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate
 
+from flopcast.trainer.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -42,7 +44,7 @@ def clip(found: Sequence[Gradient], max_norm: float, device: torch.device) -> to
     total = torch.zeros((), dtype=torch.float32, device=device)
     if found:
         squares = torch.stack(torch._foreach_norm([g.local for g in found])).square()
-        copies = torch.tensor([float(g.copies) for g in found], device=device)
+        copies = to_device(torch.tensor([float(g.copies) for g in found]), device)
         total = total + (squares / copies).sum()
     dist.all_reduce(total)
     norm = total.sqrt()

@@ -9,6 +9,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from flopcast.simulator.plan import Plan
+from flopcast.trainer.attention import Documents
 from flopcast.trainer.engine.engine import Sharding
 from flopcast.trainer.engine.mesh import PIPELINE, Ranks
 from flopcast.trainer.model import Decoder
@@ -22,33 +23,33 @@ class PipelinePasses:
         self._group = ranks.group(PIPELINE)
         self._stage_index = ranks.place(PIPELINE)
         self._dtype = dtype
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, Documents | None]] = []
         self._schedules: dict[bool, PipelineScheduleSingle] = {}
         self._stages: dict[bool, PipelineStage] = {}
 
     def train(
-        self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None, is_last: bool
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
     ) -> torch.Tensor:
         """Keep a micro-batch; with the last one run them all. Returns the sum of their losses then, else 0."""
-        self._waiting.append((tokens, targets, positions))
+        self._waiting.append((tokens, targets, documents))
         if not is_last:
             return torch.zeros((), device=tokens.device)
         batch, self._waiting = self._waiting, []
         self.sharding.before(is_last=True)
         return self._run(batch, training=True)
 
-    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None) -> torch.Tensor:
         """The loss of one micro-batch, forward only."""
-        return self._run([(tokens, targets, positions)], training=False)
+        return self._run([(tokens, targets, documents)], training=False)
 
     def release(self) -> None:
         """Drop gathered copies."""
         self.sharding.release()
 
-    def _run(self, batch: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]], training: bool) -> torch.Tensor:
+    def _run(self, batch: list[tuple[torch.Tensor, torch.Tensor, Documents | None]], training: bool) -> torch.Tensor:
         tokens = torch.cat([tokens for tokens, _, _ in batch])
         targets = torch.cat([targets for _, targets, _ in batch])
-        positions = [places for _, _, places in batch if places is not None]
+        positions = [documents.positions for _, _, documents in batch if documents is not None]
         schedule = self._schedule(training, batch[0][0])
         keywords: dict[str, Any] = {"positions": torch.cat(positions)} if positions else {}
         losses: list[torch.Tensor] = []

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -87,10 +88,10 @@ def _drawn(
     writes_residual = name.endswith(("o.weight", "down.weight"))
     std = numerics.initial_std / (math.sqrt(2 * model.num_layers) if writes_residual else 1.0)
     start = first // ROWS_PER_STREAM
-    streams = [
-        _stream(f"{seed} {name} {stream}", ROWS_PER_STREAM, shape[1])
-        for stream in range(start, math.ceil(last / ROWS_PER_STREAM))
-    ]
+    keys = (f"{seed} {name} {stream}" for stream in range(start, math.ceil(last / ROWS_PER_STREAM)))
+    # PyTorch draws on one core; a thread for each of the others, as a billion numbers take it half a minute.
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        streams = list(threads.map(lambda key: _stream(key, ROWS_PER_STREAM, shape[1]), keys))
     offset = start * ROWS_PER_STREAM
     return torch.cat(streams)[first - offset : last - offset] * std
 

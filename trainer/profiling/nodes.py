@@ -26,8 +26,10 @@ def surroundings(device: torch.device) -> Device:
     """The device of this rank, with clocks, power cap and throttle reasons read while it works."""
     found: dict[str, Any] = dict(environment(device))
     if device.type == "cuda":
-        a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
-        for _ in range(200):  # about 50 ms of work, under which clocks and power show what the device sustains
+        a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+        # A second of work or more, under which clocks and power show what the device sustains: nvidia-smi takes some
+        # tenths to answer, and more than a thousand launches would not fit the queue.
+        for _ in range(600):
             a @ a
         found |= clocks(device) | throttling(device)
         torch.cuda.synchronize(device)

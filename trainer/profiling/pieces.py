@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from flopcast.kernels import timing
+from flopcast.kernels.backend import backend
 from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.kernels.rope import cost as rope_cost
@@ -95,7 +96,7 @@ def _rope(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:
 
 def _gated(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:
     leaves = (_random(tokens, width, device=device), _random(tokens, width, device=device))
-    return lambda: (pointwise.gated(*leaves, "silu"), leaves)
+    return lambda: (pointwise.gated(*leaves, "silu", fused=True), leaves)
 
 
 def _add(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:
@@ -118,7 +119,8 @@ def _add(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:
 def _loss(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:
     logits = _random(tokens, width, device=device)
     targets = torch.randint(width, (tokens,), device=device)
-    return lambda: (cross_entropy(logits, targets), (logits,))
+    fused = backend().name == "cupy" and device.type == "cuda"
+    return lambda: (cross_entropy(logits, targets, fused=fused), (logits,))
 
 
 def _lookup(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:

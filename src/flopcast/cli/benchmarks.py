@@ -115,7 +115,7 @@ def kernels(
     dtype
         bfloat16 (the default), float16, float32.
     ops
-        rms_norm, add_rms_norm, add_add_rms_norm, rope, nf4_quantise, nf4_dequantise.
+        rms_norm, add_rms_norm, add_add_rms_norm, swiglu, rope, nf4_quantise, nf4_dequantise.
     providers
         flopcast, eager, torch, compiled, liger, quack.
     samples
