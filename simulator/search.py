@@ -136,8 +136,11 @@ def search(
     cluster: Cluster,
     request: SearchRequest,
     progress: Callable[[float, int], None] = lambda share, num_plans: None,
+    mend: bool = True,
 ) -> SearchResult:
     """Forecast every legal plan and keep the best. ``progress`` hears the share done and the plans forecast so far.
+
+    ``mend``: where nothing fits, look for what would make room, which takes longer than the search.
 
     A KeyboardInterrupt ends the search with the best so far. Raises InputError where no plan is legal or none fits.
     """
@@ -160,7 +163,8 @@ def search(
         if ranking.num_fitting:
             found.append(_found(space, request, ranking, margin, complete))
         elif complete:
-            left_out[space.num_gpus] = too_large(space, _smallest(space, request, ranking), ranking.num_plans)
+            smallest = _smallest(space, request, ranking)
+            left_out[space.num_gpus] = too_large(space, smallest, ranking.num_plans, mend)
         if not complete:
             break
     if not found:
@@ -177,8 +181,23 @@ def search(
     )
 
 
+def fastest_plan(space: Space, convention: str, memory_margin: float = MEMORY_MARGIN) -> Row | None:
+    """The fastest plan of a space that leaves ``memory_margin`` of the GPU's memory, or failing that fits; or None."""
+    for margin in (memory_margin, 0.0):
+        limit_bytes = (1 - margin) * space.cluster.gpu.memory_bytes
+        ranking, complete = _ranked(space, SearchRequest([space.num_gpus], convention=convention), limit_bytes)
+        if not complete:
+            raise KeyboardInterrupt
+        if ranking.num_fitting:
+            return forecast(space.model, space.cluster, ranking.best_of_placements(), convention).rows()[0]
+    return None
+
+
 def _ranked(
-    space: Space, request: SearchRequest, limit_bytes: float, heard: Callable[[int, int], None]
+    space: Space,
+    request: SearchRequest,
+    limit_bytes: float,
+    heard: Callable[[int, int], None] = lambda done, num_plans: None,
 ) -> tuple[Ranking, bool]:
     """The space's plans ranked within a limit of memory, and whether all were: a KeyboardInterrupt ends it early."""
     ranking = Ranking(limit_bytes, request.objective == "memory")

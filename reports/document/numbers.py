@@ -2,6 +2,8 @@
 
 import math
 
+JOULES_PER_MWH = 3.6e9
+
 
 def digits(value: float) -> str:
     """Three significant digits, and all of the whole part: ``0.0512``, ``4.66``, ``41.8``, ``1,507``."""

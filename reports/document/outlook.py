@@ -1,7 +1,6 @@
 """Sections that look beyond the question: more and fewer GPUs, other hardware, and the whole run's bill."""
 
-from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded, thousands, tokens
-from flopcast.reports.document.recommendation import JOULES_PER_MWH
+from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, thousands, tokens
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study
 from flopcast.reports.document.table import Cell, Table, number, text
@@ -19,9 +18,10 @@ def scaling(study: Study) -> Section:
     refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
     counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
     if counts:
-        refused += (f"Nothing fits on {', '.join(thousands(count) for count in counts)} GPUs.",)
+        what = f"Neither a strategy nor {study.best.strategy} fits" if study.searched else "No strategy fits"
+        refused += (f"{what} on {', '.join(thousands(count) for count in counts)} GPUs.",)
     if fastest.empty:
-        return Section("scaling", "On fewer and on more GPUs", ("Nothing fits at any count.",), remarks=refused)
+        return Section("scaling", "On fewer and on more GPUs", ("No strategy fits at any count.",), remarks=refused)
     shown = rows_of(fastest)
     first, last = shown[0], shown[-1]
     rows = tuple(
@@ -122,7 +122,7 @@ def bill(study: Study) -> Section:
         of_runs("days", [run.days for run in runs]),
         of_runs("days of training alone", [run.compute_s / 86400 for run in runs]),
         of_runs("GPU-hours", [run.gpu_hours for run in runs], rounded),
-        of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs]),
+        of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs], rounded),
     ]
     price = study.cluster.costs.gpu_hour_price
     if price is not None:
