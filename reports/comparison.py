@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flopcast.reports.document.numbers import tokens
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
@@ -118,7 +119,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
         f"{model.name} ({num_parameters(model)}) on {comparison.num_gpus:,} x "
-        f"{cluster.gpu.name}, {cluster.name}: {nodes} node{plural} of {in_node}",
+        f"{cluster.gpu.name}, {cluster.name}: {nodes:,} node{plural} of {in_node}",
         style="bold",
     )
     yield Text(
@@ -127,7 +128,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
     yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
-    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}, without failures.")
+    yield Text(f"Days are for {tokens(budget)}{why}, without failures.")
     yield Text(
         f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from flopcast.simulator.measured import Measured
 
 
+MOST_GPUS = 10_000_000
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU, by its datasheet (dense figures, never the sparse ones).
@@ -73,6 +76,8 @@ class Cluster:
         node = self.gpus_per_node
         if num_gpus < 1:
             raise InputError(f"--gpus is {num_gpus}; ask for at least 1")
+        if num_gpus > MOST_GPUS:
+            raise InputError(f"--gpus is {num_gpus}; ask for at most {MOST_GPUS:,}")
         if num_gpus > node and num_gpus % node:
             below = num_gpus // node * node
             raise InputError(

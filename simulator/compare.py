@@ -23,6 +23,13 @@ USUAL_ATTENTION: dict[str, AttentionKernel] = {
     "hopper": "cudnn",
     "blackwell": "cudnn",
 }
+# The architectures that a kernel was written for; the others run everywhere.
+ATTENTION_RUNS_ON: dict[str, tuple[str, ...]] = {
+    "flash2": ("ampere", "hopper", "blackwell"),
+    "flash3": ("hopper",),
+    "flash4": ("hopper", "blackwell"),
+}
+MOST = {"tokens_per_gpu": 10**12, "seq_len": 10**9, "micro_batch": 10**6, "ep": 10**6}
 # Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).
 MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 
@@ -72,6 +79,8 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     """
     cluster.check_num_gpus(request.num_gpus)
     _check(request)
+    if request.attention:
+        check_attention(request.attention, cluster)
     model.check_expert_parallel(request.ep or 1)
     seq_len = checked_seq_len(model, request.seq_len)
     tokens = request.tokens_per_gpu or default_tokens_per_gpu(request.num_gpus, seq_len)
@@ -85,7 +94,10 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
                 raise
             left_out[strategy] = str(error)
     if not candidates:
-        raise InputError("no strategy is legal: " + "; ".join(f"{s}: {why}" for s, why in left_out.items()))
+        by_reason: dict[str, list[str]] = {}
+        for strategy, why in left_out.items():
+            by_reason.setdefault(why, []).append(strategy)
+        raise InputError("; ".join(f"{why} (so for {', '.join(names)})" for why, names in by_reason.items()))
 
     flat = [plan for plans in candidates.values() for plan in plans]
     rows = iter(forecast(model, cluster, flat, request.convention).rows())
@@ -112,8 +124,7 @@ def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
 def checked_seq_len(model: Model, seq_len: int | None) -> int:
     """The sequence length asked for, or the model's own; raises InputError where the model has no such positions."""
     length = model.context if seq_len is None else seq_len
-    if length < 1:
-        raise InputError(f"--seq-len is {length}; it must be at least 1")
+    _check_range("seq_len", length)
     if model.positions == "learned" and length > model.num_positions:
         raise InputError(
             f"--seq-len is {length} but {model.name} has {model.num_positions} learned positions; use at most those"
@@ -121,11 +132,30 @@ def checked_seq_len(model: Model, seq_len: int | None) -> int:
     return length
 
 
+def check_attention(kernel: str, cluster: Cluster) -> None:
+    """Raise InputError where the attention kernel does not run on the cluster's GPU."""
+    runs_on, gpu = ATTENTION_RUNS_ON.get(kernel), cluster.gpu
+    if runs_on and gpu.architecture != "other" and gpu.architecture not in runs_on:
+        usual = USUAL_ATTENTION.get(gpu.architecture, "flash2")
+        raise InputError(
+            f"attention '{kernel}' runs on {', '.join(runs_on)} GPUs, and {gpu.name} is {gpu.architecture}; "
+            f"leave it out, or use '{usual}'"
+        )
+
+
+def _check_range(name: str, value: int) -> None:
+    option = name.replace("_", "-")
+    if value < 1:
+        raise InputError(f"--{option} is {value}; it must be at least 1")
+    if value > MOST[name]:
+        raise InputError(f"--{option} is {value}; it must be at most {MOST[name]:,}")
+
+
 def _check(request: Request) -> None:
     for name in ("tokens_per_gpu", "micro_batch", "ep"):
         value = getattr(request, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if value is not None:
+            _check_range(name, value)
     for name, choices in (("recompute", CHOICES["recompute"]), ("attention", CHOICES["attention"])):
         value = getattr(request, name)
         if value is not None and value not in choices:

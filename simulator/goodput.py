@@ -23,6 +23,7 @@ ASSUMED_NODE_POWER_PER_GPU_POWER = 1.9
 # To notice the failure, replace the node and start the job again, before the checkpoint is read.
 ASSUMED_RESTART_S = 600.0
 LEAST_GOODPUT = 0.01
+MOST_TOKENS = 1e18
 
 
 def young_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
@@ -79,6 +80,12 @@ class RunCost:
         return self.wall_s / 86400
 
 
+def check_tokens(num_tokens: float) -> None:
+    """Raise InputError for a token budget that is none."""
+    if not 0 < num_tokens <= MOST_TOKENS:
+        raise InputError(f"--tokens is {num_tokens:g}; it must be positive and at most {MOST_TOKENS:g}, e.g. 1.4e12")
+
+
 def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s: float | None = None) -> RunCost:
     """What training on ``num_tokens`` costs under a forecast row, or at another ``step_s`` of the same plan.
 
@@ -114,7 +121,7 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
     wall_s = expected_wall_s(compute_s, interval_s, checkpoint_s, restart_s, mtbf_s)
     if compute_s < LEAST_GOODPUT * wall_s:
         raise InputError(
-            f"operation.node_mtbf_hours is {mtbf_hours:g}: {num_nodes} nodes fail every {mtbf_s:,.0f} s, but a "
+            f"operation.node_mtbf_hours is {mtbf_hours:g}: a failure comes every {mtbf_s:,.0f} s, but a "
             f"checkpoint takes {checkpoint_s:,.0f} s and a restart {restart_s:,.0f} s, so the run makes no progress; "
             "mend the figure, or raise checkpoint_bandwidth"
         )

@@ -14,6 +14,7 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import (
     MOST_GLOBAL_BATCH_TOKENS,
     USUAL_ATTENTION,
+    check_attention,
     checked_seq_len,
     default_tokens_per_gpu,
 )
@@ -228,6 +229,8 @@ def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[lis
             f"a whole number is needed, e.g. {near * seq_len} ({near} sequences)"
         )
     fixed = checked(request.fixed)
+    for kernel in fixed.get("attention", ()):
+        check_attention(kernel, cluster)
     attention = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     spaces, left_out = [], {}
     for num_gpus in request.num_gpus:

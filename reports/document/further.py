@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from flopcast.errors import InputError
-from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded
+from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, time_unit
 from flopcast.reports.document.table import Cell, Table, number, text
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.search import described, settings
@@ -102,6 +102,7 @@ def placements_table(
 ) -> Table:
     """Plans of different placements, each with what it costs."""
     price = cluster.costs.gpu_hour_price
+    unit, per_day = time_unit(run_cost(model, cluster, placements[0], num_tokens).days)
     rows = tuple(
         (
             text(row.strategy),
@@ -109,7 +110,10 @@ def placements_table(
             Cell(f"{digits(row.low_s)} to {digits(row.high_s)}", row.step_s),
             number(100 * row.mfu, percent(row.mfu)),
             number(row.memory_bytes, gigabytes(row.memory_bytes) + (" tight" if row.tight else "")),
-            Cell(f"{digits(cost.days)} ({digits(low.days)} to {digits(high.days)})", cost.days),
+            Cell(
+                f"{digits(cost.days * per_day)} ({digits(low.days * per_day)} to {digits(high.days * per_day)})",
+                cost.days,
+            ),
             number(cost.gpu_hours, rounded(cost.gpu_hours)),
             number(cost.energy_j / JOULES_PER_MWH, rounded(cost.energy_j / JOULES_PER_MWH)),
             *([] if cost.money is None else [number(cost.money, rounded(cost.money))]),
@@ -121,7 +125,7 @@ def placements_table(
         ]
     )
     money = () if price is None else (f"at {price:g} per GPU-hour",)
-    figures = ("step, s", "band, s", "MFU %", "GB per GPU", "days", "GPU-hours", "MWh", *money)
+    figures = ("step, s", "band, s", "MFU %", "GB per GPU", unit, "GPU-hours", "MWh", *money)
     return Table(name, caption, ("placement", *figures, "runs as"), rows)
 
 

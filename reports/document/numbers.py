@@ -27,6 +27,11 @@ def tokens(number: float) -> str:
     return f"{digits(number / 1e12)} T tokens" if number >= 1e12 else f"{digits(number / 1e9)} G tokens"
 
 
+def time_unit(days: float) -> tuple[str, float]:
+    """The unit that a run of so many days is told in, and how many of it a day has."""
+    return ("days", 1.0) if days >= 1 else ("hours", 24.0) if days >= 1 / 24 else ("minutes", 1440.0)
+
+
 def gigabytes(num_bytes: float) -> str:
     """GB (1e9 bytes), three significant digits and all of the whole part."""
     return digits(num_bytes / 1e9)

@@ -1,6 +1,15 @@
 """Sections that look beyond the question: more and fewer GPUs, other hardware, and the whole run's bill."""
 
-from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, thousands, tokens
+from flopcast.reports.document.numbers import (
+    JOULES_PER_MWH,
+    digits,
+    gigabytes,
+    percent,
+    rounded,
+    thousands,
+    time_unit,
+    tokens,
+)
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study
 from flopcast.reports.document.table import Cell, Table, number, text
@@ -109,6 +118,7 @@ def sensitivity(study: Study) -> Section:
 def bill(study: Study) -> Section:
     """Days, GPU-hours, energy and money, with failures and checkpoints."""
     runs = (study.low, study.cost, study.high)
+    unit, per_day = time_unit(study.cost.days)
     best = study.best
 
     def line(name: str, values: tuple[float, ...], shown: tuple[str, ...]) -> tuple[Cell, ...]:
@@ -120,6 +130,7 @@ def bill(study: Study) -> Section:
     rows = [
         of_runs("seconds per step", [best.low_s, best.step_s, best.high_s]),
         of_runs("days", [run.days for run in runs]),
+        *([of_runs(unit, [run.days * per_day for run in runs])] if per_day > 1 else []),
         of_runs("days of training alone", [run.compute_s / 86400 for run in runs]),
         of_runs("GPU-hours", [run.gpu_hours for run in runs], rounded),
         of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs], rounded),

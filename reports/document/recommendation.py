@@ -5,7 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from flopcast.reports.document.further import faster
-from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, thousands, tokens
+from flopcast.reports.document.numbers import (
+    JOULES_PER_MWH,
+    digits,
+    gigabytes,
+    percent,
+    rounded,
+    thousands,
+    time_unit,
+    tokens,
+)
 from flopcast.reports.document.study import Study
 from flopcast.reports.explain import meaning
 from flopcast.reports.search import described
@@ -46,7 +55,8 @@ def _recommended(study: Study) -> Recommendation:
         sentence = f"No strategy fits by itself ({least.strategy} needs least, {_need(study, least)}). {sentence}"
     elif other := faster(study.further, best):
         its_days = run_cost(study.model, study.cluster, other, study.num_tokens).days
-        sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days)} days."
+        unit, per_day = time_unit(its_days)
+        sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days * per_day)} {unit}."
     also = f"not told apart from {', '.join(study.equals)}" if study.equals else "clearly faster than the others"
     if study.searched:
         also = "found by flopcast search" + (f"; {also}" if study.equals else "")
@@ -73,19 +83,21 @@ class _Bill:
             run_cost(study.model, study.cluster, row, study.num_tokens, step_s)
             for step_s in (row.low_s, row.step_s, row.high_s)
         )
-        days, span = f"{digits(cost.days)} days", f"{digits(low.days)} to {digits(high.days)}"
+        unit, per_day = time_unit(cost.days)
+        time, least, most = (digits(run.days * per_day) for run in (cost, low, high))
+        span = f"{least} to {most}"
         hours = f"{rounded(cost.gpu_hours)} GPU-hours"
         price = study.cluster.costs.gpu_hour_price
         money = "" if cost.money is None else f"{rounded(cost.money)} at {price:g} per GPU-hour"
         energy = f"{rounded(cost.energy_j / JOULES_PER_MWH)} MWh; {money or 'the cluster file has no price'}"
         answers = (
-            Answer("How long", days, f"{digits(row.step_s)} s per step, {percent(row.mfu)}{NBSP}% MFU"),
+            Answer("How long", f"{time} {unit}", f"{digits(row.step_s)} s per step, {percent(row.mfu)}{NBSP}% MFU"),
             Answer("What it costs", hours, energy),
-            Answer("How sure", f"{span} days", f"holds four in five comparable runs; {nearest(study)}"),
+            Answer("How sure", f"{span} {unit}", f"holds four in five comparable runs; {nearest(study)}"),
         )
-        paid = f" ({money})" if money else ""
-        takes = f"{tokens(study.num_tokens)} take {days} ({span}) and {hours}{paid}, failures and checkpoints included."
-        return cls(takes, answers)
+        paid = f"{hours} ({money})" if money else hours
+        takes = f"{tokens(study.num_tokens)} take {time} {unit} ({span}) and {paid}"
+        return cls(f"{takes}, failures and checkpoints included.", answers)
 
 
 def _meaning(row: Row) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from flopcast.errors import InputError
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
 from flopcast.reports.document.further import SHOWN, further, named, split_alike
@@ -20,7 +19,7 @@ from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, Request, compare
 from flopcast.simulator.forecast import Row, best_of
-from flopcast.simulator.goodput import RunCost, run_cost
+from flopcast.simulator.goodput import RunCost, check_tokens, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchResult
@@ -189,8 +188,8 @@ def study(
     ``num_tokens``: what the training sees, by default 20 per parameter. Raises InputError as :func:`compare` does,
     for a token budget that is not positive, and for a cluster on which the run would make no progress.
     """
-    if num_tokens is not None and not 0 < num_tokens < float("inf"):
-        raise InputError(f"--tokens is {num_tokens}; it must be positive, e.g. 1.4e12")
+    if num_tokens is not None:
+        check_tokens(num_tokens)
     tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
     progress("comparing strategies")
     comparison = compare(model, cluster, request)

@@ -100,5 +100,5 @@ def test_a_slower_step_costs_in_proportion_and_more() -> None:
 
 def test_a_cluster_that_never_finishes_is_refused() -> None:
     costs = Costs(node_mtbf_hours=0.01)
-    with pytest.raises(InputError, match=r"node_mtbf_hours is 0\.01: 2 nodes fail every 18 s"):
+    with pytest.raises(InputError, match=r"node_mtbf_hours is 0\.01: a failure comes every 18 s"):
         run_cost(small_model(), replace(cluster(), costs=costs), row(), 1e12)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, bench
-from flopcast.cli.output import console, print_json
+from flopcast.cli.output import PICTURES, check_place, console, print_json
 from flopcast.errors import InputError
 
 
@@ -57,6 +57,11 @@ def collectives(
         Print one JSON document and nothing else.
 
     """
+    from flopcast.trainer.installed import require_torch
+
+    require_torch()
+    if csv:
+        check_place("--csv", csv)
     from flopcast.collectives.running.agreement import CollectiveError
     from flopcast.collectives.running.benchmark import Options, machine, run
     from flopcast.collectives.running.results import records, write_csv
@@ -128,6 +133,11 @@ def kernels(
         Print one JSON document and nothing else.
 
     """
+    from flopcast.trainer.installed import require_torch
+
+    require_torch()
+    if figure:
+        check_place("--figure", figure, PICTURES)
     import torch
 
     from flopcast.kernels import benchmark, roofline

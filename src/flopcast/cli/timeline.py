@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import console, print_json
+from flopcast.cli.output import PICTURES, check_place, console, print_json
 
 
 @app.command
@@ -67,6 +67,8 @@ def timeline(
     from flopcast.simulator.timeline import Disturbance, play
     from flopcast.simulator.timeline.fold import parse_shares
 
+    if figure is not None:
+        check_place("--figure", figure, PICTURES)
     found_model, found_cluster = load_model(model), load_cluster(cluster)
     request = Request(num_gpus=gpus, tokens_per_gpu=tokens_per_gpu, strategies=[strategy])
     plan = Plan(**choose(found_model, found_cluster, request).rows[0].plan)
