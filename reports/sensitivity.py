@@ -72,7 +72,7 @@ def sensitivity(
     Columns: figure, change (half, twice), value, strategy, step_s, days (failures and checkpoints included), ratio;
     where nothing fits or is legal, NaN and ``why_not``.
     """
-    asked = recommended or best_of(comparison.rows)
+    asked = recommended or comparison.best
     base = run_cost(model, cluster, asked, num_tokens).days if asked.fits else float("nan")
     records = []
     for item in changes(cluster, comparison, request):

@@ -4,13 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row, best_of, forecast
+from flopcast.simulator.forecast import Row, best_of, forecast, frame_of, shown_in_a_notebook
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, nests, placement
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
 # The global batch that published models of 10 to 100 billion parameters train with (LLaMA: 4 Mi tokens).
@@ -38,8 +42,12 @@ MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 class Request:
     """What to compare; None is left to the comparison.
 
-    ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for every strategy. ``seq_len``: tokens. ``ep``:
-    ranks that share out the experts of a mixture.
+    ``num_gpus``: within one node, or whole nodes. ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for
+    every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
+    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full.
+    ``gradient_bits``: width at which gradients are reduced, 16 or 32. ``compiled``: torch.compile fuses all pointwise
+    work; ``fused_kernels``: hand-written normalisation and rotary positions. ``strategies``: names, by default all.
+    ``convention``: what MFU and HFU count, 6n, causal or full.
     """
 
     num_gpus: int
@@ -56,9 +64,13 @@ class Request:
     convention: str = "causal"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """One row per strategy, as asked; ``left_out`` says why a strategy has none, ``chosen`` what was not given."""
+    """One row per strategy, as asked; ``left_out`` says why a strategy has none, ``chosen`` what was not given.
+
+    ``seq_len`` and ``tokens_per_gpu`` (per optimizer step) are those of every row. ``layer_traffic``: one layer's
+    forward collective, of the strategies that have one.
+    """
 
     model: Model
     cluster: Cluster
@@ -70,6 +82,24 @@ class Comparison:
     layer_traffic: tuple[LayerTraffic, ...]
     left_out: dict[str, str]
     chosen: tuple[str, ...]
+
+    @property
+    def best(self) -> Row:
+        """The fastest row that fits with memory to spare, else that fits, else the one that needs least memory."""
+        return best_of(self.rows)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per strategy: the plan's fields, then the forecast; column names carry units."""
+        return frame_of(self.rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Comparison of {len(self.rows)} strategies: {self.model.name} on {self.num_gpus:,} x "
+            f"{self.cluster.gpu.name}, {self.cluster.name}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return shown_in_a_notebook(repr(self), self.rows)
 
 
 def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:

@@ -19,7 +19,7 @@ from flopcast.simulator.compare import (
     default_tokens_per_gpu,
 )
 from flopcast.simulator.fixed import checked
-from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast
+from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast, shown_in_a_notebook
 from flopcast.simulator.model import Model
 from flopcast.simulator.no_plan import has_plan, too_large, why_empty
 from flopcast.simulator.plan import Plans
@@ -45,6 +45,8 @@ CHUNK = 150_000
 class SearchRequest:
     """What to search: one or several GPU counts at one global batch; ``fixed`` gives fields of a plan values to try.
 
+    ``objective``: what to have least of, time, cost or energy of a step, or memory per GPU. ``global_batch_tokens``:
+    tokens per optimizer step over all GPUs, by default about 4 Mi. ``seq_len``: tokens per sequence.
     ``memory_margin``: share of the GPU's memory that a plan leaves free. ``top``: how many placements a reader wants
     to see. None is left to the search.
     """
@@ -86,7 +88,7 @@ class Found:
         return self.best.rows()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """One :class:`Found` for every GPU count that has a plan that fits; ``left_out`` says why the others have none."""
 
@@ -130,6 +132,16 @@ class SearchResult:
         import pandas as pd
 
         return pd.concat([found.best.to_frame() for found in self.found], ignore_index=True)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{found.num_gpus:,}" for found in self.found)
+        return (
+            f"<SearchResult: {self.num_plans:,} plans of {self.model.name} on {counts} x {self.cluster.gpu.name}, "
+            f"{self.cluster.name}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return shown_in_a_notebook(repr(self), [row for found in self.found for row in found.rows[: self.request.top]])
 
 
 def search(

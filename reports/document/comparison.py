@@ -49,7 +49,7 @@ def strategies(study: Study) -> Section:
         "Strategies side by side",
         (
             "Each runs with the micro-batch and recomputation that fit and are fastest, unless they were given. "
-            + further_words(study.further, study.comparison_best),
+            + further_words(study.further, study.comparison.best),
         ),
         (Picture("strategies-figure", strategies_figure(frame), "Seconds per step and their band.", alternative),),
         (

@@ -51,7 +51,7 @@ def _recommended(study: Study) -> Recommendation:
     bill = _Bill.of(study, best)
     sentence = f"Run {best.strategy}{',' if study.searched else ' with'} {in_words(best)}: {bill.sentence}"
     if study.searched:
-        least = study.comparison_best
+        least = study.comparison.best
         sentence = f"No strategy fits by itself ({least.strategy} needs least, {_need(study, least)}). {sentence}"
     elif other := faster(study.further, best):
         its_days = run_cost(study.model, study.cluster, other, study.num_tokens).days

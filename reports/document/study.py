@@ -18,7 +18,7 @@ from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, Request, compare
-from flopcast.simulator.forecast import Row, best_of
+from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import RunCost, check_tokens, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
@@ -79,11 +79,6 @@ class Study:
     def num_gpus(self) -> int:
         """GPUs asked for."""
         return self.comparison.num_gpus
-
-    @property
-    def comparison_best(self) -> Row:
-        """The best of the strategies, whether it fits or not."""
-        return best_of(self.comparison.rows)
 
     @property
     def searched(self) -> bool:
@@ -193,7 +188,7 @@ def study(
     tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
     progress("comparing strategies")
     comparison = compare(model, cluster, request)
-    best = best_of(comparison.rows)
+    best = comparison.best
     progress("searching beyond the strategies")
     found = further(comparison, request)
     searched = None
