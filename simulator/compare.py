@@ -199,6 +199,8 @@ def _candidates(
 ) -> list[Plan]:
     """Every micro-batch, recomputation, sequence and expert parallelism that the request leaves open."""
     fields = placement(strategy, request.num_gpus, cluster.gpus_per_node)
+    if fields["gather_bits"] == 4 and fields["parameter_shard"] == 1:
+        raise InputError(f"strategy '{strategy}': one GPU holds all parameters, so there is no gather to quantise")
     tp = int(fields["tp"])
     if request.num_gpus % tp:
         raise InputError(f"strategy '{strategy}': tp={tp} does not divide --gpus {request.num_gpus}")
@@ -256,7 +258,7 @@ def _expert_parallel_sizes(model: Model, fields: dict[str, int | str], asked: in
 def _layer_traffic(model: Model, rows: Sequence[Row], tokens: int) -> list[LayerTraffic]:
     """The two rows of the report's table: tensor parallelism, and parameters gathered in the node."""
     tensor = [row for row in rows if row.plan["tp"] > 1]
-    in_node = [row for row in rows if row.strategy == "zero3-node"]
+    in_node = [row for row in rows if row.strategy == "zero3-node" and row.plan["parameter_shard"] > 1]
     return [layer_traffic(model, row.strategy, row.plan["tp"], tokens, row.plan["ep"]) for row in tensor + in_node]
 
 

@@ -1,5 +1,7 @@
 """Sections that compare: the strategies, why they take their time, memory, traffic, and what the two remedies bring."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from flopcast.reports.document.effects import exact, quantised
@@ -61,9 +63,17 @@ def strategies(study: Study) -> Section:
             "Runs as: micro-batch x passes per step, recomputation. Days include failures and checkpoints.",
             f"MFU and HFU are shares of {study.cluster.gpu.tensor_flop_per_s / 1e12:,.0f} dense TFLOP/s, counting "
             f"{CONVENTIONS[convention]}; HFU counts what full recomputation does again.",
-            *(f"Left out: {name}, {reason}" for name, reason in study.comparison.left_out.items()),
+            *_left_out(study.comparison.left_out),
         ),
     )
+
+
+def _left_out(reasons: Mapping[str, str]) -> list[str]:
+    """Why strategies have no row, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason.removeprefix(f"strategy '{name}': "), []).append(name)
+    return [f"Left out: {', '.join(names)} ({reason})." for reason, names in by_reason.items()]
 
 
 def _on_more(study: Study, row: Row) -> Table:
@@ -168,6 +178,8 @@ def memory(study: Study) -> Section:
 def traffic(study: Study) -> Section:
     """Bytes in the node and between nodes, and the report's table of one layer."""
     frame = study.strategies
+    if study.num_gpus == 1:
+        return Section("traffic", "Traffic", ("One GPU exchanges nothing.",))
     rows = tuple(
         (
             text(row.strategy),
@@ -251,7 +263,7 @@ def remedies(study: Study) -> Section:
             Picture(
                 "remedies-figure",
                 effects_figure(choices),
-                f"{base} with and without each.",
+                f"{base} with and without {'each' if len(shown) > 2 else 'them'}.",
                 f"Seconds per step of {base}: "
                 + ", ".join(f"{row.choice} {digits(row.step_s)}" for row in rows_of(choices))
                 + ".",

@@ -61,7 +61,7 @@ def scaling(study: Study) -> Section:
             Picture(
                 "scaling-figure",
                 scaling_figure(study.scaling, fastest, study.num_gpus, names[:SHOWN_STRATEGIES]),
-                f"Days of training and MFU; the dotted line is at {thousands(study.num_gpus)} GPUs.",
+                f"Days of training and MFU; the dotted line is at {thousands(study.num_gpus)}.",
                 f"Days fall from {digits(first.days)} on {thousands(first.num_gpus)} GPUs to "
                 f"{digits(last.days)} on {thousands(last.num_gpus)}; MFU of the fastest plan goes from "
                 f"{percent(first.mfu)} to {percent(last.mfu)} %.",
@@ -83,7 +83,7 @@ def sensitivity(study: Study) -> Section:
             text(f"{row.change}: {row.value}"),
             text(row.strategy if not row.why_not else row.why_not),
             number(row.days),
-            number(row.ratio, f"{100 * (row.ratio - 1):+.1f}" if row.ratio == row.ratio else "-"),
+            number(row.ratio, f"{round(100 * (row.ratio - 1), 1) + 0.0:+.1f}" if row.ratio == row.ratio else "-"),
         )
         for row in rows_of(ordered)
     )

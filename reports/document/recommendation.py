@@ -58,6 +58,10 @@ def _recommended(study: Study) -> Recommendation:
         unit, per_day = time_unit(its_days)
         sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days * per_day)} {unit}."
     also = f"not told apart from {', '.join(study.equals)}" if study.equals else "clearly faster than the others"
+    if study.same_plan:
+        others = len(study.ranked) > 1 + len(study.same_plan) + len(study.equals)
+        said = f"; {also}" if others or study.equals else ""
+        also = f"here {', '.join(study.same_plan)} {'is' if len(study.same_plan) == 1 else 'are'} the same plan{said}"
     if study.searched:
         also = "found by flopcast search" + (f"; {also}" if study.equals else "")
     elif len(study.ranked) == 1:

@@ -12,7 +12,7 @@ from flopcast.reports.document.effects import effects
 from flopcast.reports.document.further import SHOWN, further, named, split_alike
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
-from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as
+from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as, same_plan
 from flopcast.reports.scaling import fastest_at_each_count, scaling
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
@@ -96,6 +96,11 @@ class Study:
         if self.searched and self.further is not None:
             return [row.strategy for row in equals([named(row) for row in self.further.found[0].rows[:SHOWN]])]
         return [row.strategy for row in equals(self.ranked)] if self.best.fits else []
+
+    @property
+    def same_plan(self) -> list[str]:
+        """Strategies that here do what the best does."""
+        return [row.strategy for row in same_plan(self.ranked)] if self.best.fits else []
 
     @property
     def faster_but_tight(self) -> list[str]:

@@ -24,7 +24,7 @@ def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:
     words = bound_by(row, 80 * 2**30)
     assert words.startswith("does not fit")
     assert "optimizer" in words
-    assert f"{row.memory_bytes / 1e9:.0f} GB" in words
+    assert f"{row.memory_bytes / 1e9:,.0f} GB" in words
 
 
 def test_shares_in_the_sentence_are_those_of_the_step() -> None:
