@@ -60,6 +60,8 @@ def collectives(
     from flopcast.trainer.installed import require_torch
 
     require_torch()
+    if backend not in (None, "nccl", "gloo"):
+        raise InputError(f"--backend is '{backend}'; choose nccl or gloo")
     if csv:
         check_place("--csv", csv)
     from flopcast.collectives.running.agreement import CollectiveError
@@ -146,6 +148,10 @@ def kernels(
     unknown = [name for name in dtype or [] if name not in types]
     if unknown:
         raise InputError(f"--dtype is '{unknown[0]}'; choose one of {', '.join(types)}")
+    if samples < 1:
+        raise InputError(f"--samples is {samples}; give at least 1")
+    if device and device.partition(":")[0] not in ("cuda", "cpu"):
+        raise InputError(f"--device is '{device}'; choose cuda or cpu")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtypes = tuple(types[name] for name in dtype or ["bfloat16"])
     result = benchmark.run(
