@@ -29,9 +29,10 @@ MIXTURE = (
 )
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison, token_budget: float | None = None) -> dict[str, Any]:
     """The document that ``flopcast compare --json`` prints; efficiencies are fractions, the rest SI base units."""
     gpu = comparison.cluster.gpu
+    budget = token_budget or float(TOKENS_PER_PARAMETER * comparison.model.num_parameters)
     return {
         "model": {
             "name": comparison.model.name,
@@ -51,9 +52,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "convention": comparison.convention,
         "seq_len": comparison.seq_len,
         "tokens_per_gpu": comparison.tokens_per_gpu,
+        "num_tokens": budget,
         "chosen": list(comparison.chosen),
         "layer_traffic": [asdict(row) for row in comparison.layer_traffic],
-        "rows": [row_as_json(row, gpu.memory_bytes) for row in comparison.rows],
+        "rows": [
+            row_as_json(row, gpu.memory_bytes) | {"days": _days(row, comparison, budget)} for row in comparison.rows
+        ],
         "left_out": comparison.left_out,
     }
 
@@ -169,6 +173,11 @@ def num_parameters(model: Model) -> str:
     return words if active == total else f"{words}, {format_count(active)} active"
 
 
+def _days(row: Row, comparison: Comparison, budget: float) -> float:
+    """Days that so many tokens take without failures."""
+    return budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
+
+
 def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table:
     table = _table("strategy")
     for heading in (
@@ -182,7 +191,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
-        days = budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
+        days = _days(row, comparison, budget)
         table.add_row(
             row.strategy,
             f"{_digits(row.step_s)} ({_digits(row.low_s)}-{_digits(row.high_s)})",

@@ -84,7 +84,12 @@ class Cluster:
                 f"--gpus is {num_gpus}: {self.name} has nodes of {node}, so use at most {node} or a multiple of {node} "
                 f"(nearest: {below} or {below + node})"
             )
+        if self.num_nodes is not None and num_gpus > self.num_nodes * node and self.nics_per_node == 0:
+            raise InputError(
+                f"--gpus is {num_gpus}: {self.name} is one node of {node}; use at most {node}, or describe the network "
+                "between nodes in its file"
+            )
         if self.num_nodes is not None and num_gpus > self.num_nodes * node:
             raise InputError(
-                f"--gpus is {num_gpus}: {self.name} has {self.num_nodes} nodes, so at most {self.num_nodes * node} GPUs"
+                f"--gpus is {num_gpus}: {self.name} has {self.num_nodes:,} node{'s' if self.num_nodes > 1 else ''}, so at most {self.num_nodes * node} GPUs"
             )

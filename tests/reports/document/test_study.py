@@ -166,3 +166,11 @@ def test_strategies_asked_for_are_the_only_ones() -> None:
     half = found.sensitivity[(found.sensitivity["figure"] == "global batch")]
     assert list(half["change"]) == ["half", "twice"]
     Report(found).as_html()
+
+
+def test_a_run_of_less_than_a_day_is_told_in_hours() -> None:
+    found = Report(study(small_model(), cluster(), Request(16), 2e10))
+    assert 1 / 24 < found.study.cost.days < 1
+    assert "hours (" in found.recommendation.sentence
+    assert [answer.answer.split()[-1] for answer in found.recommendation.answers][1::2] == ["hours", "hours"]
+    assert set(numbers_in(said(found))) <= in_tables(found)
