@@ -90,6 +90,7 @@ class Cluster:
                 "between nodes in its file"
             )
         if self.num_nodes is not None and num_gpus > self.num_nodes * node:
+            nodes = f"{self.num_nodes:,} node{'s' if self.num_nodes > 1 else ''}"
             raise InputError(
-                f"--gpus is {num_gpus}: {self.name} has {self.num_nodes:,} node{'s' if self.num_nodes > 1 else ''}, so at most {self.num_nodes * node} GPUs"
+                f"--gpus is {num_gpus}: {self.name} has {nodes}, so at most {self.num_nodes * node:,} GPUs"
             )
