@@ -22,7 +22,7 @@ def backend() -> Backend:
     Found once per process. PyTorch and CuPy are imported here, not before.
     """
     if find_spec("torch") is None:
-        return Backend("none", "PyTorch is not installed: pip install 'flopcast[train]'")
+        return Backend("none", "PyTorch is not installed: pip install '.[train]' in flopcast's folder")
     torch = import_module("torch")
     if not torch.cuda.is_available():
         return Backend("reference", "PyTorch sees no CUDA device")
@@ -32,7 +32,7 @@ def backend() -> Backend:
     if capability < (8, 0):
         return Backend("reference", f"the kernels need compute capability 8.0 and this GPU has {capability}")
     if find_spec("cupy") is None:
-        return Backend("reference", "CuPy is not installed: pip install 'flopcast[gpu-cuda13]' (or gpu-cuda12)")
+        return Backend("reference", "CuPy is not installed: pip install '.[gpu-cuda13]' (or 12) in flopcast's folder")
     try:
         cupy = import_module("cupy")
         cupy.RawKernel('extern "C" __global__ void probe() {}', "probe").compile()

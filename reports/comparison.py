@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flopcast.reports.document.numbers import tokens
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
@@ -28,9 +29,10 @@ MIXTURE = (
 )
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison, token_budget: float | None = None) -> dict[str, Any]:
     """The document that ``flopcast compare --json`` prints; efficiencies are fractions, the rest SI base units."""
     gpu = comparison.cluster.gpu
+    budget = token_budget or float(TOKENS_PER_PARAMETER * comparison.model.num_parameters)
     return {
         "model": {
             "name": comparison.model.name,
@@ -50,9 +52,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "convention": comparison.convention,
         "seq_len": comparison.seq_len,
         "tokens_per_gpu": comparison.tokens_per_gpu,
+        "num_tokens": budget,
         "chosen": list(comparison.chosen),
         "layer_traffic": [asdict(row) for row in comparison.layer_traffic],
-        "rows": [row_as_json(row, gpu.memory_bytes) for row in comparison.rows],
+        "rows": [
+            row_as_json(row, gpu.memory_bytes) | {"days": _days(row, comparison, budget)} for row in comparison.rows
+        ],
         "left_out": comparison.left_out,
     }
 
@@ -118,7 +123,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
         f"{model.name} ({num_parameters(model)}) on {comparison.num_gpus:,} x "
-        f"{cluster.gpu.name}, {cluster.name}: {nodes} node{plural} of {in_node}",
+        f"{cluster.gpu.name}, {cluster.name}: {nodes:,} node{plural} of {in_node}",
         style="bold",
     )
     yield Text(
@@ -127,7 +132,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
     yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
-    yield Text(f"Days are for {budget / 1e9:,.0f} G tokens{why}, without failures.")
+    yield Text(f"Days are for {tokens(budget)}{why}, without failures.")
     yield Text(
         f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
@@ -172,6 +177,11 @@ def num_parameters(model: Model) -> str:
     return words if active == total else f"{words}, {format_count(active)} active"
 
 
+def _days(row: Row, comparison: Comparison, budget: float) -> float:
+    """Days that so many tokens take without failures."""
+    return budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
+
+
 def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table:
     table = _table("strategy")
     for heading in (
@@ -185,7 +195,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
-        days = budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
+        days = _days(row, comparison, budget)
         table.add_row(
             row.strategy,
             f"{_digits(row.step_s)} ({_digits(row.low_s)}-{_digits(row.high_s)})",

@@ -51,8 +51,8 @@ def bound_by(row: Row, gpu_memory_bytes: float) -> str:
     if not row.fits:
         held, size = max((value, name) for name, value in row.memory.items())
         return (
-            f"does not fit: {row.memory_bytes / 1e9:.0f} GB for a GPU of {gpu_memory_bytes / 1e9:.0f} GB, "
-            f"{held / 1e9:.0f} GB of it {size}"
+            f"does not fit: {row.memory_bytes / 1e9:,.0f} GB for a GPU of {gpu_memory_bytes / 1e9:,.0f} GB, "
+            f"{held / 1e9:,.0f} GB of it {size}"
         )
     computing = sum(shares[name] for name in ("gemm", "attention", "pointwise"))
     waits = sorted(((shares[name], name) for name in _WAITS if shares[name] >= WORTH_NAMING), reverse=True)
@@ -75,8 +75,10 @@ def meaning(strategy: str) -> str:
 def runs_as(row: Row) -> str:
     """What was chosen for the plan, as short as can be read: micro-batch x passes, recomputation, how it is split."""
     plan = row.plan
-    words = f"{plan['micro_batch']} x {plan['grad_accum']}, {plan['recompute']}"
+    words = f"{plan['micro_batch']} x {plan['grad_accum']:,}, {plan['recompute']}"
     words += f", ep {plan['ep']}" if plan["ep"] > 1 else ""
+    words += f", {plan['schedule']}" if plan["pp"] > 1 else ""
+    words += f" x {plan['virtual_pp']}" if plan["virtual_pp"] > 1 else ""
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words
 
 

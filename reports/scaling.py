@@ -1,6 +1,7 @@
 """The same training on fewer and on more GPUs: every strategy at its best at each count, at the same global batch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pandas as pd
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
 
@@ -33,15 +35,21 @@ def gpu_counts(num_gpus: int, cluster: Cluster) -> list[int]:
 
 
 def scaling(
-    model: Model, cluster: Cluster, request: Request, comparison: Comparison, num_tokens: float
+    model: Model,
+    cluster: Cluster,
+    request: Request,
+    comparison: Comparison,
+    num_tokens: float,
+    also: Callable[[Cluster, int, int], Row | None] = lambda cluster, num_gpus, tokens_per_gpu: None,
 ) -> tuple[pd.DataFrame, dict[int, str]]:
     """One row per GPU count and strategy, in the order of the counts; and why a count has none.
 
+    ``also`` gives a further plan for a cluster, a number of GPUs and tokens per GPU, if it has one that fits.
     The global batch is that of ``comparison``, or one sequence per GPU where it is too small for them. Columns:
     num_gpus, strategy, fits, step_s, low_s, high_s, tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and
     gpu_hours (failures and checkpoints included), available (whether the cluster has so many).
     """
-    unlimited = replace(cluster, num_nodes=None) if cluster.nics_per_node else cluster
+    machine = unlimited(cluster)
     global_batch = comparison.tokens_per_gpu * comparison.num_gpus
     seq_len = comparison.seq_len
     records, left_out = [], {}
@@ -50,7 +58,9 @@ def scaling(
         if count == comparison.num_gpus:
             tokens = comparison.tokens_per_gpu
         try:
-            rows = compare(model, unlimited, replace(request, num_gpus=count, tokens_per_gpu=tokens)).rows
+            compared = compare(model, machine, replace(request, num_gpus=count, tokens_per_gpu=tokens))
+            more = also(machine, count, tokens)
+            rows = [*compared.rows, *([] if more is None else [more])]
             costs = [run_cost(model, cluster, row, num_tokens) for row in rows]
         except InputError as error:
             left_out[count] = str(error)
@@ -64,6 +74,11 @@ def scaling(
             for row, cost in zip(rows, costs, strict=True)
         ]
     return pd.DataFrame.from_records(records, columns=list(COLUMNS)), left_out
+
+
+def unlimited(cluster: Cluster) -> Cluster:
+    """A cluster of such nodes, as many as are asked for where they have a network."""
+    return replace(cluster, num_nodes=None) if cluster.nics_per_node else cluster
 
 
 def fastest_at_each_count(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """What half and twice of each figure of the question would change: the best plan is chosen again under each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, Request, compare
-from flopcast.simulator.forecast import best_of
+from flopcast.simulator.forecast import Row, best_of
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
 
@@ -55,21 +55,32 @@ def changes(cluster: Cluster, comparison: Comparison, request: Request) -> Itera
 
 
 def sensitivity(
-    model: Model, cluster: Cluster, request: Request, comparison: Comparison, num_tokens: float
+    model: Model,
+    cluster: Cluster,
+    request: Request,
+    comparison: Comparison,
+    num_tokens: float,
+    recommended: Row | None = None,
+    also: Callable[[Cluster, int, int], Row | None] = lambda cluster, num_gpus, tokens_per_gpu: None,
 ) -> pd.DataFrame:
     """One row per figure and change; ``ratio`` is the days over those of the question as asked, NaN where
     that does not fit.
 
+    ``recommended``: the plan that answers the question as asked, by default the best of ``comparison``. ``also`` gives
+    a further plan for a cluster, a number of GPUs and tokens per GPU, if it has one that fits.
+
     Columns: figure, change (half, twice), value, strategy, step_s, days (failures and checkpoints included), ratio;
     where nothing fits or is legal, NaN and ``why_not``.
     """
-    asked = best_of(comparison.rows)
+    asked = recommended or comparison.best
     base = run_cost(model, cluster, asked, num_tokens).days if asked.fits else float("nan")
     records = []
     for item in changes(cluster, comparison, request):
         record: dict[str, Any] = {"figure": item.figure, "change": item.change, "value": item.value, "why_not": ""}
         try:
-            best = best_of(compare(model, item.cluster, item.request).rows)
+            rows = compare(model, item.cluster, item.request).rows
+            more = also(item.cluster, comparison.num_gpus, item.request.tokens_per_gpu or comparison.tokens_per_gpu)
+            best = best_of([*rows, *([] if more is None else [more])])
             if not best.fits:
                 raise InputError("nothing fits")
             days = run_cost(model, item.cluster, best, num_tokens).days

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from flopcast.simulator.measured import Measured
 
 
+MOST_GPUS = 10_000_000
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU, by its datasheet (dense figures, never the sparse ones).
@@ -73,13 +76,21 @@ class Cluster:
         node = self.gpus_per_node
         if num_gpus < 1:
             raise InputError(f"--gpus is {num_gpus}; ask for at least 1")
+        if num_gpus > MOST_GPUS:
+            raise InputError(f"--gpus is {num_gpus}; ask for at most {MOST_GPUS:,}")
         if num_gpus > node and num_gpus % node:
             below = num_gpus // node * node
             raise InputError(
                 f"--gpus is {num_gpus}: {self.name} has nodes of {node}, so use at most {node} or a multiple of {node} "
                 f"(nearest: {below} or {below + node})"
             )
-        if self.num_nodes is not None and num_gpus > self.num_nodes * node:
+        if self.num_nodes is not None and num_gpus > self.num_nodes * node and self.nics_per_node == 0:
             raise InputError(
-                f"--gpus is {num_gpus}: {self.name} has {self.num_nodes} nodes, so at most {self.num_nodes * node} GPUs"
+                f"--gpus is {num_gpus}: {self.name} is one node of {node}; use at most {node}, or describe the network "
+                "between nodes in its file"
+            )
+        if self.num_nodes is not None and num_gpus > self.num_nodes * node:
+            nodes = f"{self.num_nodes:,} node{'s' if self.num_nodes > 1 else ''}"
+            raise InputError(
+                f"--gpus is {num_gpus}: {self.name} has {nodes}, so at most {self.num_nodes * node:,} GPUs"
             )

@@ -4,14 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row, best_of, forecast
+from flopcast.simulator.forecast import Row, best_of, forecast, frame_of, shown_in_a_notebook
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, Schedule, placement
 from flopcast.simulator.plan_rules import nests
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
 # The global batch that published models of 10 to 100 billion parameters train with (LLaMA: 4 Mi tokens).
@@ -24,6 +28,13 @@ USUAL_ATTENTION: dict[str, AttentionKernel] = {
     "hopper": "cudnn",
     "blackwell": "cudnn",
 }
+# The architectures that a kernel was written for; the others run everywhere.
+ATTENTION_RUNS_ON: dict[str, tuple[str, ...]] = {
+    "flash2": ("ampere", "hopper", "blackwell"),
+    "flash3": ("hopper",),
+    "flash4": ("hopper", "blackwell"),
+}
+MOST = {"tokens_per_gpu": 10**12, "seq_len": 10**9, "micro_batch": 10**6, "ep": 10**6, "pp": 10**6, "virtual_pp": 10**6}
 # Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).
 MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 
@@ -32,8 +43,13 @@ MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 class Request:
     """What to compare; None is left to the comparison.
 
-    ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for every strategy. ``seq_len``: tokens. ``ep``:
-    ranks that share out the experts of a mixture. ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one.
+    ``num_gpus``: within one node, or whole nodes. ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for
+    every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
+    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full.
+    ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
+    reduced, 16 or 32. ``compiled``: torch.compile fuses all pointwise work; ``fused_kernels``: hand-written
+    normalisation and rotary positions. ``strategies``: names, by default all. ``convention``: what MFU and HFU count,
+    6n, causal or full.
     """
 
     num_gpus: int
@@ -53,9 +69,13 @@ class Request:
     convention: str = "causal"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """One row per strategy, as asked; ``left_out`` says why a strategy has none, ``chosen`` what was not given."""
+    """One row per strategy, as asked; ``left_out`` says why a strategy has none, ``chosen`` what was not given.
+
+    ``seq_len`` and ``tokens_per_gpu`` (per optimizer step) are those of every row. ``layer_traffic``: one layer's
+    forward collective, of the strategies that have one.
+    """
 
     model: Model
     cluster: Cluster
@@ -68,6 +88,24 @@ class Comparison:
     left_out: dict[str, str]
     chosen: tuple[str, ...]
 
+    @property
+    def best(self) -> Row:
+        """The fastest row that fits with memory to spare, else that fits, else the one that needs least memory."""
+        return best_of(self.rows)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per strategy: the plan's fields, then the forecast; column names carry units."""
+        return frame_of(self.rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Comparison of {len(self.rows)} strategies: {self.model.name} on {self.num_gpus:,} x "
+            f"{self.cluster.gpu.name}, {self.cluster.name}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return shown_in_a_notebook(repr(self), self.rows)
+
 
 def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     """Forecast each strategy at its best.
@@ -76,6 +114,8 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     """
     cluster.check_num_gpus(request.num_gpus)
     _check(request)
+    if request.attention:
+        check_attention(request.attention, cluster)
     model.check_expert_parallel(request.ep or 1)
     seq_len = checked_seq_len(model, request.seq_len)
     tokens = request.tokens_per_gpu or default_tokens_per_gpu(request.num_gpus, seq_len)
@@ -89,7 +129,10 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
                 raise
             left_out[strategy] = str(error)
     if not candidates:
-        raise InputError("no strategy is legal: " + "; ".join(f"{s}: {why}" for s, why in left_out.items()))
+        by_reason: dict[str, list[str]] = {}
+        for strategy, why in left_out.items():
+            by_reason.setdefault(why, []).append(strategy)
+        raise InputError("; ".join(f"{why} (so for {', '.join(names)})" for why, names in by_reason.items()))
 
     flat = [plan for plans in candidates.values() for plan in plans]
     rows = iter(forecast(model, cluster, flat, request.convention).rows())
@@ -116,8 +159,7 @@ def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
 def checked_seq_len(model: Model, seq_len: int | None) -> int:
     """The sequence length asked for, or the model's own; raises InputError where the model has no such positions."""
     length = model.context if seq_len is None else seq_len
-    if length < 1:
-        raise InputError(f"--seq-len is {length}; it must be at least 1")
+    _check_range("seq_len", length)
     if model.positions == "learned" and length > model.num_positions:
         raise InputError(
             f"--seq-len is {length} but {model.name} has {model.num_positions} learned positions; use at most those"
@@ -125,11 +167,30 @@ def checked_seq_len(model: Model, seq_len: int | None) -> int:
     return length
 
 
+def check_attention(kernel: str, cluster: Cluster) -> None:
+    """Raise InputError where the attention kernel does not run on the cluster's GPU."""
+    runs_on, gpu = ATTENTION_RUNS_ON.get(kernel), cluster.gpu
+    if runs_on and gpu.architecture != "other" and gpu.architecture not in runs_on:
+        usual = USUAL_ATTENTION.get(gpu.architecture, "flash2")
+        raise InputError(
+            f"attention '{kernel}' runs on {', '.join(runs_on)} GPUs, and {gpu.name} is {gpu.architecture}; "
+            f"leave it out, or use '{usual}'"
+        )
+
+
+def _check_range(name: str, value: int) -> None:
+    option = name.replace("_", "-")
+    if value < 1:
+        raise InputError(f"--{option} is {value}; it must be at least 1")
+    if value > MOST[name]:
+        raise InputError(f"--{option} is {value}; it must be at most {MOST[name]:,}")
+
+
 def _check(request: Request) -> None:
     for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp"):
         value = getattr(request, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if value is not None:
+            _check_range(name, value)
     for name, choices in ((name, CHOICES[name]) for name in ("recompute", "attention", "schedule")):
         value = getattr(request, name)
         if value is not None and value not in choices:
@@ -144,6 +205,8 @@ def _candidates(
     """Every micro-batch, recomputation, sequence and expert parallelism that the request leaves open."""
     pp = request.pp
     fields = placement(strategy, request.num_gpus, cluster.gpus_per_node, pp=pp)
+    if fields["gather_bits"] == 4 and fields["parameter_shard"] == 1:
+        raise InputError(f"strategy '{strategy}': one GPU holds all parameters, so there is no gather to quantise")
     tp = int(fields["tp"])
     ways = tp * pp
     if request.num_gpus % ways:
@@ -208,7 +271,7 @@ def _expert_parallel_sizes(model: Model, fields: dict[str, int | str], asked: in
 def _layer_traffic(model: Model, rows: Sequence[Row], tokens: int) -> list[LayerTraffic]:
     """The two rows of the report's table: tensor parallelism, and parameters gathered in the node."""
     tensor = [row for row in rows if row.plan["tp"] > 1]
-    in_node = [row for row in rows if row.strategy == "zero3-node"]
+    in_node = [row for row in rows if row.strategy == "zero3-node" and row.plan["parameter_shard"] > 1]
     return [layer_traffic(model, row.strategy, row.plan["tp"], tokens, row.plan["ep"]) for row in tensor + in_node]
 
 

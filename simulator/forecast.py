@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,22 @@ if TYPE_CHECKING:
 MEMORY_MARGIN = 0.08
 
 
+# What a notebook shows of a row; ``to_frame`` has all of it.
+SHOWN = (
+    *("strategy", "tp", "cp", "pp", "ep", "micro_batch", "grad_accum", "recompute", "step_s", "low_s", "high_s"),
+    *("tokens_per_s_per_gpu", "mfu", "hfu", "memory_bytes", "fits", "tight", "inter_node_bytes", "intra_node_bytes"),
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One plan's forecast. Efficiencies are shares of the dense 16-bit peak under the forecast's FLOP convention.
 
-    ``tight``: it fits, but leaves less than :data:`MEMORY_MARGIN` of the GPU's memory free.
+    ``plan``: the fields of the :class:`Plan`, so that ``Plan(**row.plan)`` is it. ``step_s``: seconds of one optimizer
+    step, four in five comparable runs between ``low_s`` and ``high_s``. ``mfu``, ``hfu``: fractions. ``memory_bytes``:
+    the peak of one GPU. ``tight``: it fits, but leaves less than :data:`MEMORY_MARGIN` of the GPU's memory free.
+    ``inter_node_bytes``: what one node's NICs send in a step; ``intra_node_bytes``: what its GPUs send each other.
+    ``seconds``: the parts of ``step_s``; ``memory``: those of ``memory_bytes``.
     """
 
     strategy: str
@@ -54,7 +66,7 @@ class Row:
     memory: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Forecast:
     """Many plans of one model on one cluster; every array broadcasts to the plans' shape."""
 
@@ -152,17 +164,36 @@ class Forecast:
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per plan: the plan's fields, then the forecast; column names carry units."""
-        import pandas as pd
+        return frame_of(self.rows())
 
-        records = []
-        for row in self.rows():
-            record = asdict(row)
-            seconds, held, plan = record.pop("seconds"), record.pop("memory"), record.pop("plan")
-            record.pop("strategy")
-            parts = {f"{name}_s": value for name, value in seconds.items()}
-            kinds = {f"memory_{name}_bytes": value for name, value in held.items()}
-            records.append({**plan, **record, **parts, **kinds})
-        return pd.DataFrame.from_records(records)
+    def __repr__(self) -> str:
+        number = len(self.plans)
+        return f"<Forecast of {self.model.name} on {self.cluster.name}: {number:,} plan{'s' if number > 1 else ''}>"
+
+    def _repr_html_(self) -> str:
+        return shown_in_a_notebook(repr(self), self.rows())
+
+
+def frame_of(rows: Iterable[Row]) -> "pd.DataFrame":
+    """One row per plan: the plan's fields, then the forecast; column names carry units."""
+    import pandas as pd
+
+    records = []
+    for row in rows:
+        record = asdict(row)
+        seconds, held, plan = record.pop("seconds"), record.pop("memory"), record.pop("plan")
+        record.pop("strategy")
+        parts = {f"{name}_s": value for name, value in seconds.items()}
+        kinds = {f"memory_{name}_bytes": value for name, value in held.items()}
+        records.append({**plan, **record, **parts, **kinds})
+    return pd.DataFrame.from_records(records)
+
+
+def shown_in_a_notebook(title: str, rows: Sequence[Row]) -> str:
+    """What stands in a cell: the title, and a table of the rows' main figures, of many the first and the last."""
+    frame = frame_of(rows)
+    table = frame[[name for name in SHOWN if name in frame]].to_html(max_rows=20, float_format=lambda x: f"{x:,.4g}")
+    return f"<p>{escape(title)}</p>{table}"
 
 
 def forecast(

@@ -17,12 +17,16 @@ from flopcast.simulator.model import Model
 
 # Llama 3 (arXiv:2407.21783, section 3.3.4): 419 unexpected interruptions in 54 days of 2,048 nodes of 8 H100.
 ASSUMED_NODE_MTBF_HOURS = 54 * 24 * 2048 / 419
-ASSUMED_CHECKPOINT_BYTES_PER_S = 10e9
+# Storage grows with the machine: 273 GB/s of checkpoints from 384 nodes of 8 A100 (Narayanan et al., arXiv:2104.04473,
+# section 5.10), 2 TB/s sustained beside 24,000 H100 (Llama 3, section 3.3.1). A few nodes have a file server's rate.
+ASSUMED_CHECKPOINT_BYTES_PER_S_PER_NODE = 0.7e9
+LEAST_ASSUMED_CHECKPOINT_BYTES_PER_S = 10e9
 # NVIDIA's datasheets: 6.5 kW for eight A100 of 400 W, 10.2 kW for eight H100 of 700 W, 14.3 kW for eight B200 of 1 kW.
 ASSUMED_NODE_POWER_PER_GPU_POWER = 1.9
 # To notice the failure, replace the node and start the job again, before the checkpoint is read.
 ASSUMED_RESTART_S = 600.0
 LEAST_GOODPUT = 0.01
+MOST_TOKENS = 1e18
 
 
 def young_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
@@ -79,6 +83,12 @@ class RunCost:
         return self.wall_s / 86400
 
 
+def check_tokens(num_tokens: float) -> None:
+    """Raise InputError for a token budget that is none."""
+    if not 0 < num_tokens <= MOST_TOKENS:
+        raise InputError(f"--tokens is {num_tokens:g}; it must be positive and at most {MOST_TOKENS:g}, e.g. 1.4e12")
+
+
 def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s: float | None = None) -> RunCost:
     """What training on ``num_tokens`` costs under a forecast row, or at another ``step_s`` of the same plan.
 
@@ -93,9 +103,10 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
         mtbf_hours = ASSUMED_NODE_MTBF_HOURS
         assumed.append(f"operation.node_mtbf_hours: {mtbf_hours:,.0f} is assumed (Llama 3's nodes of 8 H100)")
     if bytes_per_s is None:
-        bytes_per_s = ASSUMED_CHECKPOINT_BYTES_PER_S
+        bytes_per_s = max(LEAST_ASSUMED_CHECKPOINT_BYTES_PER_S, ASSUMED_CHECKPOINT_BYTES_PER_S_PER_NODE * num_nodes)
         assumed.append(
-            f"operation.checkpoint_bandwidth: {bytes_per_s / 1e9:.0f} GB/s is assumed (a parallel file system)"
+            f"operation.checkpoint_bandwidth: {bytes_per_s / 1e9:,.0f} GB/s is assumed (a parallel file system "
+            f"that takes {ASSUMED_CHECKPOINT_BYTES_PER_S_PER_NODE / 1e9:g} GB/s of each node)"
         )
     if node_power_w is None:
         node_power_w = ASSUMED_NODE_POWER_PER_GPU_POWER * cluster.gpu.power_w * cluster.gpus_per_node
@@ -114,7 +125,7 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
     wall_s = expected_wall_s(compute_s, interval_s, checkpoint_s, restart_s, mtbf_s)
     if compute_s < LEAST_GOODPUT * wall_s:
         raise InputError(
-            f"operation.node_mtbf_hours is {mtbf_hours:g}: {num_nodes} nodes fail every {mtbf_s:,.0f} s, but a "
+            f"operation.node_mtbf_hours is {mtbf_hours:g}: a failure comes every {mtbf_s:,.0f} s, but a "
             f"checkpoint takes {checkpoint_s:,.0f} s and a restart {restart_s:,.0f} s, so the run makes no progress; "
             "mend the figure, or raise checkpoint_bandwidth"
         )

@@ -82,7 +82,7 @@ class Block(Protocol):
         """Experts that expert parallelism spreads over ranks; 0 where the layer has none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A decoder-only language model.
 
@@ -107,6 +107,9 @@ class Model:
     source: str = ""
     assumptions: tuple[str, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.num_layers} layers of {self.hidden:,}, {self.num_parameters:,} parameters>"
 
     def __post_init__(self) -> None:
         if not self.layers:

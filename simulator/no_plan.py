@@ -40,8 +40,8 @@ def has_plan(space: Space) -> bool:
     return any(True for region in space.regions() for _ in region.parts(CHUNK))
 
 
-def too_large(space: Space, smallest: Row, num_plans: int) -> str:
-    """How much memory the smallest plan lacks, and what would make room."""
+def too_large(space: Space, smallest: Row, num_plans: int, mend: bool = True) -> str:
+    """How much memory the smallest plan lacks, and with ``mend`` what would make room."""
     limit = space.cluster.gpu.memory_bytes
     plan = smallest.plan
     degrees = [f"{name} {plan[name]}" for name in ("tp", "cp", "pp", "ep") if plan[name] > 1]
@@ -51,8 +51,8 @@ def too_large(space: Space, smallest: Row, num_plans: int) -> str:
     return (
         f"{space.model.name} fits {space.num_gpus:,} x {space.cluster.gpu.name} under none of {num_plans:,} plans: the "
         f"smallest ({smallest_words}) needs {_gigabytes(smallest.memory_bytes)} GB per GPU, "
-        f"{_gigabytes(smallest.memory_bytes - limit)} GB more than the {_gigabytes(limit)} there are; {_mend(space)}"
-    )
+        f"{_gigabytes(smallest.memory_bytes - limit)} GB more than the {_gigabytes(limit)} there are"
+    ) + (f"; {_mend(space)}" if mend else "")
 
 
 def _gigabytes(size_bytes: float) -> str:

@@ -34,6 +34,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine": tuple(ENGINES),
 }
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp8")
+# What others call a strategy, for whoever types that.
+KNOWN_AS = {
+    "dp": "ddp",
+    "fsdp": "zero3",
+    "fsdp2": "zero3",
+    "full-shard": "zero3",
+    "zero-3": "zero3",
+    "zero-2": "zero2",
+    "shard-grad-op": "zero2",
+    "zero-1": "zero1",
+    "distributed-optimizer": "zero1",
+    "hybrid-shard": "hsdp",
+    "hpz": "zero3-node",
+    "zero++": "zero3-node",
+}
 QUANTISABLE = ("zero3", "zero3-node", "hsdp")
 
 
@@ -136,7 +151,9 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
     if tensor:
         tp = int(tensor[1])
     elif name not in STRATEGIES:
-        raise InputError(f"strategy '{strategy}' is unknown; {nearest(name, [*STRATEGIES])}")
+        known_as = KNOWN_AS.get(name.replace("_", "-"))
+        offer = f"it is called '{known_as}' here" if known_as else nearest(name, [*STRATEGIES])
+        raise InputError(f"strategy '{strategy}' is unknown; {offer}")
     world = max(num_gpus // (tp * pp), 1)
     node = min(max(gpus_per_node // tp, 1), world)
     hybrid_ranks = int(hybrid[1]) if hybrid else node

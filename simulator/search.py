@@ -14,11 +14,12 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import (
     MOST_GLOBAL_BATCH_TOKENS,
     USUAL_ATTENTION,
+    check_attention,
     checked_seq_len,
     default_tokens_per_gpu,
 )
 from flopcast.simulator.fixed import checked
-from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast
+from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast, shown_in_a_notebook
 from flopcast.simulator.model import Model
 from flopcast.simulator.no_plan import has_plan, too_large, why_empty
 from flopcast.simulator.plan import Plans
@@ -44,6 +45,8 @@ CHUNK = 150_000
 class SearchRequest:
     """What to search: one or several GPU counts at one global batch; ``fixed`` gives fields of a plan values to try.
 
+    ``objective``: what to have least of, time, cost or energy of a step, or memory per GPU. ``global_batch_tokens``:
+    tokens per optimizer step over all GPUs, by default about 4 Mi. ``seq_len``: tokens per sequence.
     ``memory_margin``: share of the GPU's memory that a plan leaves free. ``top``: how many placements a reader wants
     to see. None is left to the search.
     """
@@ -85,7 +88,7 @@ class Found:
         return self.best.rows()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """One :class:`Found` for every GPU count that has a plan that fits; ``left_out`` says why the others have none."""
 
@@ -130,14 +133,27 @@ class SearchResult:
 
         return pd.concat([found.best.to_frame() for found in self.found], ignore_index=True)
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{found.num_gpus:,}" for found in self.found)
+        return (
+            f"<SearchResult: {self.num_plans:,} plans of {self.model.name} on {counts} x {self.cluster.gpu.name}, "
+            f"{self.cluster.name}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return shown_in_a_notebook(repr(self), [row for found in self.found for row in found.rows[: self.request.top]])
+
 
 def search(
     model: Model,
     cluster: Cluster,
     request: SearchRequest,
     progress: Callable[[float, int], None] = lambda share, num_plans: None,
+    mend: bool = True,
 ) -> SearchResult:
     """Forecast every legal plan and keep the best. ``progress`` hears the share done and the plans forecast so far.
+
+    ``mend``: where nothing fits, look for what would make room, which takes longer than the search.
 
     A KeyboardInterrupt ends the search with the best so far. Raises InputError where no plan is legal or none fits.
     """
@@ -160,7 +176,8 @@ def search(
         if ranking.num_fitting:
             found.append(_found(space, request, ranking, margin, complete))
         elif complete:
-            left_out[space.num_gpus] = too_large(space, _smallest(space, request, ranking), ranking.num_plans)
+            smallest = _smallest(space, request, ranking)
+            left_out[space.num_gpus] = too_large(space, smallest, ranking.num_plans, mend)
         if not complete:
             left_out |= {
                 later.num_gpus: f"{later.num_gpus:,} GPUs were not searched: interrupted before"
@@ -181,8 +198,23 @@ def search(
     )
 
 
+def fastest_plan(space: Space, convention: str, memory_margin: float = MEMORY_MARGIN) -> Row | None:
+    """The fastest plan of a space that leaves ``memory_margin`` of the GPU's memory, or failing that fits; or None."""
+    for margin in (memory_margin, 0.0):
+        limit_bytes = (1 - margin) * space.cluster.gpu.memory_bytes
+        ranking, complete = _ranked(space, SearchRequest([space.num_gpus], convention=convention), limit_bytes)
+        if not complete:
+            raise KeyboardInterrupt
+        if ranking.num_fitting:
+            return forecast(space.model, space.cluster, ranking.best_of_placements(), convention).rows()[0]
+    return None
+
+
 def _ranked(
-    space: Space, request: SearchRequest, limit_bytes: float, heard: Callable[[int, int], None]
+    space: Space,
+    request: SearchRequest,
+    limit_bytes: float,
+    heard: Callable[[int, int], None] = lambda done, num_plans: None,
 ) -> tuple[Ranking, bool]:
     """The space's plans ranked within a limit of memory, and whether all were: a KeyboardInterrupt ends it early."""
     ranking = Ranking(limit_bytes, request.objective == "memory")
@@ -213,6 +245,8 @@ def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[lis
             f"a whole number is needed, e.g. {near * seq_len} ({near} sequences)"
         )
     fixed = checked(request.fixed)
+    for kernel in fixed.get("attention", ()):
+        check_attention(kernel, cluster)
     attention = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     spaces, left_out = [], {}
     for num_gpus in request.num_gpus:

@@ -34,6 +34,8 @@ _UNITS = MappingProxyType(
     }
 )
 _EXAMPLE = {"bandwidth": "300 GB/s", "memory": "40 GiB", "compute": "312 TFLOP/s", "power": "6.5 kW"}
+# Outside this no hardware is: a unit is wrong, or some zeros too many.
+_LEAST, _MOST = 1e-3, 1e24
 _LISTED = {
     "bandwidth": "GB/s, GiB/s, Gbit/s or TB/s",
     "memory": "GB, GiB or MiB",
@@ -71,6 +73,8 @@ def parse_quantity(text: object, kind: Kind) -> float:
     value *= scale
     if not math.isfinite(value) or value <= 0:
         raise InputError(f'{shown(text)} must be positive and finite; write for example "{example}"')
+    if not _LEAST <= value <= _MOST:
+        raise InputError(f'{shown(text)} is no hardware\'s {kind}; check the unit, and write for example "{example}"')
     return value
 
 

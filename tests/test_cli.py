@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one line per error, JSON that is JSON, a light --help."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,10 +130,56 @@ def test_a_config_json_and_a_toml_file_as_they_are(tmp_path: Path, capsys: pytes
         ([*PLAMO, "--tokens", "-1"], "--tokens"),
         ([*PLAMO, "--nonsense"], "--nonsense"),
         (["forecast"], "forecast"),
+        ([*PLAMO, "--tokens", "lots"], "--tokens is 'lots'; write a number, e.g. 1.4e12, 1.4T or 300B"),
+        ([*PLAMO, "--tokens", "1e300"], "--tokens is 1e+300; it must be positive and at most"),
+        ([*PLAMO[:-1], "16k"], "--gpus is '16k'; write a whole number in digits alone"),
+        (["compare", "plamo-13b", "--cluster", "dgx-h100", "--gpus", "8" + "0" * 20], "at most 10,000,000"),
+        ([*PLAMO, "--seq-len", "4k"], "--seq-len is '4k'; write a whole number"),
+        ([*PLAMO, "--strategies", "fsdp"], "it is called 'zero3' here"),
+        ([*PLAMO, "--attention", "flash3"], "a100-40gb is ampere"),
+        (["search", *PLAMO[1:], "--fix", "attention=flash4"], "a100-40gb is ampere"),
+        (["search", *PLAMO[1:-1], "8,x"], "--gpus is '8,x'; write whole numbers"),
+        (["search", *PLAMO[1:], "--figure", "front.bmp"], "a name ends in .svg, .png or .pdf"),
+        (["accuracy", "--figure", "missing/accuracy.svg"], "there is no folder missing"),
+        (["timeline", *PLAMO[1:], "--strategy", "zero3", "--figure", "."], "is a folder"),
+        (["calibrate", "--global", "-o", "missing/profile.json"], "there is no folder missing"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in error_line(capsys, *arguments)
+
+
+@pytest.mark.parametrize(("budget", "words"), [("1.4T", "1.40 T tokens"), ("300B", "300 G"), ("300e9", "300 G")])
+def test_a_token_budget_as_it_is_said(budget: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*PLAMO, "--tokens", budget])
+    assert not stopped.value.code
+    assert f"Days are for {words}" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_every_strategy_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line(capsys, *PLAMO, "--micro-batch", "7")
+    assert line.count("does not divide the 2 sequences") == 1
+    assert "so for ddp, zero1, zero2" in line
+
+
+def test_a_terminal_that_cannot_show_a_name_gets_the_rest(tmp_path: Path) -> None:
+    machine = tmp_path / "machine.toml"
+    machine.write_text('name = "計算機"\n[node]\ngpu = "a100-40gb"\nnum_gpus = 8\n', encoding="utf-8")
+    command = [sys.executable, "-m", "flopcast", "compare", "pythia-1b", "--cluster", str(machine), "--gpus", "8"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\u8a08" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "flopcast", *PLAMO, *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "flopcast: standard output: No space left on device\n")
 
 
 def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

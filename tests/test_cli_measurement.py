@@ -9,6 +9,7 @@ from profiles import cpu_profile, gpu_profile
 from flopcast.cli import main
 from flopcast.reports.closed_loop import FILE
 from flopcast.simulator.profile import parse_profile, read_profile, to_json, write_profile
+from flopcast.trainer import installed
 
 
 def output_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -95,3 +96,28 @@ def test_the_committed_loop_through_the_commands(tmp_path: Path, capsys: pytest.
     other.write_text(json.dumps({**document["profile"], "device": "Another CPU"}))
     line = error_line(capsys, "calibrate", first, second, "--cluster", str(other))
     assert "and the profile of 'Another CPU'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "kernels", "--device", "tpu"], "--device is 'tpu'; choose cuda or cpu"),
+        (["bench", "kernels", "--samples", "0"], "--samples is 0; give at least 1"),
+        (["bench", "collectives", "--backend", "mpi"], "--backend is 'mpi'; choose nccl or gloo"),
+        (["verify", "gpt2", "--gpus", "8", "--strategy", "zero3", "--seq-len", "0"], "--seq-len is 0"),
+        (["profile", "-o", "missing/profile.json"], "there is no folder missing"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in error_line(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", [["bench", "kernels"], ["bench", "collectives"], ["verify", "gpt2", "--gpus", "8"]])
+def test_without_pytorch_the_mend_is_said(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "find_spec", lambda name: None)
+    strategy = ["--strategy", "zero3"] if command[0] == "verify" else []
+    assert "pip install '.[train]'" in error_line(capsys, *command, *strategy)

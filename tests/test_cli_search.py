@@ -56,7 +56,7 @@ def test_the_default_margin_is_the_simulators() -> None:
         (["--objective", "cost"], "no gpu_hour_price"),
         (["--fix", "precision=fp8"], "a100-40gb has no 8-bit peak"),
         (["--memory-margin", "1"], "--memory-margin is 1"),
-        (["--figure", "absent/folder/front.svg"], "cannot be written"),
+        (["--figure", "absent/folder/front.svg"], "there is no folder absent/folder"),
     ],
 )
 def test_bad_input_is_one_line(given: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,16 +4,22 @@ import sys
 from pathlib import Path
 
 from flopcast.errors import InputError
-from flopcast.trainer.processes import TrainingStoppedError
-from flopcast.trainer.settings import read_settings
+from flopcast.trainer.installed import require_torch
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 done, 1 stopped by what happened in training, 2 bad input; one line on stderr says why."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        from flopcast.trainer.loop import train
+        require_torch()
+    except InputError as error:
+        print(f"flopcast: {error}", file=sys.stderr)
+        return 2
+    from flopcast.trainer.loop import train
+    from flopcast.trainer.processes import TrainingStoppedError
+    from flopcast.trainer.settings import read_settings
 
+    try:
         if not arguments or arguments[0].startswith("--"):
             raise InputError("no settings; write python -m flopcast.trainer CONFIG.toml --section.field value")
         train(read_settings(Path(arguments[0]), arguments[1:]))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from flopcast.errors import InputError
+from flopcast.simulator.compare import checked_seq_len
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.memory import memory
 from flopcast.simulator.model import Model
@@ -103,7 +104,7 @@ def _plan(
     fields = placement(strategy, num_gpus, gpus_per_node, tp=tp, pp=pp)
     return Plan(
         **fields,  # type: ignore[arg-type]
-        seq_len=seq_len or model.context,
+        seq_len=checked_seq_len(model, seq_len),
         grad_accum=micro_batches,
         recompute="full",
         sequence_parallel=sequence_parallel,

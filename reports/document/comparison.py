@@ -1,8 +1,11 @@
 """Sections that compare: the strategies, why they take their time, memory, traffic, and what the two remedies bring."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
-from flopcast.reports.document.further import further_table, further_words
+from flopcast.reports.document.effects import exact, quantised
+from flopcast.reports.document.further import further_table, further_words, placements_table
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study, room
@@ -15,6 +18,7 @@ from flopcast.reports.figures.traffic import traffic_figure
 from flopcast.reports.figures.waterfall import waterfall_figure
 from flopcast.reports.frames import rows_of
 from flopcast.simulator.conventions import CONVENTIONS
+from flopcast.simulator.forecast import Row
 
 
 def strategies(study: Study) -> Section:
@@ -47,20 +51,34 @@ def strategies(study: Study) -> Section:
         "Strategies side by side",
         (
             "Each runs with the micro-batch and recomputation that fit and are fastest, unless they were given. "
-            + further_words(study.further, study.best),
+            + further_words(study.further, study.comparison.best),
         ),
         (Picture("strategies-figure", strategies_figure(frame), "Seconds per step and their band.", alternative),),
         (
             Table("strategies-table", "The strategies, best first", headings, rows, (0,) if study.best.fits else ()),
             *([further_table(study.further, study.num_tokens)] if study.further else []),
+            *([_on_more(study, study.on_more)] if study.on_more else []),
         ),
         (
             "Runs as: micro-batch x passes per step, recomputation. Days include failures and checkpoints.",
             f"MFU and HFU are shares of {study.cluster.gpu.tensor_flop_per_s / 1e12:,.0f} dense TFLOP/s, counting "
             f"{CONVENTIONS[convention]}; HFU counts what full recomputation does again.",
-            *(f"Left out: {name}, {reason}" for name, reason in study.comparison.left_out.items()),
+            *_left_out(study.comparison.left_out),
         ),
     )
+
+
+def _left_out(reasons: Mapping[str, str]) -> list[str]:
+    """Why strategies have no row, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason.removeprefix(f"strategy '{name}': "), []).append(name)
+    return [f"Left out: {', '.join(names)} ({reason})." for reason, names in by_reason.items()]
+
+
+def _on_more(study: Study, row: Row) -> Table:
+    caption = f"What fits on {thousands(row.plan['num_gpus'])} GPUs"
+    return placements_table("on-more-table", caption, study.model, study.cluster, [row], study.num_tokens)
 
 
 def why(study: Study) -> Section:
@@ -160,6 +178,8 @@ def memory(study: Study) -> Section:
 def traffic(study: Study) -> Section:
     """Bytes in the node and between nodes, and the report's table of one layer."""
     frame = study.strategies
+    if study.num_gpus == 1:
+        return Section("traffic", "Traffic", ("One GPU exchanges nothing.",))
     rows = tuple(
         (
             text(row.strategy),
@@ -177,7 +197,7 @@ def traffic(study: Study) -> Section:
             *(number(value, f"{value:,}") for value in (row.elements, row.tensor_bytes, row.moved_bytes)),
             number(row.moved_bytes, f"{row.moved_bytes / 2**20:,.2f}"),
         )
-        for row in study.comparison.layer_traffic
+        for row in study.layer_traffic
     )
     if layers:
         of_layer = ("strategy", "collective", "elements", "tensor, bytes", "moved, bytes", "moved, MiB")
@@ -207,7 +227,7 @@ def traffic(study: Study) -> Section:
 def remedies(study: Study) -> Section:
     """What the 4-bit all-gather and the hand-written kernels bring."""
     frame = study.effects
-    base = study.best.strategy.partition("+")[0]
+    base = exact(study.best.strategy)
     cases = {(row.strategy, row.gather_bits, row.fused_kernels): row for row in rows_of(frame)}
     rows = []
     for (strategy, bits, fused), row in cases.items():
@@ -217,7 +237,7 @@ def remedies(study: Study) -> Section:
         by_gather = 1 - row.step_s / cases[strategy, 16, True].step_s
         rows.append(
             (
-                text(f"{strategy}+q4" if bits == 4 else strategy),
+                text(quantised(strategy) if bits == 4 else strategy),
                 number(row.step_s),
                 number(cases[strategy, bits, False].step_s),
                 number(by_kernels, percent(by_kernels)),
@@ -243,7 +263,7 @@ def remedies(study: Study) -> Section:
             Picture(
                 "remedies-figure",
                 effects_figure(choices),
-                f"{base} with and without each.",
+                f"{base} with and without {'each' if len(shown) > 2 else 'them'}.",
                 f"Seconds per step of {base}: "
                 + ", ".join(f"{row.choice} {digits(row.step_s)}" for row in rows_of(choices))
                 + ".",

@@ -1,19 +1,24 @@
 """What a search finds beyond the strategies compared: pipelines, split sequences, and mixtures of them."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from flopcast.errors import InputError
-from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded
+from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, time_unit
 from flopcast.reports.document.table import Cell, Table, number, text
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.search import described, settings
-from flopcast.simulator.compare import Comparison, Request
+from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.compare import USUAL_ATTENTION, Comparison, Request
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
-from flopcast.simulator.search import SearchRequest, SearchResult, search
-from flopcast.simulator.space import BUCKETS
+from flopcast.simulator.model import Model
+from flopcast.simulator.search import SearchRequest, SearchResult, fastest_plan, search
+from flopcast.simulator.space import BUCKETS, Space
 
 SHOWN = 3
+PLACEMENT = ("strategy", "tp", "cp", "pp", "ep")
 SCHEDULES: dict[str, list[Any]] = {"schedule": ["1f1b", "interleaved", "zero-bubble"]}
 
 
@@ -23,17 +28,6 @@ def further(comparison: Comparison, request: Request) -> SearchResult | None:
     Buckets, prefetch and the width of gradients stay as compared, so that only the placement differs; GPipe is left
     out, for 1F1B takes its time in less memory.
     """
-    given = {
-        "gradient_bits": request.gradient_bits,
-        "bucket_bytes": BUCKETS[0],
-        "prefetch": 1,
-        "compiled": request.compiled,
-        "fused_kernels": request.fused_kernels,
-        "micro_batch": request.micro_batch,
-        "recompute": request.recompute,
-        "attention": request.attention,
-        "ep": request.ep,
-    }
     try:
         return search(
             comparison.model,
@@ -42,53 +36,107 @@ def further(comparison: Comparison, request: Request) -> SearchResult | None:
                 [comparison.num_gpus],
                 global_batch_tokens=comparison.tokens_per_gpu * comparison.num_gpus,
                 seq_len=comparison.seq_len,
-                fixed=SCHEDULES | {name: [value] for name, value in given.items() if value is not None},
+                fixed=as_compared(request, comparison.cluster),
                 convention=comparison.convention,
             ),
+            mend=False,
         )
     except InputError:
         return None
 
 
+def as_compared(request: Request, cluster: Cluster) -> dict[str, list[Any]]:
+    """The fields of a plan that a search leaves as the comparison has them, and the schedules it tries."""
+    given = {
+        "gradient_bits": request.gradient_bits,
+        "bucket_bytes": BUCKETS[0],
+        "prefetch": 1,
+        "compiled": request.compiled,
+        "fused_kernels": request.fused_kernels,
+        "micro_batch": request.micro_batch,
+        "recompute": request.recompute,
+        "attention": request.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2"),
+        "ep": request.ep,
+    }
+    return SCHEDULES | {name: [value] for name, value in given.items() if value is not None}
+
+
 def faster(found: SearchResult | None, best: Row) -> Row | None:
-    """The search's best plan where it is told apart from the comparison's, or is the only one that fits."""
+    """The search's best plan where it is told apart from the one recommended."""
     if found is None:
         return None
     _, row = found.winner
-    return row if not best.fits or row.step_s < best.step_s / NOT_TOLD_APART else None
+    return row if row.step_s < best.step_s / NOT_TOLD_APART else None
+
+
+def named(row: Row) -> Row:
+    """A row of the search under a name that tells its placement, so that it can stand among strategies."""
+    return replace(row, strategy=described(row))
+
+
+def split_alike(found: SearchResult | None, cluster: Cluster, num_gpus: int, tokens_per_gpu: int) -> Row | None:
+    """The best plan that splits the model as the search's winner does, on another cluster, other GPUs, another batch.
+
+    None where such a plan is not legal or does not fit, or the search found nothing.
+    """
+    if found is None:
+        return None
+    plan = found.winner[1].plan
+    values = {**found.request.fixed, **{name: [plan[name]] for name in PLACEMENT}}
+    sequences = num_gpus * tokens_per_gpu // found.seq_len
+    row = fastest_plan(
+        Space(found.model, cluster, num_gpus, found.seq_len, sequences, values, (*values,)), found.request.convention
+    )
+    return None if row is None else named(row)
 
 
 def further_table(found: SearchResult, num_tokens: float) -> Table:
     """The best placements of the search, as the table of strategies has them."""
+    caption = f"The best placements out of {found.num_plans:,} plans (flopcast search)"
+    rows = [named(row) for row in found.found[0].rows[:SHOWN]]
+    return placements_table("further-table", caption, found.model, found.cluster, rows, num_tokens)
+
+
+def placements_table(
+    name: str, caption: str, model: Model, cluster: Cluster, placements: Sequence[Row], num_tokens: float
+) -> Table:
+    """Plans of different placements, each with what it costs."""
+    price = cluster.costs.gpu_hour_price
+    unit, per_day = time_unit(run_cost(model, cluster, placements[0], num_tokens).days)
     rows = tuple(
         (
-            text(described(row)),
+            text(row.strategy),
             number(row.step_s),
             Cell(f"{digits(row.low_s)} to {digits(row.high_s)}", row.step_s),
             number(100 * row.mfu, percent(row.mfu)),
             number(row.memory_bytes, gigabytes(row.memory_bytes) + (" tight" if row.tight else "")),
-            Cell(f"{digits(cost.days)} ({digits(low.days)} to {digits(high.days)})", cost.days),
+            Cell(
+                f"{digits(cost.days * per_day)} ({digits(low.days * per_day)} to {digits(high.days * per_day)})",
+                cost.days,
+            ),
             number(cost.gpu_hours, rounded(cost.gpu_hours)),
+            number(cost.energy_j / JOULES_PER_MWH, rounded(cost.energy_j / JOULES_PER_MWH)),
+            *([] if cost.money is None else [number(cost.money, rounded(cost.money))]),
             text(settings(row)),
         )
-        for row in found.found[0].rows[:SHOWN]
+        for row in placements
         for low, cost, high in [
-            [run_cost(found.model, found.cluster, row, num_tokens, s) for s in (row.low_s, row.step_s, row.high_s)]
+            [run_cost(model, cluster, row, num_tokens, s) for s in (row.low_s, row.step_s, row.high_s)]
         ]
     )
-    headings = ("placement", "step, s", "band, s", "MFU %", "GB per GPU", "days", "GPU-hours", "runs as")
-    caption = f"The best placements out of {found.num_plans:,} plans (flopcast search)"
-    return Table("further-table", caption, headings, rows)
+    money = () if price is None else (f"at {price:g} per GPU-hour",)
+    figures = ("step, s", "band, s", "MFU %", "GB per GPU", unit, "GPU-hours", "MWh", *money)
+    return Table(name, caption, ("placement", *figures, "runs as"), rows)
 
 
 def further_words(found: SearchResult | None, best: Row) -> str:
-    """One sentence on what the search found."""
+    """One sentence on what the search found beside the best strategy."""
     if found is None:
         return "flopcast search finds no plan that fits either."
     row = found.winner[1]
     plan = f"{described(row)} at {digits(row.step_s)} s"
     if not best.fits:
-        return f"None of the strategies fits; split into stages or along the sequence as well, {plan} does."
+        return f"None of the strategies fits by itself; of all placements, {plan} is the fastest that does."
     gain = 1 - row.step_s / best.step_s
     if faster(found, best) is None:
         return f"Pipelines and split sequences bring nothing that can be told apart: the best is {plan}."

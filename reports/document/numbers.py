@@ -2,6 +2,8 @@
 
 import math
 
+JOULES_PER_MWH = 3.6e9
+
 
 def digits(value: float) -> str:
     """Three significant digits, and all of the whole part: ``0.0512``, ``4.66``, ``41.8``, ``1,507``."""
@@ -23,6 +25,11 @@ def percent(share: float) -> str:
 def tokens(number: float) -> str:
     """A token budget: ``262 G tokens``, ``15.0 T tokens``."""
     return f"{digits(number / 1e12)} T tokens" if number >= 1e12 else f"{digits(number / 1e9)} G tokens"
+
+
+def time_unit(days: float) -> tuple[str, float]:
+    """The unit that a run of so many days is told in, and how many of it a day has."""
+    return ("days", 1.0) if days >= 1 else ("hours", 24.0) if days >= 1 / 24 else ("minutes", 1440.0)
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -1,7 +1,15 @@
 """Sections that look beyond the question: more and fewer GPUs, other hardware, and the whole run's bill."""
 
-from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded, thousands, tokens
-from flopcast.reports.document.recommendation import JOULES_PER_MWH
+from flopcast.reports.document.numbers import (
+    JOULES_PER_MWH,
+    digits,
+    gigabytes,
+    percent,
+    rounded,
+    thousands,
+    time_unit,
+    tokens,
+)
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study
 from flopcast.reports.document.table import Cell, Table, number, text
@@ -19,9 +27,10 @@ def scaling(study: Study) -> Section:
     refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
     counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
     if counts:
-        refused += (f"Nothing fits on {', '.join(thousands(count) for count in counts)} GPUs.",)
+        what = f"Neither a strategy nor {study.best.strategy} fits" if study.searched else "No strategy fits"
+        refused += (f"{what} on {', '.join(thousands(count) for count in counts)} GPUs.",)
     if fastest.empty:
-        return Section("scaling", "On fewer and on more GPUs", ("Nothing fits at any count.",), remarks=refused)
+        return Section("scaling", "On fewer and on more GPUs", ("No strategy fits at any count.",), remarks=refused)
     shown = rows_of(fastest)
     first, last = shown[0], shown[-1]
     rows = tuple(
@@ -52,7 +61,7 @@ def scaling(study: Study) -> Section:
             Picture(
                 "scaling-figure",
                 scaling_figure(study.scaling, fastest, study.num_gpus, names[:SHOWN_STRATEGIES]),
-                f"Days of training and MFU; the dotted line is at {thousands(study.num_gpus)} GPUs.",
+                f"Days of training and MFU; the dotted line is at {thousands(study.num_gpus)}.",
                 f"Days fall from {digits(first.days)} on {thousands(first.num_gpus)} GPUs to "
                 f"{digits(last.days)} on {thousands(last.num_gpus)}; MFU of the fastest plan goes from "
                 f"{percent(first.mfu)} to {percent(last.mfu)} %.",
@@ -74,7 +83,7 @@ def sensitivity(study: Study) -> Section:
             text(f"{row.change}: {row.value}"),
             text(row.strategy if not row.why_not else row.why_not),
             number(row.days),
-            number(row.ratio, f"{100 * (row.ratio - 1):+.1f}" if row.ratio == row.ratio else "-"),
+            number(row.ratio, f"{round(100 * (row.ratio - 1), 1) + 0.0:+.1f}" if row.ratio == row.ratio else "-"),
         )
         for row in rows_of(ordered)
     )
@@ -109,6 +118,7 @@ def sensitivity(study: Study) -> Section:
 def bill(study: Study) -> Section:
     """Days, GPU-hours, energy and money, with failures and checkpoints."""
     runs = (study.low, study.cost, study.high)
+    unit, per_day = time_unit(study.cost.days)
     best = study.best
 
     def line(name: str, values: tuple[float, ...], shown: tuple[str, ...]) -> tuple[Cell, ...]:
@@ -120,9 +130,10 @@ def bill(study: Study) -> Section:
     rows = [
         of_runs("seconds per step", [best.low_s, best.step_s, best.high_s]),
         of_runs("days", [run.days for run in runs]),
+        *([of_runs(unit, [run.days * per_day for run in runs])] if per_day > 1 else []),
         of_runs("days of training alone", [run.compute_s / 86400 for run in runs]),
         of_runs("GPU-hours", [run.gpu_hours for run in runs], rounded),
-        of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs]),
+        of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs], rounded),
     ]
     price = study.cluster.costs.gpu_hour_price
     about_price = " The cluster file has no gpu_hour_price, so no money."

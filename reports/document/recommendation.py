@@ -5,15 +5,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from flopcast.reports.document.further import faster
-from flopcast.reports.document.numbers import digits, gigabytes, percent, rounded, thousands, tokens
+from flopcast.reports.document.numbers import (
+    JOULES_PER_MWH,
+    digits,
+    gigabytes,
+    percent,
+    rounded,
+    thousands,
+    time_unit,
+    tokens,
+)
 from flopcast.reports.document.study import Study
 from flopcast.reports.explain import meaning
-from flopcast.reports.frames import rows_of
-from flopcast.reports.search import described, settings
+from flopcast.reports.search import described
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 
-JOULES_PER_MWH = 3.6e9
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -40,47 +47,89 @@ def recommend(study: Study) -> Recommendation:
 
 
 def _recommended(study: Study) -> Recommendation:
-    best, cost, low, high = study.best, study.cost, study.low, study.high
-    days = f"{digits(cost.days)} days"
-    span = f"{digits(low.days)} to {digits(high.days)}"
-    hours = f"{rounded(cost.gpu_hours)} GPU-hours"
-    price = study.cluster.costs.gpu_hour_price
-    money = "" if cost.money is None else f"{rounded(cost.money)} at {price:g} per GPU-hour"
-    sentence = (
-        f"Run {best.strategy} with {in_words(study)}: {tokens(study.num_tokens)} take {days} ({span}) and "
-        f"{hours}{f' ({money})' if money else ''}, failures and checkpoints included."
-    )
-    if other := faster(study.further, best):
+    best = study.best
+    bill = _Bill.of(study, best)
+    sentence = f"Run {best.strategy}{',' if study.searched else ' with'} {in_words(best)}: {bill.sentence}"
+    if study.searched:
+        least = study.comparison.best
+        sentence = f"No strategy fits by itself ({least.strategy} needs least, {_need(study, least)}). {sentence}"
+    elif other := faster(study.further, best):
         its_days = run_cost(study.model, study.cluster, other, study.num_tokens).days
-        sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days)} days."
-    energy = f"{digits(cost.energy_j / JOULES_PER_MWH)} MWh; {money or 'the cluster file has no price'}"
+        unit, per_day = time_unit(its_days)
+        sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days * per_day)} {unit}."
     also = f"not told apart from {', '.join(study.equals)}" if study.equals else "clearly faster than the others"
-    if len(study.ranked) == 1:
+    if study.same_plan:
+        others = len(study.ranked) > 1 + len(study.same_plan) + len(study.equals)
+        said = f"; {also}" if others or study.equals else ""
+        also = f"here {', '.join(study.same_plan)} {'is' if len(study.same_plan) == 1 else 'are'} the same plan{said}"
+    if study.searched:
+        also = "found by flopcast search" + (f"; {also}" if study.equals else "")
+    elif len(study.ranked) == 1:
         also = "the only strategy asked for"
     if study.faster_but_tight:
         also += f"; {', '.join(study.faster_but_tight)} would be faster but tight in memory"
     if best.tight:
         also = f"tight in memory; {also}"
-    return Recommendation(
-        sentence,
-        (
-            Answer("What to run", best.strategy, f"{meaning(best.strategy)}; {in_words(study)}; {also}"),
-            Answer("How long", days, f"{digits(best.step_s)} s per step, {percent(best.mfu)}{NBSP}% MFU"),
+    what = Answer("What to run", best.strategy, f"{_meaning(best)}; {in_words(best)}; {also}")
+    return Recommendation(sentence, (what, *bill.answers))
+
+
+@dataclass(frozen=True)
+class _Bill:
+    """What running a plan takes, in half a sentence, and as answers."""
+
+    sentence: str
+    answers: tuple[Answer, ...]
+
+    @classmethod
+    def of(cls, study: Study, row: Row) -> "_Bill":
+        low, cost, high = (
+            run_cost(study.model, study.cluster, row, study.num_tokens, step_s)
+            for step_s in (row.low_s, row.step_s, row.high_s)
+        )
+        unit, per_day = time_unit(cost.days)
+        time, least, most = (digits(run.days * per_day) for run in (cost, low, high))
+        span = f"{least} to {most}"
+        hours = f"{rounded(cost.gpu_hours)} GPU-hours"
+        price = study.cluster.costs.gpu_hour_price
+        money = "" if cost.money is None else f"{rounded(cost.money)} at {price:g} per GPU-hour"
+        energy = f"{rounded(cost.energy_j / JOULES_PER_MWH)} MWh; {money or 'the cluster file has no price'}"
+        answers = (
+            Answer("How long", f"{time} {unit}", f"{digits(row.step_s)} s per step, {percent(row.mfu)}{NBSP}% MFU"),
             Answer("What it costs", hours, energy),
-            Answer("How sure", f"{span} days", f"holds four in five comparable runs; {nearest(study)}"),
-        ),
-    )
+            Answer("How sure", f"{span} {unit}", f"holds four in five comparable runs; {nearest(study)}"),
+        )
+        paid = f"{hours} ({money})" if money else hours
+        takes = f"{tokens(study.num_tokens)} take {time} {unit} ({span}) and {paid}"
+        return cls(f"{takes}, failures and checkpoints included.", answers)
 
 
-def in_words(study: Study) -> str:
+def _meaning(row: Row) -> str:
+    """What the plan's strategy is, and what else splits the model."""
+    plan = row.plan
+    splits = [
+        words
+        for words, split in (
+            (f"layers split over {plan['tp']} GPUs", plan["tp"] > 1 and not row.strategy.startswith("tp")),
+            (f"a pipeline of {plan['pp']} stages", plan["pp"] > 1),
+            (f"sequences split over {plan['cp']} GPUs", plan["cp"] > 1),
+        )
+        if split
+    ]
+    return ", ".join([meaning(plan["strategy"]), *splits])
+
+
+def in_words(row: Row) -> str:
     """The plan as one would set it up."""
-    plan = study.best.plan
+    plan = row.plan
     experts = f"experts over {plan['ep']} ranks, " if plan["ep"] > 1 else ""
     recompute = "no" if plan["recompute"] == "none" else plan["recompute"]
     passes = "pass" if plan["grad_accum"] == 1 else "passes"
     split = "sequence parallelism, " if plan["sequence_parallel"] else ""
-    batch = f"micro-batch {plan['micro_batch']}, {plan['grad_accum']} {passes} per step"
-    return f"{batch}, {experts}{split}{recompute} recomputation"
+    batch = f"micro-batch {plan['micro_batch']}, {plan['grad_accum']:,} {passes} per step"
+    chunks = f" in {plan['virtual_pp']} chunks" if plan["virtual_pp"] > 1 else ""
+    schedule = f"{plan['schedule']}{chunks} schedule, " if plan["pp"] > 1 else ""
+    return f"{batch}, {schedule}{experts}{split}{recompute} recomputation"
 
 
 def nearest(study: Study) -> str:
@@ -97,45 +146,28 @@ def median_error(study: Study) -> float:
     return float(np.median(np.abs(study.nearest["ratio"] - 1)))
 
 
+def _need(study: Study, row: Row) -> str:
+    return f"{gigabytes(row.memory_bytes)} GB per GPU of {gigabytes(study.cluster.gpu.memory_bytes)} GB"
+
+
 def _nothing_fits(study: Study) -> Recommendation:
-    best, card = study.best, study.cluster.gpu.memory_bytes
-    need = f"{gigabytes(best.memory_bytes)} GB per GPU of {gigabytes(card)} GB"
-    if other := faster(study.further, best):
-        return _search_instead(study, other, need)
-    larger = study.fastest[study.fastest["num_gpus"] > study.num_gpus]
-    mend = "more memory per GPU, a shorter sequence or larger tensor parallelism would help"
-    if not larger.empty:
-        first = rows_of(larger)[0]
-        mend = f"{first.strategy} fits on {thousands(first.num_gpus)} GPUs"
-    sentence = f"Nothing fits: {best.strategy} needs least, {need}; {mend}."
-    return Recommendation(
-        sentence,
-        (
-            Answer("What to run", "nothing fits", mend),
-            Answer("What is missing", f"{gigabytes(best.memory_bytes - card)} GB", f"{best.strategy}: {need}"),
-        ),
-    )
-
-
-def _search_instead(study: Study, row: Row, need: str) -> Recommendation:
-    """None of the strategies fits, but a plan of the search does."""
-    low, cost, high = (
-        run_cost(study.model, study.cluster, row, study.num_tokens, step_s)
-        for step_s in (row.low_s, row.step_s, row.high_s)
-    )
-    days, span = f"{digits(cost.days)} days", f"{digits(low.days)} to {digits(high.days)}"
-    sentence = (
-        f"No strategy fits by itself ({study.best.strategy} needs least, {need}). Run {described(row)}: "
-        f"{tokens(study.num_tokens)} take {days} ({span}), failures and checkpoints included."
-    )
-    return Recommendation(
-        sentence,
-        (
-            Answer("What to run", described(row), f"micro-batch x passes: {settings(row)}; found by flopcast search"),
-            Answer("How long", days, f"{digits(row.step_s)} s per step, {percent(row.mfu)}{NBSP}% MFU"),
-            Answer(
-                "What it costs", f"{rounded(cost.gpu_hours)} GPU-hours", f"{gigabytes(row.memory_bytes)} GB per GPU"
+    """Nothing fits on the GPUs asked for: what would on more, and what that costs, or what is missing."""
+    best, card, more = study.best, study.cluster.gpu.memory_bytes, study.on_more
+    need = _need(study, best)
+    on = f"on {thousands(study.num_gpus)} GPU{'s' if study.num_gpus > 1 else ''}"
+    if more is None:
+        mend = "more memory per GPU, a shorter sequence or a smaller model would help"
+        return Recommendation(
+            f"Nothing fits {on}: {best.strategy} needs least, {need}; {mend}.",
+            (
+                Answer("What to run", "nothing fits", mend),
+                Answer("What is missing", f"{gigabytes(best.memory_bytes - card)} GB", f"{best.strategy}: {need}"),
             ),
-            Answer("How sure", f"{span} days", f"holds four in five comparable runs; {nearest(study)}"),
-        ),
+        )
+    bill = _Bill.of(study, more)
+    where = f"{more.strategy} on {thousands(more.plan['num_gpus'])} GPUs"
+    sentence = (
+        f"Nothing fits {on} ({best.strategy} needs least, {need}). Run {where}, {in_words(more)}: {bill.sentence}"
     )
+    note = f"{_meaning(more)}; {in_words(more)}; {on} {best.strategy} needs {need}"
+    return Recommendation(sentence, (Answer("What to run", where, note), *bill.answers))

@@ -2,28 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
 
-from flopcast.errors import InputError
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
-from flopcast.reports.document.further import further
+from flopcast.reports.document.further import SHOWN, further, named, split_alike
 from flopcast.reports.document.nearest_runs import nearest_runs
-from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as
+from flopcast.reports.document.on_more import fits_on_more
+from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as, same_plan
 from flopcast.reports.scaling import fastest_at_each_count, scaling
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, Request, compare
-from flopcast.simulator.forecast import Row, best_of
-from flopcast.simulator.goodput import RunCost, run_cost
+from flopcast.simulator.forecast import Row
+from flopcast.simulator.goodput import RunCost, check_tokens, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchResult
 from flopcast.simulator.timeline import Timeline, exposed_collectives, play, waterfall
+from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
 # What a reader is shown together: category -> the forecast's parts. Others stand under their own names.
 MEMORY_CATEGORIES = {
@@ -39,10 +40,12 @@ MEMORY_CATEGORIES = {
 
 @dataclass(frozen=True)
 class Study:
-    """The numbers of a report. ``best`` is the plan it recommends, or the smallest where none fits.
+    """The numbers of a report. ``best`` is the plan it recommends: the best strategy that fits, failing that the best
+    plan of a search, named by its placement (``searched``), failing that the smallest strategy.
 
     ``scaling`` and ``sensitivity``: the columns of :func:`scaling` and :func:`sensitivity`; ``scaling_left_out`` says
     why a GPU count has no row. ``effects`` and ``nearest`` likewise; ``further``: what a search of all plans found.
+    ``on_more``: where nothing fits, what does on more GPUs.
     ``low``, ``cost``, ``high``: the run at the band's ends and at the forecast.
     """
 
@@ -60,6 +63,7 @@ class Study:
     sensitivity: pd.DataFrame
     nearest: pd.DataFrame
     further: SearchResult | None
+    on_more: Row | None
 
     @property
     def model(self) -> Model:
@@ -76,15 +80,27 @@ class Study:
         """GPUs asked for."""
         return self.comparison.num_gpus
 
+    @property
+    def searched(self) -> bool:
+        """Whether the plan recommended comes from the search, for no strategy fits by itself."""
+        return self.best not in self.comparison.rows
+
     @cached_property
     def ranked(self) -> list[Row]:
-        """The strategies, best first; those that do not fit last."""
-        return ranked(self.comparison.rows)
+        """The plan recommended and the strategies, best first; those that do not fit last."""
+        return [*([self.best] if self.searched else []), *ranked(self.comparison.rows)]
 
     @property
     def equals(self) -> list[str]:
-        """Strategies that the forecast cannot tell from the best."""
+        """Strategies, or placements of the search, that the forecast cannot tell from the best."""
+        if self.searched and self.further is not None:
+            return [row.strategy for row in equals([named(row) for row in self.further.found[0].rows[:SHOWN]])]
         return [row.strategy for row in equals(self.ranked)] if self.best.fits else []
+
+    @property
+    def same_plan(self) -> list[str]:
+        """Strategies that here do what the best does."""
+        return [row.strategy for row in same_plan(self.ranked)] if self.best.fits else []
 
     @property
     def faster_but_tight(self) -> list[str]:
@@ -129,6 +145,16 @@ class Study:
         return pd.DataFrame.from_dict(records, orient="index")
 
     @cached_property
+    def layer_traffic(self) -> list[LayerTraffic]:
+        """One layer's collective forward, of the strategies that have one and of the plan recommended."""
+        plan, rows = self.best.plan, list(self.comparison.layer_traffic)
+        if self.searched and (plan["tp"] > 1 or plan["parameter_shard"] > 1):
+            # The GPUs of one stage see the tokens of all stages.
+            tokens = self.comparison.tokens_per_gpu * plan["pp"]
+            rows.insert(0, layer_traffic(self.model, self.best.strategy, plan["tp"], tokens, plan["ep"]))
+        return rows
+
+    @cached_property
     def waterfall(self) -> pd.DataFrame:
         """From peak to achieved, the average GPU under the best plan. Columns: part (in words), seconds."""
         parts = [(LABELS.get(p.name, p.name.replace("_", " ")), p.seconds) for p in waterfall(self.timeline)]
@@ -162,19 +188,25 @@ def study(
     ``num_tokens``: what the training sees, by default 20 per parameter. Raises InputError as :func:`compare` does,
     for a token budget that is not positive, and for a cluster on which the run would make no progress.
     """
-    if num_tokens is not None and not 0 < num_tokens < float("inf"):
-        raise InputError(f"--tokens is {num_tokens}; it must be positive, e.g. 1.4e12")
+    if num_tokens is not None:
+        check_tokens(num_tokens)
     tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
     progress("comparing strategies")
     comparison = compare(model, cluster, request)
-    best = best_of(comparison.rows)
+    best = comparison.best
+    progress("searching beyond the strategies")
+    found = further(comparison, request)
+    searched = None
+    if found is not None and not best.fits:
+        best = searched = named(found.winner[1])
+    alike = partial(split_alike, found if searched else None)
     low, cost, high = (
         run_cost(model, cluster, best, tokens, step_s) for step_s in (best.low_s, best.step_s, best.high_s)
     )
     progress(f"playing a step of {best.strategy}")
     timeline = play(model, cluster, Plan(**best.plan))
-    progress("searching for more, scaling, sensitivity and the nearest published runs")
-    grown, left_out = scaling(model, cluster, request, comparison, tokens)
+    progress("scaling, sensitivity and the nearest published runs")
+    grown, left_out = scaling(model, cluster, request, comparison, tokens, alike)
     return Study(
         comparison=comparison,
         num_tokens=tokens,
@@ -184,10 +216,11 @@ def study(
         cost=cost,
         high=high,
         timeline=timeline,
-        effects=effects(model, cluster, request, comparison, tokens),
+        effects=effects(model, cluster, request, comparison, tokens, searched),
         scaling=grown,
         scaling_left_out=left_out,
-        sensitivity=sensitivity(model, cluster, request, comparison, tokens),
+        sensitivity=sensitivity(model, cluster, request, comparison, tokens, searched, alike),
         nearest=nearest_runs(model, cluster, best),
-        further=further(comparison, request),
+        further=found,
+        on_more=None if best.fits else fits_on_more(comparison, request),
     )

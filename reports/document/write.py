@@ -87,7 +87,7 @@ def in_a_line(study: Study) -> str:
     nodes = math.ceil(comparison.num_gpus / node)
     batch = comparison.tokens_per_gpu * comparison.num_gpus
     return (
-        f"{num_parameters(study.model)}; {nodes} node{'s' if nodes > 1 else ''} of {min(node, comparison.num_gpus)}; "
+        f"{num_parameters(study.model)}; {nodes:,} node{'s' if nodes > 1 else ''} of {min(node, comparison.num_gpus)}; "
         f"{digits(batch / 1e6)} M tokens per step, {tokens(study.num_tokens)} in all"
     )
 
@@ -112,10 +112,10 @@ def write_text(text: str, path: Path, say: Callable[[str], None] = lambda _: Non
     """Write a document whole or not at all. Raises InputError where the place cannot be written to."""
     try:
         if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="replace")
         else:
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="replace")
             os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from error

@@ -7,6 +7,7 @@ torus was published (arXiv:1811.05233).
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from flopcast.simulator.hardware import Hardware
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 ALGORITHMS = {"torus": ("#0072B2", "-"), "hierarchical": ("#E69F00", "--"), "ring": ("#D55E00", ":")}
+# Lines that end nearer together than this factor share the space for their names.
+APART = 1.25
 RESNET_50_BYTES = 25_557_032 * 2  # 16-bit gradients
 
 
@@ -42,6 +45,7 @@ def all_reduce_figure(times: pd.DataFrame, title: str) -> Figure:
         figure = Figure()
         FigureCanvasAgg(figure)
         axes = figure.subplots()
+        last = times[times["num_gpus"] == times["num_gpus"].max()].set_index("algorithm")["time_s"]
         for algorithm, (colour, dashes) in ALGORITHMS.items():
             rows = times[times["algorithm"] == algorithm]
             axes.plot(rows["num_gpus"], rows["time_s"] * 1e3, dashes, color=colour, marker="o", label=algorithm)
@@ -51,18 +55,31 @@ def all_reduce_figure(times: pd.DataFrame, title: str) -> Figure:
                 xytext=(8, 0),
                 textcoords="offset points",
                 color=colour,
-                va="center",
+                va=_beside(last, algorithm),
             )
         axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="all-reduce, ms", title=title)
         ticks = sorted(times["num_gpus"].unique())[::2]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         low, high = times["time_s"].min() * 1e3, times["time_s"].max() * 1e3
-        marks = [mark for mark in (1, 2, 5, 10, 20, 50, 100, 200, 500) if low / 2 < mark < high * 2]
-        axes.set_yticks(marks, [str(mark) for mark in marks])
+        marks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+        marks = [mark for mark in marks if low / 2 < mark < high * 2]
+        axes.set_yticks(marks, [f"{mark:,}" for mark in marks])
         axes.margins(x=0.18)
         axes.grid(axis="y", alpha=0.3)
     return figure
+
+
+def _beside(last: pd.Series, algorithm: str) -> Literal["bottom", "center", "top"]:
+    """Where a line's name stands: names of lines that end close together make room for each other."""
+    others = last.drop(algorithm) / last[algorithm]
+    close = others[(others > 1 / APART) & (others < APART)]
+    if close.empty:
+        return "center"
+    # Of equals the one that comes first stands above.
+    places = list(last.index)
+    below = [ratio < 1 or (ratio == 1 and places.index(algorithm) < places.index(n)) for n, ratio in close.items()]
+    return "bottom" if all(below) else "top"
 
 
 def main(path: Path) -> None:

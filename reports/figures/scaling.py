@@ -24,6 +24,7 @@ from flopcast.simulator.search import SearchResult
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
 MARKERS = "osD^vP"
 MOST_TICKS = 5
+FEW_DECADES = 100.0
 
 
 def scaling_figure(frame: pd.DataFrame, fastest: pd.DataFrame, num_gpus: int, strategies: list[str]) -> Figure:
@@ -38,8 +39,11 @@ def scaling_figure(frame: pd.DataFrame, fastest: pd.DataFrame, num_gpus: int, st
         left.plot(counts, days.iloc[0] * counts.iloc[0] / counts, color=GREY, linestyle="--", label="ideal")
         left.plot(counts, days, "o-", color=BLUE, label="forecast")
         left.set(yscale="log", title="days of training", xlabel="GPUs")
-        left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        left.yaxis.set_minor_locator(NullLocator())
+        left.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        if days.max() < FEW_DECADES * days.min():
+            left.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else "")
+        else:
+            left.yaxis.set_minor_locator(NullLocator())
         left.legend(loc="lower left")
         for place, strategy in enumerate(strategies[: len(COLOURS)]):
             rows = frame[(frame["strategy"] == strategy) & frame["fits"]]

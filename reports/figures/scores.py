@@ -2,6 +2,7 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flopcast.reports.figures.canvas import BAR, BLUE, INK, ORANGE, blank, in_style, rows_from_the_top
 
@@ -21,6 +22,7 @@ def scores_figure(scores: pd.Series) -> Figure:
         rows_from_the_top(axes, [str(model) for model in scores.index])
         reach = 1.4 * max(scores.abs().max(), 0.1)
         axes.set_xlim(-reach, reach)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.axvline(0, color=INK, linewidth=1.2)
         axes.set_xlabel("standard deviations above the average model")
     return figure

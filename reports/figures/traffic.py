@@ -2,7 +2,7 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from flopcast.reports.figures.canvas import BAR, ORANGE, SKY, blank, in_style, rows_from_the_top
 
@@ -19,7 +19,7 @@ def traffic_figure(frame: pd.DataFrame) -> Figure:
                 axes.annotate(f"{value:,.0f}", (value, place), (4, 0), textcoords="offset points", va="center")
             rows_from_the_top(axes, list(frame["strategy"]))
             axes.set_xlim(0, 1.25 * max(size.max(), 1e-9))
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4) if size.max() > 0 else FixedLocator([0]))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axes.set_title(title)
             axes.set_xlabel("GB per step")

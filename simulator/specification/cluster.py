@@ -76,7 +76,9 @@ def read_cluster(path: str | Path) -> Cluster:
 def parse_cluster(text: str, origin: str, default_name: str = "cluster") -> Cluster:
     """The cluster that the text of a file describes; ``origin`` names it in errors."""
     data = parse_toml(text, origin)
-    node = data.get("node")
+    node, network = data.get("node"), data.get("network")
+    if isinstance(network, dict) and network.get("nics_per_node") == 0:
+        raise InputError(f"{origin}: network.nics_per_node is 0; leave out [network] where nodes are not joined")
     gpu = node.get("gpu") if isinstance(node, dict) else None
     if isinstance(node, dict) and isinstance(gpu, dict) and "value" not in gpu and "gpu" not in data:
         # [node.gpu] is another spelling of [gpu]; {value = "a100-40gb", ...} is a name with its source.

@@ -58,7 +58,7 @@ def one_of(names: Sequence[str]) -> BeforeValidator:
 
 
 Count = Figure[Annotated[int, Field(gt=0, le=MAX_COUNT)]]
-Number = Figure[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+Number = Figure[Annotated[float, Field(gt=0, le=MAX_COUNT, allow_inf_nan=False)]]
 Flag = Figure[bool]
 Bandwidth = Figure[Annotated[float, BeforeValidator(parse_bandwidth)]]
 Memory = Figure[Annotated[float, BeforeValidator(parse_memory)]]
@@ -121,9 +121,9 @@ def _mend(kind: str, fault: Any) -> str:
     if kind in {"model_type", "model_attributes_type", "dict_type"}:
         return "write a table"
     if kind == "greater_than":
-        return f"it must be greater than {context['gt']}"
+        return f"it must be greater than {context['gt']:g}"
     if kind == "greater_than_equal":
-        return f"it must be at least {context['ge']}"
+        return f"it must be at least {context['ge']:g}"
     if kind == "less_than_equal":
         return f"it must be at most {context['le']}"
     if kind == "literal_error":

@@ -6,43 +6,58 @@ if TYPE_CHECKING:
     from flopcast.errors import InputError
     from flopcast.simulator.catalogue import load_cluster, load_model
     from flopcast.simulator.cluster import Cluster
-    from flopcast.simulator.compare import Request, compare
-    from flopcast.simulator.forecast import Forecast, forecast
+    from flopcast.simulator.compare import Comparison, Request, compare
+    from flopcast.simulator.forecast import Forecast, Row, forecast
+    from flopcast.simulator.goodput import RunCost, run_cost
     from flopcast.simulator.model import Model
     from flopcast.simulator.plan import Plan, Plans
-    from flopcast.simulator.search import SearchRequest, search
+    from flopcast.simulator.search import SearchRequest, SearchResult, search
 
 # Each public name and where it lives; imported on first use, so that `flopcast --help` loads none of them.
 _HOMES = {
     "Cluster": "flopcast.simulator.cluster",
+    "Comparison": "flopcast.simulator.compare",
     "Forecast": "flopcast.simulator.forecast",
     "InputError": "flopcast.errors",
     "Model": "flopcast.simulator.model",
     "Plan": "flopcast.simulator.plan",
     "Plans": "flopcast.simulator.plan",
     "Request": "flopcast.simulator.compare",
+    "Row": "flopcast.simulator.forecast",
+    "RunCost": "flopcast.simulator.goodput",
     "SearchRequest": "flopcast.simulator.search",
+    "SearchResult": "flopcast.simulator.search",
     "compare": "flopcast.simulator.compare",
     "forecast": "flopcast.simulator.forecast",
     "load_cluster": "flopcast.simulator.catalogue",
     "load_model": "flopcast.simulator.catalogue",
+    "run_cost": "flopcast.simulator.goodput",
     "search": "flopcast.simulator.search",
 }
 __all__ = [
     "Cluster",
+    "Comparison",
     "Forecast",
     "InputError",
     "Model",
     "Plan",
     "Plans",
     "Request",
+    "Row",
+    "RunCost",
     "SearchRequest",
+    "SearchResult",
     "compare",
     "forecast",
     "load_cluster",
     "load_model",
+    "run_cost",
     "search",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

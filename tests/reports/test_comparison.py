@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from builders import cluster, plan, small_model
 from rich.console import Console
 
@@ -24,7 +25,7 @@ def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:
     words = bound_by(row, 80 * 2**30)
     assert words.startswith("does not fit")
     assert "optimizer" in words
-    assert f"{row.memory_bytes / 1e9:.0f} GB" in words
+    assert f"{row.memory_bytes / 1e9:,.0f} GB" in words
 
 
 def test_shares_in_the_sentence_are_those_of_the_step() -> None:
@@ -73,7 +74,10 @@ def test_what_was_chosen_in_a_few_words() -> None:
 
 
 def test_the_document_carries_what_the_answer_rests_on() -> None:
-    document = as_json(compare(small_model(), cluster(), Request(16)))
+    document = as_json(compare(small_model(), cluster(), Request(16)), 1e12)
+    assert document["num_tokens"] == 1e12
+    for row in document["rows"]:
+        assert row["days"] * 86400 * 16 * row["tokens_per_s_per_gpu"] == pytest.approx(1e12)
     assert document["cluster"]["assumptions"] == []
     assert document["chosen"] == ["seq_len", "tokens_per_gpu", "micro_batch", "recompute", "attention"]
     assert all(row["bound_by"] for row in document["rows"])

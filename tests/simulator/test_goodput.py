@@ -92,6 +92,17 @@ def test_what_the_cluster_leaves_open_is_said_and_no_price_is_made_up() -> None:
     assert found.checkpoint_bytes == 12 * small_model().num_parameters
 
 
+def test_the_assumed_storage_grows_with_the_machine() -> None:
+    model, machine = small_model(), cluster()
+    few, many = (
+        run_cost(model, machine, forecast(model, machine, plan("zero3", num_gpus)).rows()[0], 1e12)
+        for num_gpus in (16, 8 * 384)
+    )
+    assert few.checkpoint_bytes / few.checkpoint_s == pytest.approx(10e9)
+    # arXiv:2104.04473, section 5.10: 273 GB/s from 384 nodes.
+    assert many.checkpoint_bytes / many.checkpoint_s == pytest.approx(273e9, rel=0.02)
+
+
 def test_a_slower_step_costs_in_proportion_and_more() -> None:
     base = run_cost(small_model(), cluster(), row(), 1e12)
     slow = run_cost(small_model(), cluster(), row(), 1e12, step_s=2 * row().step_s)
@@ -100,5 +111,5 @@ def test_a_slower_step_costs_in_proportion_and_more() -> None:
 
 def test_a_cluster_that_never_finishes_is_refused() -> None:
     costs = Costs(node_mtbf_hours=0.01)
-    with pytest.raises(InputError, match=r"node_mtbf_hours is 0\.01: 2 nodes fail every 18 s"):
+    with pytest.raises(InputError, match=r"node_mtbf_hours is 0\.01: a failure comes every 18 s"):
         run_cost(small_model(), replace(cluster(), costs=costs), row(), 1e12)

@@ -120,7 +120,7 @@ def test_a_single_node_needs_no_network() -> None:
     assert cluster.nvlink_bytes_per_s == 450e9
     assert cluster.assumptions[0] == ("node.nvlink: 450 GB/s per GPU is assumed (not given: as usual for h100-80gb)")
     cluster.check_num_gpus(8)
-    with pytest.raises(InputError, match="has 1 nodes, so at most 8 GPUs"):
+    with pytest.raises(InputError, match="is one node of 8; use at most 8"):
         cluster.check_num_gpus(16)
 
 

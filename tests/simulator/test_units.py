@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from flopcast.errors import InputError
 from flopcast.simulator.units import (
+    Kind,
     format_bytes,
     format_count,
     format_seconds,
@@ -142,3 +143,11 @@ def test_seconds_are_printed_in_the_unit_that_suits(seconds: float, text: str) -
 )
 def test_counts_are_printed_in_billions(count: float, text: str) -> None:
     assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("1e290 GB/s", "bandwidth"), ("1e-9 B", "memory"), ("1e12 PFLOP/s", "compute")]
+)
+def test_what_no_hardware_has_is_refused(text: str, kind: Kind) -> None:
+    with pytest.raises(InputError, match="check the unit"):
+        parse_quantity(text, kind)

@@ -12,7 +12,9 @@ from flopcast.trainer.files import write_atomically
 try:
     import sentencepiece
 except ImportError:
-    raise InputError("training needs sentencepiece, which is not installed; pip install 'flopcast[train]'") from None
+    raise InputError(
+        "training needs sentencepiece, which is not installed; pip install '.[train]' in flopcast's folder"
+    ) from None
 
 UNKNOWN, BEGIN, END = 0, 1, 2
 # The share of characters with a piece of their own; the rest are spelt in bytes. The library's advice for Japanese.

@@ -1,11 +1,15 @@
 """The command line. Each command imports what it needs when it runs, so that ``--help`` loads nothing heavy."""
 
+import contextlib
+import io
+import os
 import sys
 
 from cyclopts import CycloptsError
 
 from flopcast.cli import benchmarks, measurement, planning, report, search, timeline, training, trust
 from flopcast.cli.app import app
+from flopcast.cli.complaint import complaint
 from flopcast.errors import InputError
 
 __all__ = ["app", "benchmarks", "main", "measurement", "planning", "report", "search", "timeline", "training", "trust"]
@@ -13,18 +17,32 @@ __all__ = ["app", "benchmarks", "main", "measurement", "planning", "report", "se
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit 0 done, 1 a check fell short, 2 bad input with one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        try:
+            app(arguments, exit_on_error=False, print_error=False)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
     except CycloptsError as error:
-        _fail(str(error))
+        _fail(complaint(error))
     except BrokenPipeError:
-        sys.stderr.close()
+        _discard_output()
         sys.exit(0)
+    except OSError as error:
+        _discard_output()
+        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("flopcast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _discard_output() -> None:
+    """Let what is still to be written go nowhere, or Python complains of it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, bench
-from flopcast.cli.output import console, print_json
+from flopcast.cli.output import PICTURES, check_place, console, print_json
 from flopcast.errors import InputError
 
 
@@ -57,6 +57,13 @@ def collectives(
         Print one JSON document and nothing else.
 
     """
+    from flopcast.trainer.installed import require_torch
+
+    require_torch()
+    if backend not in (None, "nccl", "gloo"):
+        raise InputError(f"--backend is '{backend}'; choose nccl or gloo")
+    if csv:
+        check_place("--csv", csv)
     from flopcast.collectives.running.agreement import CollectiveError
     from flopcast.collectives.running.benchmark import Options, machine, run
     from flopcast.collectives.running.results import records, write_csv
@@ -130,6 +137,11 @@ def kernels(
         Print one JSON document and nothing else.
 
     """
+    from flopcast.trainer.installed import require_torch
+
+    require_torch()
+    if figure:
+        check_place("--figure", figure, PICTURES)
     import torch
 
     from flopcast.kernels import benchmark, roofline
@@ -138,6 +150,10 @@ def kernels(
     unknown = [name for name in dtype or [] if name not in types]
     if unknown:
         raise InputError(f"--dtype is '{unknown[0]}'; choose one of {', '.join(types)}")
+    if samples < 1:
+        raise InputError(f"--samples is {samples}; give at least 1")
+    if device and device.partition(":")[0] not in ("cuda", "cpu"):
+        raise InputError(f"--device is '{device}'; choose cuda or cpu")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtypes = tuple(types[name] for name in dtype or ["bfloat16"])
     result = benchmark.run(

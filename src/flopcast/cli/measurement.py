@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import print_json
+from flopcast.cli.output import check_place, print_json
 
 
 @app.command
@@ -45,6 +45,7 @@ def profile(
     from flopcast.simulator.profile import KINDS, read_profile, write_profile
     from flopcast.simulator.profile import merge as merged
 
+    check_place("--output", output)
     if merge:
         found = merged([read_profile(path) for path in merge], [str(path) for path in merge])
         write_profile(output, found)

@@ -1,8 +1,14 @@
 """How a command shows its result: one JSON document, or text as wide as the terminal."""
 
+import io
 import json
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flopcast.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -11,11 +17,32 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 120
 # A narrower terminal breaks lines itself, where a table of its width would cut numbers short.
 LEAST_WIDTH = 100
+# What a figure's file name may end in.
+PICTURES = (".svg", ".png", ".pdf")
 
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the document and nothing else; a number that JSON cannot hold is a fault of ours."""
     print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_document(text: str) -> None:
+    """Print a page or Markdown in UTF-8, whatever the terminal's encoding."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    print(text, end="")
+
+
+def check_place(option: str, path: Path, endings: Sequence[str] = ()) -> None:
+    """Raise InputError before the work is done where its file could not be written afterwards."""
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{option} {path}: may not be written to; choose another place")
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{option} {path}: a name ends in {', '.join(endings[:-1])} or {endings[-1]}")
 
 
 def console() -> "Console":

@@ -29,7 +29,7 @@ def compare(model: str, /, *, question: Question, json: Flag = False) -> None:
     if json:
         from flopcast.reports.comparison import as_json
 
-        print_json(as_json(comparison))
+        print_json(as_json(comparison, question.tokens))
     else:
         from flopcast.reports.comparison import print_to
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from flopcast.errors import InputError
+from flopcast.cli.numbers import amount
 
 if TYPE_CHECKING:
     from flopcast.simulator.compare import Request
@@ -45,7 +45,7 @@ class Question:
     convention
         What MFU and HFU count: 6n (no attention), causal (half the scores) or full.
     tokens
-        Token budget of the whole training; by default 20 per parameter.
+        Token budget of the whole training, e.g. 1.4T, 300B or 1.4e12; by default 20 per parameter.
 
     """
 
@@ -62,14 +62,15 @@ class Question:
     fused_kernels: bool = True
     strategies: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None
     convention: Literal["6n", "causal", "full"] = "causal"
-    tokens: float | None = None
+    tokens: Annotated[float | None, Parameter(converter=amount)] = None
 
     def request(self) -> "Request":
         """The request that is put to the forecast. Raises InputError for a token budget that is none."""
         from flopcast.simulator.compare import Request
+        from flopcast.simulator.goodput import check_tokens
 
-        if self.tokens is not None and not 0 < self.tokens < float("inf"):
-            raise InputError(f"--tokens is {self.tokens}; it must be positive, e.g. 1.4e12")
+        if self.tokens is not None:
+            check_tokens(self.tokens)
         # "--strategies ddp,zero3" and "--strategies ddp zero3" alike.
         names = [part for name in self.strategies or [] for part in name.split(",") if part]
         return Request(
@@ -78,9 +79,9 @@ class Question:
             seq_len=self.seq_len,
             micro_batch=self.micro_batch,
             ep=self.ep,
-            recompute=self.recompute,  # type: ignore[arg-type]
+            recompute=self.recompute and self.recompute.lower(),  # type: ignore[arg-type]
             gradient_bits=self.gradient_bits,
-            attention=self.attention,  # type: ignore[arg-type]
+            attention=self.attention and self.attention.lower(),  # type: ignore[arg-type]
             compiled=self.compiled,
             fused_kernels=self.fused_kernels,
             strategies=names or None,

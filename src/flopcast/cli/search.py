@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import console, print_json
+from flopcast.cli.numbers import whole_numbers
+from flopcast.cli.output import PICTURES, check_place, console, print_json
 
 # A search that takes longer shows how far it is.
 PATIENCE_S = 1.0
@@ -23,7 +24,7 @@ def search(
     /,
     *,
     cluster: str,
-    gpus: Annotated[list[int], Parameter(consume_multiple=True, negative="")],
+    gpus: Annotated[list[int], Parameter(consume_multiple=True, negative="", converter=whole_numbers)],
     objective: Literal["time", "cost", "memory", "energy"] = "time",
     global_batch_tokens: int | None = None,
     seq_len: int | None = None,
@@ -72,6 +73,8 @@ def search(
     from flopcast.simulator.search import SearchRequest
     from flopcast.simulator.search import search as run
 
+    if figure is not None:
+        check_place("--figure", figure, PICTURES)
     request = SearchRequest(
         num_gpus=gpus,
         objective=objective,

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import console, print_json
+from flopcast.cli.output import PICTURES, check_place, console, print_json
 
 
 @app.command
@@ -88,6 +88,8 @@ def timeline(
     from flopcast.simulator.timeline import Disturbance, play
     from flopcast.simulator.timeline.fold import parse_shares
 
+    if figure is not None:
+        check_place("--figure", figure, PICTURES)
     found_model, found_cluster = load_model(model), load_cluster(cluster)
     request = Request(
         num_gpus=gpus,

@@ -26,7 +26,7 @@ def verify(
 ) -> None:
     """One optimizer step of PyTorch's own engine on fake ranks beside the forecast: every byte, and peak memory.
 
-    Needs PyTorch (pip install 'flopcast[train]') and no GPU. Exit code 1 where a byte differs or memory is off by more
+    Needs PyTorch (pip install '.[train]') and no GPU. Exit code 1 where a byte differs or memory is off by more
     than 5 %.
 
     Parameters

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import console, print_json
+from flopcast.cli.output import PICTURES, check_place, console, print_json
 from flopcast.errors import InputError
 
 
@@ -40,6 +40,8 @@ def accuracy(
         Print one JSON document and nothing else: every row, the sources, the whole.
 
     """
+    if figure is not None:
+        check_place("--figure", figure, PICTURES)
     if regret:
         from flopcast.reports import search_regret
 
@@ -130,6 +132,8 @@ def calibrate(
         Print the calibration of RUNS and nothing else.
 
     """
+    if output is not None:
+        check_place("--output", output)
     if runs:
         _calibrate_machine(runs, cluster, constants, output, json)
         return

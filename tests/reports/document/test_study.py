@@ -13,6 +13,7 @@ from flopcast.reports.document.table import numbers_in
 from flopcast.reports.document.write import Report
 from flopcast.reports.runs import read_runs
 from flopcast.reports.search import described
+from flopcast.simulator.cluster import Costs
 from flopcast.simulator.forecast import forecast
 
 
@@ -51,15 +52,43 @@ def test_a_published_run_is_nearest_to_itself() -> None:
     assert found["source"].value_counts().max() <= 3
 
 
-def test_where_nothing_fits_the_report_says_what_would() -> None:
-    model, machine = load_model("llama-2-70b"), load_cluster("abci-a")
-    found = Report(study(model, machine, Request(8)))
+def said(report: Report) -> str:
+    return report.recommendation.sentence + " ".join(f" {a.answer} {a.note}" for a in report.recommendation.answers)
+
+
+def in_tables(report: Report) -> set[str]:
+    return set().union(*(table.numbers() for section in report.sections for table in section.tables))
+
+
+QUESTIONS = ["What to run", "How long", "What it costs", "How sure"]
+
+
+@pytest.mark.parametrize(("name", "asked"), [("llama-2-70b", 8), ("megatron-1t", 8)])
+def test_where_nothing_fits_the_report_says_what_would_on_more(name: str, asked: int) -> None:
+    machine = replace(load_cluster("dgx-a100"), costs=Costs(gpu_hour_price=2.0))
+    found = Report(study(load_model(name), machine, Request(asked)))
+    more = found.study.on_more
     assert not found.study.best.fits
-    assert found.recommendation.sentence.startswith("Nothing fits: ")
-    assert "fits on" in found.recommendation.sentence
+    assert more is not None
+    assert more.fits
+    assert more.plan["num_gpus"] > asked
+    assert found.recommendation.sentence.startswith(f"Nothing fits on {asked} GPUs (")
+    assert f"Run {more.strategy} on {more.plan['num_gpus']:,} GPUs, " in found.recommendation.sentence
+    assert "at 2 per GPU-hour" in found.recommendation.sentence
+    assert [answer.question for answer in found.recommendation.answers] == QUESTIONS
+    assert set(numbers_in(said(found))) <= in_tables(found)
     assert "The plan does not fit" in found.as_html()
     found.as_markdown()
     found.as_json()
+
+
+def test_where_no_number_of_gpus_holds_it_the_report_says_so() -> None:
+    alone = replace(cluster(), nics_per_node=0, nic_bytes_per_s=0.0, num_nodes=1)
+    found = Report(study(load_model("megatron-1t"), alone, Request(8)))
+    assert found.study.on_more is None
+    assert found.recommendation.sentence.startswith("Nothing fits on 8 GPUs: ")
+    assert "a smaller model would help" in found.recommendation.sentence
+    found.as_html()
 
 
 def test_a_search_of_all_plans_is_beside_the_strategies(report: Report) -> None:
@@ -72,18 +101,52 @@ def test_a_search_of_all_plans_is_beside_the_strategies(report: Report) -> None:
     assert table.rows[0][1].order == row.step_s
 
 
-def test_where_no_strategy_fits_but_a_plan_does_the_report_recommends_it() -> None:
-    model, machine = load_model("llama-3-70b"), load_cluster("dgx-h100")
-    found = Report(study(model, machine, Request(128, seq_len=131072)))
-    assert not found.study.best.fits
-    assert found.study.further is not None
-    row = found.study.further.winner[1]
-    assert row.fits
-    assert f"Run {described(row)}: " in found.recommendation.sentence
-    tables = set().union(*(table.numbers() for section in found.sections for table in section.tables))
-    said = found.recommendation.sentence + " ".join(f" {a.answer} {a.note}" for a in found.recommendation.answers)
-    assert set(numbers_in(said)) <= tables
-    assert "nothing" not in found.as_markdown()[:2000].lower()
+@pytest.fixture(scope="module")
+def searched() -> Report:
+    machine = replace(load_cluster("dgx-h100"), costs=replace(load_cluster("dgx-h100").costs, gpu_hour_price=2.0))
+    return Report(study(load_model("llama-3-70b"), machine, Request(128, seq_len=131072)))
+
+
+def test_where_no_strategy_fits_but_a_plan_does_the_report_recommends_it(searched: Report) -> None:
+    found = searched.study
+    assert found.further is not None
+    row = found.further.winner[1]
+    assert found.searched
+    assert found.best.fits
+    assert (found.best.plan, found.best.strategy) == (row.plan, described(row))
+    assert f"Run {described(row)}, micro-batch " in searched.recommendation.sentence
+    assert "at 2 per GPU-hour" in searched.recommendation.sentence
+    assert [answer.question for answer in searched.recommendation.answers] == QUESTIONS
+    assert "MWh" in searched.recommendation.answers[2].note
+    assert set(numbers_in(said(searched))) <= in_tables(searched)
+    assert "nothing" not in searched.as_markdown()[:2000].lower()
+
+
+def test_a_plan_of_the_search_stands_in_every_table(searched: Report) -> None:
+    found, name = searched.study, searched.study.best.strategy
+    assert found.strategies["strategy"].iloc[0] == name
+    assert found.memory.loc[name].sum() == pytest.approx(found.best.memory_bytes)
+    assert found.waterfall["seconds"].sum() == pytest.approx(found.timeline.step_s)
+    here = found.scaling[(found.scaling["num_gpus"] == 128) & (found.scaling["strategy"] == name)]
+    assert here["step_s"].iloc[0] == pytest.approx(found.best.step_s)
+    changed = found.sensitivity.dropna(subset=["days"])
+    assert name in set(changed["strategy"])
+    assert changed["ratio"].notna().all()
+    plain = name.replace("+q4", "")
+    fused = found.effects[found.effects["fused_kernels"]].set_index(["strategy", "gather_bits"])["step_s"]
+    assert fused.loc[plain, found.best.plan["gather_bits"]] == pytest.approx(found.best.step_s)
+    tables = {table.name: [row[0].text for row in table.rows] for one in searched.sections for table in one.tables}
+    for table in ("strategies-table", "bounds-table", "memory-table", "traffic-table", "remedies-table"):
+        assert name in tables[table], table
+    assert (name in tables["layer-table"]) == (found.best.plan["tp"] > 1 or found.best.plan["parameter_shard"] > 1)
+
+
+@pytest.mark.parametrize(("model", "fits"), [("pythia-1b", True), ("plamo-13b", False)])
+def test_one_gpu_of_a_cluster_makes_a_report(model: str, fits: bool) -> None:
+    found = Report(study(load_model(model), load_cluster("abci-a"), Request(1)))
+    assert found.study.best.fits == fits
+    assert [answer.question for answer in found.recommendation.answers] == QUESTIONS
+    found.as_html()
 
 
 def test_one_gpu_and_one_strategy_make_a_report() -> None:
@@ -103,3 +166,11 @@ def test_strategies_asked_for_are_the_only_ones() -> None:
     half = found.sensitivity[(found.sensitivity["figure"] == "global batch")]
     assert list(half["change"]) == ["half", "twice"]
     Report(found).as_html()
+
+
+def test_a_run_of_less_than_a_day_is_told_in_hours() -> None:
+    found = Report(study(small_model(), cluster(), Request(16), 2e10))
+    assert 1 / 24 < found.study.cost.days < 1
+    assert "hours (" in found.recommendation.sentence
+    assert [answer.answer.split()[-1] for answer in found.recommendation.answers][1::2] == ["hours", "hours"]
+    assert set(numbers_in(said(found))) <= in_tables(found)

@@ -77,6 +77,25 @@ def test_a_place_that_cannot_be_written_to_is_bad_input(tmp_path: Path, capsys: 
     assert "--figures" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-o", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"flopcast: --output {tmp_path}: is a folder; name a file\n"
+    assert command("-o", str(tmp_path / "plan.pdf")) == 2
+    assert "a browser prints the page as PDF" in capsys.readouterr().err
+
+
+def test_a_file_called_md_is_markdown(tmp_path: Path) -> None:
+    assert command("-o", str(tmp_path / "plan.md")) == 0
+    assert (tmp_path / "plan.md").read_text(encoding="utf-8").startswith("# Pythia-1B")
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
+    write_text("caf\udce9", tmp_path / "report.md")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "caf?"
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "report.html"
     page.write_text("before", encoding="utf-8")
