@@ -55,8 +55,9 @@ def expected_wall_s(work_s: float, interval_s: float, checkpoint_s: float, resta
 class RunCost:
     """A training run, failures and checkpoints included; ``assumed`` says which figures the cluster file leaves open.
 
-    ``compute_s`` is training alone, ``wall_s`` all of it; ``energy_j`` at the nodes' full power; ``money`` in the
-    currency of the cluster file's price, None where it has none. ``num_failures`` are those to expect.
+    ``compute_s`` is training alone, ``wall_s`` all of it; ``energy_j`` at the nodes' full power, of part of a node its
+    share; ``money`` in the currency of the cluster file's price, None where it has none. ``num_failures`` are those to
+    expect.
     """
 
     compute_s: float
@@ -134,7 +135,7 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
         compute_s=compute_s,
         wall_s=wall_s,
         gpu_hours=gpu_hours,
-        energy_j=node_power_w * num_nodes * wall_s,
+        energy_j=node_power_w * num_gpus / cluster.gpus_per_node * wall_s,
         money=None if costs.gpu_hour_price is None else costs.gpu_hour_price * gpu_hours,
         job_mtbf_s=mtbf_s,
         num_failures=wall_s / mtbf_s,

@@ -119,7 +119,7 @@ class SearchResult:
             "time": row.step_s,
             "memory": row.memory_bytes,
             "cost": (costs.gpu_hour_price or 0.0) * num_gpus * row.step_s / 3600,
-            "energy": (costs.node_power_w or 0.0) * math.ceil(num_gpus / self.cluster.gpus_per_node) * row.step_s,
+            "energy": (costs.node_power_w or 0.0) * num_gpus / self.cluster.gpus_per_node * row.step_s,
         }[self.request.objective]
 
     @cached_property

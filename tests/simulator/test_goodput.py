@@ -92,6 +92,14 @@ def test_what_the_cluster_leaves_open_is_said_and_no_price_is_made_up() -> None:
     assert found.checkpoint_bytes == 12 * small_model().num_parameters
 
 
+def test_a_part_of_a_node_draws_its_share_of_power() -> None:
+    model, machine = small_model(), cluster()
+    one, eight = (
+        run_cost(model, machine, forecast(model, machine, plan("ddp", num_gpus)).rows()[0], 1e12) for num_gpus in (1, 8)
+    )
+    assert one.energy_j / one.gpu_hours == pytest.approx(eight.energy_j / eight.gpu_hours)
+
+
 def test_the_assumed_storage_grows_with_the_machine() -> None:
     model, machine = small_model(), cluster()
     few, many = (
