@@ -91,7 +91,7 @@ FRAMEWORKS: dict[str, Framework] = {
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
     "llm-foundry": Framework(fused_kernels=False, gradient_bits=32),
     # Its doc/en/install.md builds flash-attention v1.0.5, which its images hold too.
-    "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16, attention="flash1"),
+    "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16, attention="flash1", engine="internevo"),
     # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one
     # (ProcessGroupNCCL's collectives on lists of tensors).
     "nanotron": Framework(

@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Engine = Literal["fsdp2", "torchtitan", "huggingface", "liger", "megatron", "deepspeed", "deepspeed-bf16", "nanotron"]
+Engine = Literal[
+    "fsdp2", "torchtitan", "huggingface", "liger", "megatron", "deepspeed", "deepspeed-bf16", "nanotron", "internevo"
+]
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Habits:
     ``logit_bytes``: per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel ranks share the
     vocabulary, if it differs. ``loss_forward_bytes`` and ``loss_backward_bytes``: per logit, read and written by the
     loss, the cast of the logits included; ``jit_only``: its compiler fuses activations and not the loss.
+    ``norm_forward_bytes`` and ``norm_backward_bytes``: per element of a norm that is no 16-bit kernel.
     ``folds_residual``: its fused norms add to the residual stream. ``query_copies``, ``kv_copies``: how often queries,
     and keys and values, are laid out anew before attention; ``splits_gate``: one product makes both halves of a gated
     projection, whose gradients are joined again.
@@ -38,6 +41,8 @@ class Habits:
     loss_forward_bytes: int = 14
     loss_backward_bytes: int = 18
     jit_only: bool = False
+    norm_forward_bytes: int = 0
+    norm_backward_bytes: int = 0
     folds_residual: bool = False
     query_copies: int = 0
     kv_copies: int = 0
@@ -119,6 +124,15 @@ ENGINES: dict[Engine, Habits] = {
         keeps_intermediates=True,
         static_buffers=True,
         separate_gradients=True,
+    ),
+    # internlm/model/modeling_internlm.py: the norms take an fp32 cast of the residual stream, and norm and sum are
+    # computed again in backward (dropout_selective_checkpoint); the loss is flash-attention's, in place on fp32 logits.
+    "internevo": Habits(
+        loss_forward_bytes=10,
+        loss_backward_bytes=14,
+        norm_forward_bytes=12,
+        norm_backward_bytes=28,
+        static_buffers=True,
     ),
 }
 assert tuple(ENGINES) == get_args(Engine)

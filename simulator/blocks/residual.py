@@ -7,9 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.simulator.blocks.computation import Computation, Workload, pointwise, tensor_parallel
-from flopcast.simulator.engines import has_habit
+from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Norm, ParameterTensor, Split, norm_tensors
 
 
@@ -151,7 +152,13 @@ class ResidualBlock(ABC):
         jit_only = has_habit("jit_only", load.plans.engine)
         folds = load.plans.fused_kernels & has_habit("folds_residual", load.plans.engine)
         folds_sum = (load.plans.compiled & ~jit_only) | folds
-        norms = [pointwise(f"norm{i + 1}", elements, fused, forward, backward, k, 0.0) for i, k in enumerate(kept)]
+        own_bytes = [habit(f"norm_{way}_bytes", load.plans.engine) for way in ("forward", "backward")]
+        forward, backward = (
+            (kernel, Pass(np.where(own > 0, own, listed.bytes_per_element), listed.num_kernels))
+            for own, (kernel, listed) in zip(own_bytes, (forward, backward), strict=True)
+        )
+        in_kernel = fused & (own_bytes[0] == 0)
+        norms = [pointwise(f"norm{i + 1}", elements, in_kernel, forward, backward, k, 0.0) for i, k in enumerate(kept)]
         folded = (norm_cost.ADD_FORWARD, norm_cost.ADD_BACKWARD)
         # A parallel block adds both branches at one boundary; a sequential one has a boundary for each.
         second = (norm_cost.SECOND_ADD_FORWARD, norm_cost.SECOND_ADD_BACKWARD) if self.parallel else folded

@@ -163,3 +163,10 @@ def test_sums_with_the_residual_stream_are_folded_only_by_norms_that_do_so() -> 
     assert per_element == {"fsdp2": 4, "nanotron": 6}
     assert moved("nanotron", "residual1", compiled=True)[0] == 4 * TOKENS * D * 4
     assert moved("megatron", "residual1", compiled=True)[0] == 4 * TOKENS * D * 6
+
+
+def test_internevo_norms_an_fp32_cast_and_computes_it_again_in_backward() -> None:
+    # Cast 2 + 4 and norm 4 + 2; backward both again, then fp32 in and out with 16-bit gradients 10, and the cast 6.
+    per_element = [bytes_ / (4 * TOKENS * D) for bytes_ in moved("internevo", "norm1")]
+    assert per_element == [12, 12 + 16]
+    assert [bytes_ / (4 * TOKENS * D) for bytes_ in moved("nanotron", "norm1")] == [4, 6]
