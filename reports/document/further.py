@@ -18,6 +18,8 @@ from flopcast.simulator.search import SearchRequest, SearchResult, fastest_plan,
 from flopcast.simulator.space import BUCKETS, Space
 
 SHOWN = 3
+# A tenth of the time of a run is worth a plan that is harder to set up.
+WORTH_SPLITTING = 0.9
 PLACEMENT = ("strategy", "tp", "cp", "pp", "ep")
 SCHEDULES: dict[str, list[Any]] = {"schedule": ["1f1b", "interleaved", "zero-bubble"]}
 
@@ -67,6 +69,11 @@ def faster(found: SearchResult | None, best: Row) -> Row | None:
         return None
     _, row = found.winner
     return row if row.step_s < best.step_s / NOT_TOLD_APART else None
+
+
+def worth_splitting(found: SearchResult, best: Row) -> bool:
+    """Whether the search's best plan gains enough on a strategy that fits to set up a pipeline or split sequences."""
+    return found.winner[1].step_s < WORTH_SPLITTING * best.step_s
 
 
 def named(row: Row) -> Row:

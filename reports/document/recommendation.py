@@ -51,8 +51,13 @@ def _recommended(study: Study) -> Recommendation:
     bill = _Bill.of(study, best)
     sentence = f"Run {best.strategy}{',' if study.searched else ' with'} {in_words(best)}: {bill.sentence}"
     if study.searched:
-        least = study.comparison.best
-        sentence = f"No strategy fits by itself ({least.strategy} needs least, {_need(study, least)}). {sentence}"
+        alone = study.comparison.best
+        if alone.fits:
+            its = run_cost(study.model, study.cluster, alone, study.num_tokens).days
+            unit, per_day = time_unit(its)
+            sentence += f" Of the strategies alone {alone.strategy} is the fastest: {digits(its * per_day)} {unit}."
+        else:
+            sentence = f"No strategy fits by itself ({alone.strategy} needs least, {_need(study, alone)}). {sentence}"
     elif other := faster(study.further, best):
         its_days = run_cost(study.model, study.cluster, other, study.num_tokens).days
         unit, per_day = time_unit(its_days)

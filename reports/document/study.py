@@ -9,7 +9,7 @@ import pandas as pd
 
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
-from flopcast.reports.document.further import SHOWN, further, named, split_alike
+from flopcast.reports.document.further import SHOWN, further, named, split_alike, worth_splitting
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
 from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as, same_plan
@@ -40,8 +40,9 @@ MEMORY_CATEGORIES = {
 
 @dataclass(frozen=True)
 class Study:
-    """The numbers of a report. ``best`` is the plan it recommends: the best strategy that fits, failing that the best
-    plan of a search, named by its placement (``searched``), failing that the smallest strategy.
+    """The numbers of a report. ``best`` is the plan it recommends: the best strategy that fits, or the best plan of a
+    search, named by its placement (``searched``), where no strategy fits or that plan is worth the further splits;
+    where nothing fits, the smallest strategy.
 
     ``scaling`` and ``sensitivity``: the columns of :func:`scaling` and :func:`sensitivity`; ``scaling_left_out`` says
     why a GPU count has no row. ``effects`` and ``nearest`` likewise; ``further``: what a search of all plans found.
@@ -82,7 +83,7 @@ class Study:
 
     @property
     def searched(self) -> bool:
-        """Whether the plan recommended comes from the search, for no strategy fits by itself."""
+        """Whether the plan recommended comes from the search."""
         return self.best not in self.comparison.rows
 
     @cached_property
@@ -197,7 +198,7 @@ def study(
     progress("searching beyond the strategies")
     found = further(comparison, request)
     searched = None
-    if found is not None and not best.fits:
+    if found is not None and (not best.fits or worth_splitting(found, best)):
         best = searched = named(found.winner[1])
     alike = partial(split_alike, found if searched else None)
     low, cost, high = (

@@ -122,6 +122,17 @@ def test_where_no_strategy_fits_but_a_plan_does_the_report_recommends_it(searche
     assert "nothing" not in searched.as_markdown()[:2000].lower()
 
 
+def test_a_plan_that_is_a_tenth_faster_than_every_strategy_is_recommended_although_they_fit() -> None:
+    found = Report(study(load_model("mixtral-8x7b"), load_cluster("dgx-h100"), Request(64)))
+    alone = found.study.comparison.best
+    assert alone.fits
+    assert found.study.searched
+    assert found.study.best.step_s < 0.9 * alone.step_s
+    assert found.recommendation.sentence.startswith(f"Run {found.study.best.strategy}, micro-batch ")
+    assert f"Of the strategies alone {alone.strategy} is the fastest: " in found.recommendation.sentence
+    assert set(numbers_in(said(found))) <= in_tables(found)
+
+
 def test_a_plan_of_the_search_stands_in_every_table(searched: Report) -> None:
     found, name = searched.study, searched.study.best.strategy
     assert found.strategies["strategy"].iloc[0] == name
