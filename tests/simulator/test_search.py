@@ -290,8 +290,8 @@ def test_bad_fixes(item: str, words: str) -> None:
         parse_fixed(["pp=1", "pp=2"])
 
 
-def test_engine_changes_memory_and_hardly_time() -> None:
-    """Megatron's buffers stay where FSDP2 drops them, and its loss takes more passes: more memory."""
+def test_engine_changes_memory_and_a_little_time() -> None:
+    """Megatron's buffers stay where FSDP2 drops them; its loss takes more passes and its sums kernels of their own."""
     fixed = {"strategy": ["zero1"], "micro_batch": [1], "recompute": ["full"], "sequence_parallel": [False]}
 
     def winner(engine: str) -> tuple[float, float]:
@@ -302,5 +302,5 @@ def test_engine_changes_memory_and_hardly_time() -> None:
         return row.step_s, row.memory_bytes
 
     (seconds, smaller), (same, larger) = winner("fsdp2"), winner("megatron")
-    assert seconds < same < 1.01 * seconds
+    assert seconds < same < 1.1 * seconds
     assert larger > smaller

@@ -107,7 +107,7 @@ def test_tensor_parallelism_in_chunks_exposes_one_of_them() -> None:
 def test_an_update_that_is_not_hidden_is_exposed_whole() -> None:
     long = {"micro_batch": 8, "seq_len": 8192}
     beside, before = (forecast(small_model(), cluster(), plan("zero1", overlap_update=o, **long)).step for o in (1, 0))
-    assert before.gather_communication[0] > 1.1 * beside.gather_communication[0]
+    assert before.gather_communication[0] > 1.05 * beside.gather_communication[0]
     assert before.reduce_communication[0] == beside.reduce_communication[0]
 
 
