@@ -54,22 +54,26 @@ _MEGATRON_CORE = Framework(
     engine="megatron",
 )
 
+# Megatron-LM's fork of 2021-2022: gradients are reduced after the last backward (megatron/model/distributed.py),
+# fused masked softmax instead of flash attention, bias and GELU fused by PyTorch's JIT (BLOOM's paper,
+# arXiv:2211.05100, "Fused CUDA Kernels"), checkpointed activations in the published examples.
+_MEGATRON_DEEPSPEED = Framework(
+    overlap=False,
+    overlap_update=False,
+    bucket_bytes=2**31,
+    gradient_bits=16,
+    jit_fused=True,
+    recompute="full",
+    attention="unfused",
+    engine="deepspeed",
+    bf16_engine="deepspeed-bf16",
+)
+
 # Looked up by the first key that occurs in the framework's name, lower case; each says where the fact is from.
 FRAMEWORKS: dict[str, Framework] = {
-    # Megatron-LM's fork of 2021-2022: gradients are reduced after the last backward (megatron/model/distributed.py),
-    # fused masked softmax instead of flash attention, bias and GELU fused by PyTorch's JIT (BLOOM's paper,
-    # arXiv:2211.05100, "Fused CUDA Kernels"), checkpointed activations in the published examples.
-    "megatron-deepspeed": Framework(
-        overlap=False,
-        overlap_update=False,
-        bucket_bytes=2**31,
-        gradient_bits=16,
-        jit_fused=True,
-        recompute="full",
-        attention="unfused",
-        engine="deepspeed",
-        bf16_engine="deepspeed-bf16",
-    ),
+    # GPT-NeoX is built on the same two (its README).
+    "neox": _MEGATRON_DEEPSPEED,
+    "megatron-deepspeed": _MEGATRON_DEEPSPEED,
     # Megatron-LM before flash attention (arXiv:2104.04473): fp32 main gradients all-reduced after the last backward.
     # Its section 4.2: bias + GELU, bias + dropout + add, and scale + mask + softmax are fused.
     "megatron-lm (2021)": Framework(
@@ -90,6 +94,8 @@ FRAMEWORKS: dict[str, Framework] = {
     ),
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
     "llm-foundry": Framework(fused_kernels=False, gradient_bits=32),
+    # JAX trainers: XLA compiles the step as a whole.
+    **dict.fromkeys(("jax", "maxtext", "levanter"), Framework(jit_fused=True)),
     # Its doc/en/install.md builds flash-attention v1.0.5, which its images hold too.
     "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16, attention="flash1", engine="internevo"),
     # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one

@@ -178,4 +178,6 @@ def test_frameworks_by_name() -> None:
     assert framework_of("NeMo 24.07 (Megatron-Core)").overlap_tensor
     assert framework_of("Megatron-Bridge (25.11)") == framework_of("NeMo 25.04")
     assert framework_of("Megatron-LM (FlagPerf)") != framework_of("NeMo 25.04")
+    assert framework_of("GPT-NeoX") == framework_of("Megatron-DeepSpeed")
+    assert framework_of("MaxText (JAX)").jit_fused
     assert framework_of("something new").overlap
