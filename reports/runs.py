@@ -22,6 +22,8 @@ from flopcast.simulator.plan import CHOICES, Plan, Plans
 # Where a table does not say: GPT-2's vocabulary padded to a multiple of 128 for 8 ranks, as Megatron does.
 DEFAULT_VOCABULARY = 51200
 USUAL_HEAD_DIM = 128
+# Passes of a step where a table states a rate and neither the passes nor the batch.
+ASSUMED_PASSES = 8
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
 # What tables call the attention kernels; an unversioned "flash" is the software's own version, or the second.
@@ -239,10 +241,12 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
 
 
 def _sequences(row: Row, dp: int) -> float:
-    """Sequences of a step, or what micro-batch and passes make of them."""
-    if row.has("global_batch_seqs") or not (row.has("micro_batch") and row.has("grad_accum")):
+    """Sequences of a step, or what micro-batch and passes make of them; a rate alone hardly depends on the passes."""
+    by_rate = row.has("measured_tokens_per_s_per_gpu") and not row.has("measured_step_s")
+    if row.has("global_batch_seqs") or not (by_rate or (row.has("micro_batch") and row.has("grad_accum"))):
         return row.number("global_batch_seqs")
-    return row.number("global_batch_seqs", row.number("micro_batch") * row.number("grad_accum") * dp)
+    passes = row.number("grad_accum", max(ASSUMED_PASSES, 4 * row.whole("pp", 1)))
+    return row.number("global_batch_seqs", row.number("micro_batch", 1) * passes * dp)
 
 
 def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
