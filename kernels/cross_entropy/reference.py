@@ -7,11 +7,12 @@ from torch import Tensor
 def log_z_and_picked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Of ``logits`` [T, V] the log of each row's sum of exponentials, and the logit of its target, fp32 [T] both.
 
-    A target outside 0..V - 1 picks 0.
+    A target outside 0..V - 1 picks 0. Of a row of minus infinities the log is one too, as torch.logsumexp has it.
     """
     scores = logits.float()
     highest = scores.amax(-1)
-    log_z = (scores - highest[:, None]).exp().sum(-1).log() + highest
+    base = torch.where(highest == float("-inf"), 0.0, highest)
+    log_z = (scores - base[:, None]).exp().sum(-1).log() + base
     inside = (targets >= 0) & (targets < logits.shape[1])
     picked = scores.gather(1, torch.where(inside, targets, 0)[:, None])[:, 0]
     return log_z, torch.where(inside, picked, 0.0)

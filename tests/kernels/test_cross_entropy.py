@@ -85,6 +85,13 @@ def test_a_row_of_minus_infinities_but_one_is_that_one(emulate):
     assert kernel.log_z_and_picked(logits, torch.tensor([4000, -100]))[0].tolist() == [2.0, -5.0]
 
 
+def test_a_row_of_nothing_but_minus_infinities_has_the_logarithm_of_nothing(emulate):
+    emulate("random")
+    logits, targets = torch.full((2, 64), float("-inf")), torch.tensor([0, -100])
+    for module in (kernel, reference):
+        assert torch.equal(module.log_z_and_picked(logits, targets)[0], torch.logsumexp(logits, -1))
+
+
 def test_nothing_is_launched_for_no_rows():
     nothing = torch.empty(0)
     log_z, _ = kernel.log_z_and_picked(torch.empty(0, 50), torch.empty(0, dtype=torch.int64))
