@@ -13,22 +13,22 @@ Engine = Literal[
 
 @dataclass(frozen=True)
 class Habits:
-    """How an engine holds its tensors. The defaults are this package's trainer on PyTorch's FSDP2.
+    """What an engine moves and how it holds its tensors. The defaults are this package's trainer on PyTorch's FSDP2.
 
-    ``logit_bytes``: per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel ranks share the
-    vocabulary, if it differs. ``loss_forward_bytes`` and ``loss_backward_bytes``: per logit, read and written by the
-    loss, the cast of the logits included; ``jit_only``: its compiler fuses activations and not the loss.
-    ``norm_forward_bytes`` and ``norm_backward_bytes``: per element of a norm that is no 16-bit kernel.
-    ``folds_residual``: its fused norms add to the residual stream. ``query_copies``, ``kv_copies``: how often queries,
-    and keys and values, are laid out anew before attention; ``splits_gate``: one product makes both halves of a gated
-    projection, whose gradients are joined again.
-    ``keeps_intermediates``: autograd keeps what every eager operation needs (SiLU's result,
-    a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that are split over the sequence are
-    kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay allocated through
-    the step; else they are dropped in the last backward as they are used. ``separate_gradients``: 16-bit gradients
-    stand beside fp32 accumulators. ``live_elements``: gathered parameters are released only when there are more of
-    them. ``keeps_graph``: weights' gradients that are put off keep all that the backward pass before them had.
-    ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes`` besides: buffers that reduction
+    What it moves: ``loss_forward_bytes`` and ``loss_backward_bytes`` per logit, read and written by the loss, the cast
+    of the logits included; ``norm_forward_bytes`` and ``norm_backward_bytes`` per element of a norm that is no 16-bit
+    kernel. ``jit_only``: its compiler fuses activations and not the loss. ``folds_residual``: its fused norms add to
+    the residual stream. ``query_copies``, ``kv_copies``: how often queries, and keys and values, are laid out anew
+    before attention; ``splits_gate``: one product makes both halves of a gated projection, whose gradients are joined.
+
+    What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
+    ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
+    (SiLU's result, a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that are split over
+    the sequence are kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay
+    allocated through the step; else they are dropped in the last backward as they are used. ``separate_gradients``:
+    16-bit gradients stand beside fp32 accumulators. ``live_elements``: gathered parameters are released only when there
+    are more of them. ``keeps_graph``: weights' gradients that are put off keep all that the backward pass before them
+    had. ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes`` besides: buffers that reduction
     and update allocate in one piece each.
 
     What selective recompute keeps: the layer's input and the results of every matrix product and of attention; with
@@ -36,8 +36,6 @@ class Habits:
     lies inside of attention.
     """
 
-    logit_bytes: int = 6
-    parallel_logit_bytes: int = 0
     loss_forward_bytes: int = 14
     loss_backward_bytes: int = 18
     jit_only: bool = False
@@ -47,6 +45,8 @@ class Habits:
     query_copies: int = 0
     kv_copies: int = 0
     splits_gate: bool = False
+    logit_bytes: int = 6
+    parallel_logit_bytes: int = 0
     keeps_intermediates: bool = False
     regathers_inputs: bool = False
     static_buffers: bool = False

@@ -119,7 +119,12 @@ class ResidualBlock(ABC):
         mixer, feed_forward = self.parts()
         # A parallel block's second part reads the norm that the first already keeps, unless it has one of its own.
         own_input = not self.parallel or self.num_norms > 1
-        parts = [*self._norms(load), *mixer.computations(load), *feed_forward.computations(load, own_input)]
+        parts = [
+            *self._norms(load),
+            *self._sums(load),
+            *mixer.computations(load),
+            *feed_forward.computations(load, own_input),
+        ]
         for index in range(self.num_tensor_parallel_sums):
             # A norm behind the sum (Gemma 2) reads it again in backward.
             last = index + 1 == self.num_tensor_parallel_sums
@@ -149,25 +154,27 @@ class ResidualBlock(ABC):
         # A parallel block whose norms share one input keeps that input once; a sequential one keeps one per norm.
         inputs = 1 if self.parallel else self.num_norms
         kept = [stream if index < inputs else 0.0 for index in range(self.num_norms)]
-        jit_only = has_habit("jit_only", load.plans.engine)
-        folds = load.plans.fused_kernels & has_habit("folds_residual", load.plans.engine)
-        folds_sum = (load.plans.compiled & ~jit_only) | folds
         own_bytes = [habit(f"norm_{way}_bytes", load.plans.engine) for way in ("forward", "backward")]
         forward, backward = (
             (kernel, Pass(np.where(own > 0, own, listed.bytes_per_element), listed.num_kernels))
             for own, (kernel, listed) in zip(own_bytes, (forward, backward), strict=True)
         )
         in_kernel = fused & (own_bytes[0] == 0)
-        norms = [pointwise(f"norm{i + 1}", elements, in_kernel, forward, backward, k, 0.0) for i, k in enumerate(kept)]
+        return [pointwise(f"norm{i + 1}", elements, in_kernel, forward, backward, k, 0.0) for i, k in enumerate(kept)]
+
+    def _sums(self, load: Workload) -> list[Computation]:
+        """The branches added to the residual stream, inside of a norm where compiler or kernel does so."""
+        plans, elements = load.plans, load.residual_tokens * load.hidden
+        by_compiler = plans.compiled & ~has_habit("jit_only", plans.engine)
+        in_norm = by_compiler | (plans.fused_kernels & has_habit("folds_residual", plans.engine))
         folded = (norm_cost.ADD_FORWARD, norm_cost.ADD_BACKWARD)
         # A parallel block adds both branches at one boundary; a sequential one has a boundary for each.
         second = (norm_cost.SECOND_ADD_FORWARD, norm_cost.SECOND_ADD_BACKWARD) if self.parallel else folded
         eager = (norm_cost.EAGER_ADD_FORWARD, norm_cost.EAGER_ADD_BACKWARD)
-        adds = [
-            pointwise(f"residual{i + 1}", elements, folds_sum, (forward, eager[0]), (backward, eager[1]), 0.0)
+        return [
+            pointwise(f"residual{i + 1}", elements, in_norm, (forward, eager[0]), (backward, eager[1]), 0.0)
             for i, (forward, backward) in enumerate((folded, second))
         ]
-        return norms + adds
 
 
 @dataclass(frozen=True)

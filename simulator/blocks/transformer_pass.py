@@ -54,7 +54,7 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
 
 
 def _copies(load: Workload, query: Array, keys_and_values: Array) -> Computation:
-    """Queries, keys and values laid out anew as often as the engine does, and their gradients likewise."""
+    """Queries, keys and values laid out anew as often as the engine does, and their gradients about as often."""
     of_query, of_kv = habit("query_copies", load.plans.engine), habit("kv_copies", load.plans.engine)
     copied = 2 * ACTIVATION_BYTES * load.tokens * (query * of_query + keys_and_values * of_kv)
     each_way = Pointwise(copied, counted=True)

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import cluster, plan, small_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.cost import work_seconds
@@ -151,6 +153,38 @@ def test_an_engine_that_lays_out_attentions_inputs_anew_copies_them_each_way() -
     once = 4 * TOKENS * (D + 3 * 2 * D) * (2 + 2)
     assert moved("nanotron", "copies") == (once, once)
     assert sum(moved("fsdp2", "copies")) == 0
+
+
+class Copied(TorchDispatchMode):
+    """Elements that clone, cat and stack write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.__name__.split(".")[0] in ("clone", "cat", "stack"):
+            self.elements += result.numel()
+        return result
+
+
+def test_autograd_copies_as_often_where_the_layout_is_changed_so() -> None:
+    """Sequence first to batch first, then keys and values joined and permuted: the order of nanotron's llama.py."""
+    length, batch, heads, size = 16, 2, 2, 4
+    source = torch.randn(length, batch, 3 * heads * size, requires_grad=True)
+    one = length * batch * heads * size
+    with Copied() as copied:
+        q, k, v = (source * 1).view(length, batch, 3, heads, size).permute(2, 1, 0, 3, 4).contiguous()
+        both = torch.cat([k.unsqueeze(0), v.unsqueeze(0)]).permute(1, 2, 0, 3, 4).contiguous()
+        results = [q, *torch.split(both, 1, dim=2)]
+        forward = copied.elements / one
+        torch.autograd.backward(results, [torch.randn_like(r) for r in results])
+        backward = copied.elements / one - forward
+    habits = ENGINES["nanotron"]
+    counted = habits.query_copies + 2 * habits.kv_copies
+    assert forward == counted == 7
+    assert backward == counted + 1  # the gradient of queries is written once more
 
 
 def test_halves_of_one_product_have_their_gradients_joined() -> None:

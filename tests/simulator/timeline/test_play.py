@@ -31,7 +31,7 @@ STRATEGIES = (
 LAUNCH = 1e-5
 # What a plan whose difference has a stated reason may differ by, and how many plans may need one.
 REASONED = 0.25
-AGREEING = {"1f1b": 0.95, "gpipe": 0.95, "zero-bubble": 0.95, "interleaved": 0.75}
+AGREEING = {"1f1b": 0.95, "gpipe": 0.95, "zero-bubble": 0.95, "interleaved": 0.8}
 
 
 @st.composite
@@ -311,7 +311,13 @@ def test_shares_are_parsed() -> None:
 
 @pytest.mark.parametrize("grad_accum", [1, 4])
 @pytest.mark.parametrize(
-    "change", [{"overlap_update": False}, {"sliced_update": True}, {"overlap_tensor": True, "sequence_parallel": True}]
+    "change",
+    [
+        {"overlap_update": False},
+        {"sliced_update": True},
+        {"state_bytes": 0},
+        {"overlap_tensor": True, "sequence_parallel": True},
+    ],
 )
 def test_what_software_does_between_steps_and_in_chunks(change: dict[str, Any], grad_accum: int) -> None:
     """Each costs or saves in the timeline what it does in the closed form."""
