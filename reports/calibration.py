@@ -138,7 +138,7 @@ def _chosen(runs: Sequence[MachineRun], measured: Measured, names: Sequence[str]
     chosen = ["compute_scale"]
     if not measured.dispatch_s:  # on a CPU launches were timed with the work
         chosen.append("dispatch_scale")
-    if max(ranks) > 1 and "overlap_leak" not in measured.constants:
+    if max(ranks) > 1 and "nvlink_leak" not in measured.constants:
         chosen.append("overlap_leak")
     if len(ranks) > 1:
         chosen.append("straggler")

@@ -74,10 +74,17 @@ FRAMEWORKS: dict[str, Framework] = {
     # GPT-NeoX is built on the same two (its README).
     "neox": _MEGATRON_DEEPSPEED,
     "megatron-deepspeed": _MEGATRON_DEEPSPEED,
-    # Megatron-LM before flash attention (arXiv:2104.04473): fp32 main gradients all-reduced after the last backward.
-    # Its section 4.2: bias + GELU, bias + dropout + add, and scale + mask + softmax are fused.
+    # Megatron-LM before flash attention (arXiv:2104.04473), as its examples/sc21 runs it: in fp16, whose gradients
+    # are accumulated and reduced in fp16, after the last backward (model/distributed.py, v2.5). Its section 4.2: bias +
+    # GELU, bias + dropout + add, and scale + mask + softmax are fused.
     "megatron-lm (2021)": Framework(
-        overlap=False, bucket_bytes=2**31, jit_fused=True, recompute="full", attention="unfused", engine="megatron"
+        overlap=False,
+        bucket_bytes=2**31,
+        gradient_bits=16,
+        jit_fused=True,
+        recompute="full",
+        attention="unfused",
+        engine="megatron-2021",
     ),
     "nemo": _MEGATRON_CORE,
     "megatron-bridge": _MEGATRON_CORE,

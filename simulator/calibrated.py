@@ -67,7 +67,7 @@ def with_constants(measured: Measured, values: Mapping[str, float]) -> Measured:
     for name in ("launch_s", "collective_launch_s"):
         constants[name] = scale * constants.get(name, getattr(default, name))
     if "overlap_leak" in values:
-        constants["overlap_leak"] = values["overlap_leak"]
+        constants |= dict.fromkeys(("nvlink_leak", "network_leak"), values["overlap_leak"])
     return replace(
         measured,
         compute_scale=values.get("compute_scale", measured.compute_scale),

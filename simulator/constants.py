@@ -32,7 +32,9 @@ class Constants:
     copy_launch_s: float
     host_bytes_per_s: float
     host_link_bytes_per_s: float
-    overlap_leak: float
+    nvlink_leak: float
+    network_leak: float
+    send_leak: float
     network_share: float
     nvlink_share: float
     pipeline_share: float

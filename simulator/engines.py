@@ -7,7 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Engine = Literal[
-    "fsdp2", "torchtitan", "huggingface", "liger", "megatron", "deepspeed", "deepspeed-bf16", "nanotron", "internevo"
+    "fsdp2",
+    "torchtitan",
+    "huggingface",
+    "liger",
+    "megatron",
+    "megatron-2021",
+    "deepspeed",
+    "deepspeed-bf16",
+    "nanotron",
+    "internevo",
 ]
 
 
@@ -20,6 +29,8 @@ class Habits:
     kernel. ``jit_only``: its compiler fuses activations and not the loss. ``folds_residual``: its fused norms add to
     the residual stream. ``query_copies``, ``kv_copies``: how often queries, and keys and values, are laid out anew
     before attention; ``splits_gate``: one product makes both halves of a gated projection, whose gradients are joined.
+    ``accumulates_in_products``: the product that makes a weight's gradient adds it to the accumulator.
+    ``waits_for_sends``: interleaved stages wait for what they send, too.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
@@ -45,6 +56,8 @@ class Habits:
     query_copies: int = 0
     kv_copies: int = 0
     splits_gate: bool = False
+    accumulates_in_products: bool = False
+    waits_for_sends: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
     keeps_intermediates: bool = False
@@ -94,10 +107,19 @@ ENGINES: dict[Engine, Habits] = {
     "liger": Habits(logit_bytes=0, static_buffers=True, live_elements=10**9),
     # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32
     # copy (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198,
-    # sections 4.2.2 and 5).
+    # sections 4.2.2 and 5). Weight gradients are accumulated by wgrad_gemm_accum_fp32 unless
+    # --no-gradient-accumulation-fusion forbids it (arguments.py, since February 2022).
     "megatron": Habits(
-        **_SIX_PASSES, jit_only=True, regathers_inputs=True, static_buffers=True, recomputes_attention=True
+        **_SIX_PASSES,
+        jit_only=True,
+        accumulates_in_products=True,
+        regathers_inputs=True,
+        static_buffers=True,
+        recomputes_attention=True,
     ),
+    # Megatron-LM v2.5: a hook adds every gradient to its buffer (model/distributed.py), and sends are waited for before
+    # anything is computed (p2p_communication.py).
+    "megatron-2021": Habits(**_SIX_PASSES, jit_only=True, waits_for_sends=True, static_buffers=True),
     # DeepSpeed's ZeRO-1 in fp16 flattens its part of the gradients, casts it to fp32, and reduces through a bucket of
     # 5e8 elements (runtime/zero/stage_1_and_2.py).
     "deepspeed": Habits(

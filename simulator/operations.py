@@ -238,7 +238,8 @@ def _update(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Itera
     # Replicated gradients are added to the accumulator in its own width: read both, write one.
     added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
     replicated = (unit.ways(plans, plans.gradient_shard) == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
-    yield state("accumulate", "backward", "every", added, replicated, 4.0)
+    apart = replicated & ~has_habit("accumulates_in_products", plans.engine)
+    yield state("accumulate", "backward", "every", added, apart, 4.0)
 
 
 def _host_update(unit: Unit, plans: Plans, local: Array, gpus_per_node: NDArray[np.int64]) -> Operation:

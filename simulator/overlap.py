@@ -23,7 +23,6 @@ class Compute:
         self.seconds, self.layer, self.end = seconds, layer, end
         self.nvlink = constants.nvlink_share * seconds
         self.network = constants.network_share * seconds
-        self.leak = constants.overlap_leak * seconds
 
 
 class Links:
@@ -82,8 +81,9 @@ class Overlap:
 
     E + max(0, C - s T) + leak min(C / s, T): the ends E have nothing to hide behind; of the rest C, what goes on beside
     the computation T has the share s of NVLink or the network that the step leaves it, what is left over has all of
-    it. Without prefetch nothing is hidden, and with it no more is exposed than without. ``unused``: seconds in which a
-    link has nothing to carry beside a pass's computation, in each of several passes and in one of them besides.
+    it. Of two links the one that slows the computation more counts. Without prefetch nothing is hidden, and with it no
+    more is exposed than without. ``unused``: seconds in which a link has nothing to carry beside a pass's computation,
+    in each of several passes and in one of them besides.
     """
 
     def __init__(
@@ -100,15 +100,17 @@ class Overlap:
             return
         inside = np.maximum(links.inside - links.end_inside, 0.0)
         between = np.maximum(links.between - links.end_between, 0.0)
-        beside = np.maximum(inside / constants.nvlink_share, between / constants.network_share)
-        self._beside, self._most = constants.overlap_leak * beside, compute.leak
-        self.contention = np.minimum(self._beside, self._most)
+        self._compute_s = compute.seconds
+        self._beside = (
+            (constants.nvlink_leak, inside / constants.nvlink_share, links.end_inside / constants.nvlink_share),
+            (constants.network_leak, between / constants.network_share, links.end_between / constants.network_share),
+        )
+        self.contention = self._lost(0)
         self._unused = unused
         self._left = np.maximum(inside - compute.nvlink, between - compute.network)
         self._ends, self._root = links.end_inside + links.end_between, links.root
         # Without prefetch the smaller of this and what they take alone is the latter.
         self._unhidden = np.where(prefetch > 0, 0.0, np.inf)
-        self._links, self._constants = links, constants
 
     def exposed(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
         """Seconds that the computation does not hide, spread over so many passes, each with ends of its own."""
@@ -126,10 +128,13 @@ class Overlap:
         """What the computation loses to them: of several passes, the ends of each have none beside them to slow."""
         if not self._any or isinstance(num_passes, int):
             return self.contention
-        links, constants = self._links, self._constants
-        ends = links.end_inside / constants.nvlink_share + links.end_between / constants.network_share
-        leak_of_ends = constants.overlap_leak * ends
-        return np.minimum(np.maximum(self._beside - (num_passes - 1) * leak_of_ends, 0.0), self._most)
+        return self._lost(num_passes - 1)
+
+    def _lost(self, further_passes: NDArray[np.int64] | int) -> Array:
+        lost = (
+            leak * np.clip(seconds - further_passes * end, 0.0, self._compute_s) for leak, seconds, end in self._beside
+        )
+        return np.asarray(np.maximum(*lost))
 
     def within(self, num_passes: NDArray[np.int64] | int = 1) -> Array:
         """The same as :meth:`exposed` where what opens a pass falls into a wait before it."""

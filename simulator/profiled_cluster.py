@@ -153,7 +153,7 @@ def _measured(profile: Profile, hardware: Hardware, scales: dict[str, Any]) -> M
         # The host is the device: launches add to the work, collectives were timed with theirs, and nothing runs beside
         # them.
         constants = dict.fromkeys(("launch_s", "collective_launch_s"), 0.0)
-        constants |= dict.fromkeys(("overlap_leak", "nvlink_share", "network_share"), 1.0)
+        constants |= dict.fromkeys(("nvlink_leak", "network_leak", "nvlink_share", "network_share"), 1.0)
     elif dispatch:
         constants = {"launch_s": dispatch[0]}
     gemm = _correction(_gemms(profile), hardware)

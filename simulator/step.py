@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flopcast.simulator.broadcast import Sum, joined, only_axis
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs, host_seconds
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
 from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
@@ -127,6 +128,12 @@ def chunk_share(work: Collective, plans: Plans) -> Array:
     return np.where(plans.overlap_tensor, 1.0 / ranks, 1.0)
 
 
+def exposed_send(plans: Plans, constants: Constants) -> Array:
+    """What a stage waits for of a send: all, or where its other chunks compute meanwhile what they lose to it."""
+    hidden = plans.has(schedule="interleaved") & ~has_habit("waits_for_sends", plans.engine)
+    return np.where(hidden, constants.send_leak, 1.0)
+
+
 def _charge(target: Pass, operation: Operation, time: Array, constants: Constants) -> None:
     work = operation.work
     if operation.when not in ("every", "later"):
@@ -208,7 +215,7 @@ class _Schedules:
         is_interleaved = "interleaved" in names
         chunks = plans.virtual_pp if is_interleaved else 1
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
-        share = self._constants.overlap_leak if is_interleaved else 1.0
+        share = exposed_send(plans, self._constants) if is_interleaved else 1.0
         host = self._sends["host"]
         forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)

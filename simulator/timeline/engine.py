@@ -1,9 +1,9 @@
 """The engine: work on a rank's compute stream and on its communicators, slowing each other where they overlap.
 
 Work is fluid. While a rank computes and communicates at once, both run at 1 / (1 + leak) of their own speed, so that
-overlapping the shorter of the two in full leaves ``leak`` of it exposed, and the transfer has only the share of its
-link that a training step leaves it. Transfers of different communicators on one link share it evenly; a transfer runs
-at the pace of its slowest member.
+overlapping the shorter of the two in full leaves the link's ``leak`` of it exposed, and the transfer has only the share
+of its link that a training step leaves it. Transfers of different communicators on one link share it evenly; a transfer
+runs at the pace of its slowest member.
 """
 
 from collections import deque
@@ -60,9 +60,9 @@ class Activity:
 class Device:
     """One GPU standing for its rank class: what computes on it, and the transfers under way on its links."""
 
-    def __init__(self, env: simpy.Environment, leak: float, link_shares: Mapping[Link, float]) -> None:
+    def __init__(self, env: simpy.Environment, leaks: Mapping[Link, float], link_shares: Mapping[Link, float]) -> None:
         self.env = env
-        self.leak = leak
+        self.leaks = leaks
         self.link_shares = link_shares
         self.computing = False
         self.transfers: dict[Link, list[Transfer]] = {"in-node": [], "between-nodes": []}
@@ -84,8 +84,8 @@ class Device:
     def adjust(self) -> None:
         """Set the pace of the computation by what is communicated beside it."""
         if self._activity is not None and self.computing:
-            overlapped = bool(self.transfers["in-node"] or self.transfers["between-nodes"])
-            self._activity.run_at(1 / (1 + self.leak) if overlapped else 1.0)
+            leak = max((self.leaks[link] for link, transfers in self.transfers.items() if transfers), default=0.0)
+            self._activity.run_at(1 / (1 + leak))
 
     def _set_computing(self, computing: bool) -> None:
         self.computing = computing
@@ -141,7 +141,7 @@ class Transfer:
         """Set the pace by the computation beside it and the transfers it shares a link with."""
         sharing = max(len(m.device.transfers[self.link]) for m in self.members)
         device = self.members[0].device
-        beside = device.link_shares[self.link] / (1 + device.leak) if self._num_computing else 1.0
+        beside = device.link_shares[self.link] / (1 + device.leaks[self.link]) if self._num_computing else 1.0
         self._activity.run_at(beside / sharing)
 
     def _adjust_all(self) -> None:

@@ -144,6 +144,7 @@ class _Game:
         self._replicas = list(replicas)
         self._arrivals: dict[tuple[int, Action], simpy.Event] = {}
         self._meetings: dict[tuple[object, ...], Transfer] = {}
+        self._leaks: dict[Link, float] = {"in-node": constants.nvlink_leak, "between-nodes": constants.network_leak}
         self._link_shares: dict[Link, float] = {
             "in-node": constants.nvlink_share,
             "between-nodes": constants.network_share,
@@ -167,7 +168,7 @@ class _Game:
         return Rank(
             self.env,
             Place(stage, first, replicas.num * width, speed, number),
-            Device(self.env, self._constants.overlap_leak, self._link_shares),
+            Device(self.env, self._leaks, self._link_shares),
             plan.prefetch,
             plan.parameter_shard > 1,
             plan.parameter_shard == 1 and not plan.overlap_update,

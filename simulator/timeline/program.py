@@ -21,7 +21,7 @@ from flopcast.simulator.operation import (
     When,
 )
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.step import SERIAL, chunk_share
+from flopcast.simulator.step import SERIAL, chunk_share, exposed_send
 from flopcast.simulator.timeline.engine import Link
 
 # What the time on the compute stream is spent on; communication here is what the stream itself waits out.
@@ -138,7 +138,6 @@ def build(
     units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
     sends: dict[Phase, Piece] = {}
     norm: TransferKind | None = None
-    overlapped_send = bool(plans.has(schedule="interleaved")[0])
     for operation in operations:
         if operation.count[0] == 0:
             continue
@@ -169,7 +168,7 @@ def build(
         unit.forward.sort(key=_place(unit.forward))
         unit.backward.sort(key=_place(unit.backward))
     units.pop("pipeline", None)
-    return Program(dict(units), sends, constants.overlap_leak if overlapped_send else 1.0, norm)
+    return Program(dict(units), sends, float(exposed_send(plans, constants)[0]), norm)
 
 
 def _link(work: Collective) -> Link:

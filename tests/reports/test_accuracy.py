@@ -98,10 +98,10 @@ def test_constants_and_residuals_are_rewritten_in_place(tmp_path: Path) -> None:
 
     copy = tmp_path / "constants.toml"
     copy.write_text(FILE.read_text())
-    write_constants(default_constants().with_values(overlap_leak=0.123456), copy)
+    write_constants(default_constants().with_values(network_leak=0.123456), copy)
     table = tomllib.loads(copy.read_text())
-    assert table["overlap_leak"]["value"] == 0.1235
-    assert table["overlap_leak"]["meaning"] == next(e for e in entries() if e.name == "overlap_leak").meaning
+    assert table["network_leak"]["value"] == 0.1235
+    assert table["network_leak"]["meaning"] == next(e for e in entries() if e.name == "network_leak").meaning
     assert table["memory_share"]["value"] == default_constants().memory_share
 
     runs = RunSet.of(read_runs(Path(__file__).parents[2] / "reports/measurements/training_runs.csv")[:40])
@@ -115,5 +115,5 @@ def test_constants_and_residuals_are_rewritten_in_place(tmp_path: Path) -> None:
 
 
 def test_constants_table_shows_before_and_after() -> None:
-    table = render_constants(default_constants(), default_constants().with_values(overlap_leak=0.5))
+    table = render_constants(default_constants(), default_constants().with_values(network_leak=0.5))
     assert table.row_count == sum(entry.fitted for entry in entries())

@@ -204,3 +204,26 @@ def test_internevo_norms_an_fp32_cast_and_computes_it_again_in_backward() -> Non
     per_element = [bytes_ / (4 * TOKENS * D) for bytes_ in moved("internevo", "norm1")]
     assert per_element == [12, 12 + 16]
     assert [bytes_ / (4 * TOKENS * D) for bytes_ in moved("nanotron", "norm1")] == [4, 6]
+
+
+def test_products_that_add_to_the_accumulator_leave_nothing_to_add() -> None:
+    # Elsewhere the 16-bit gradient is read beside the fp32 sum, which is written too: 2 + 4 + 4 bytes.
+    def added(engine: str) -> float:
+        ops = forecast(MODEL, cluster(), plan("zero1", 16, engine=engine, grad_accum=4)).operations
+        found = [op for op in ops if op.name.endswith(".accumulate")]
+        return sum(float((op.count * op.work.bytes)[0]) for op in found)  # type: ignore[union-attr]
+
+    assert added("megatron") == 0
+    assert added("megatron-2021") == pytest.approx((2 + 4 + 4) * MODEL.num_parameters)
+
+
+def test_interleaved_stages_that_wait_for_their_sends_are_held_up_by_all_of_them() -> None:
+    constants = default_constants()
+    # So long that launching a send takes no time beside it.
+    fields: dict[str, Any] = {"pp": 2, "grad_accum": 8, "schedule": "interleaved", "virtual_pp": 2, "seq_len": 2**18}
+
+    def sent(engine: str) -> float:
+        found = forecast(MODEL, cluster(), plan("ddp", 16, engine=engine, **fields))
+        return float(found.step.parts["pipeline_communication"][0])
+
+    assert sent("megatron") == pytest.approx(constants.send_leak * sent("megatron-2021"), rel=0.01)

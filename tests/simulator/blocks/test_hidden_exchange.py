@@ -48,8 +48,9 @@ def test_what_is_exposed_by_hand(ep: int, nics_per_node: int, grad_accum: int) -
     fields = {"ep": ep, "nics_per_node": nics_per_node, "grad_accum": grad_accum}
     exchange = parts(**fields)["expert_communication"] / grad_accum
     compute = computed_by_layers(**fields) / grad_accum
-    share = CONSTANTS.nvlink_share if ep == 8 else CONSTANTS.network_share
-    left = max(0.0, exchange - share * compute) + CONSTANTS.overlap_leak * min(exchange / share, compute)
+    link = "nvlink" if ep == 8 else "network"
+    share, leak = (getattr(CONSTANTS, f"{link}_{what}") for what in ("share", "leak"))
+    left = max(0.0, exchange - share * compute) + leak * min(exchange / share, compute)
     hidden = parts(**fields, overlap_expert=True)["expert_communication"]
     assert hidden == pytest.approx(exchange + (grad_accum - 1) * min(left, exchange), rel=5e-3)
 

@@ -5,12 +5,13 @@ import simpy
 
 from flopcast.simulator.timeline.engine import Communicator, Device, Link, Transfer
 
-LEAK = 0.5
+LEAK, NETWORK_LEAK = 0.5, 0.25
+LEAKS: dict[Link, float] = {"in-node": LEAK, "between-nodes": NETWORK_LEAK}
 SHARES: dict[Link, float] = {"in-node": 1.0, "between-nodes": 0.8}
 
 
 def device(env: simpy.Environment) -> Device:
-    return Device(env, LEAK, SHARES)
+    return Device(env, LEAKS, SHARES)
 
 
 def transfer(env: simpy.Environment, work: float, link: Link = "in-node", num_members: int = 1) -> Transfer:
@@ -42,7 +43,17 @@ def test_beside_computation_a_transfer_has_only_its_share_of_the_network() -> No
     moved = transfer(env, 4.0, "between-nodes")
     Communicator(gpu, "world").post(moved)
     env.run(until=moved.done)
-    assert env.now == pytest.approx(4.0 * (1 + LEAK) / 0.8)
+    assert env.now == pytest.approx(4.0 * (1 + NETWORK_LEAK) / 0.8)
+
+
+def test_of_two_links_the_one_that_slows_the_computation_more_counts() -> None:
+    env = simpy.Environment()
+    gpu = device(env)
+    activity = gpu.compute(9.0)
+    for name, link in (("node", "in-node"), ("world", "between-nodes")):
+        Communicator(gpu, name).post(transfer(env, 100.0, link))  # type: ignore[arg-type]
+    env.run(until=activity.done)
+    assert env.now == pytest.approx(9.0 * (1 + LEAK))
 
 
 def test_communicators_share_a_link_and_not_another() -> None:
