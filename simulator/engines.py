@@ -30,7 +30,8 @@ class Habits:
     the residual stream. ``query_copies``, ``kv_copies``: how often queries, and keys and values, are laid out anew
     before attention; ``splits_gate``: one product makes both halves of a gated projection, whose gradients are joined.
     ``accumulates_in_products``: the product that makes a weight's gradient adds it to the accumulator.
-    ``waits_for_sends``: interleaved stages wait for what they send, too.
+    ``waits_for_sends``: interleaved stages wait for what they send, too; ``sends_parts``: of a tensor-parallel group
+    each rank sends its part, which is gathered on the other side.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
@@ -58,6 +59,7 @@ class Habits:
     splits_gate: bool = False
     accumulates_in_products: bool = False
     waits_for_sends: bool = False
+    sends_parts: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
     keeps_intermediates: bool = False
@@ -117,9 +119,9 @@ ENGINES: dict[Engine, Habits] = {
         static_buffers=True,
         recomputes_attention=True,
     ),
-    # Megatron-LM v2.5: a hook adds every gradient to its buffer (model/distributed.py), and sends are waited for before
-    # anything is computed (p2p_communication.py).
-    "megatron-2021": Habits(**_SIX_PASSES, jit_only=True, waits_for_sends=True, static_buffers=True),
+    # Megatron-LM v2.5: a hook adds every gradient to its buffer (model/distributed.py); sends are in parts
+    # (scatter_gather_tensors_in_pipeline), and waited for before anything is computed (p2p_communication.py).
+    "megatron-2021": Habits(**_SIX_PASSES, jit_only=True, waits_for_sends=True, sends_parts=True, static_buffers=True),
     # DeepSpeed's ZeRO-1 in fp16 flattens its part of the gradients, casts it to fp32, and reduces through a bucket of
     # 5e8 elements (runtime/zero/stage_1_and_2.py).
     "deepspeed": Habits(

@@ -284,18 +284,25 @@ def _gradient_norm(plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[O
 def _pipeline(load: Workload, stage: int | None) -> Iterator[Operation]:
     """Activations to the next stage forward, their gradients to the previous one backward, once per model chunk.
 
-    Without ``stage`` both, as a stage between two others sends them. The last stage tells the others the loss.
+    Without ``stage`` both, as a stage between two others sends them. Ranks of a tensor-parallel group send the same,
+    or a part each and gather what they receive. The last stage tells the others the loss.
     """
     plans = load.plans
     group = placement.group(np.full_like(plans.pp, 2), plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
     purpose: Purpose = "pipeline"
-    work: Work = Collective("point_to_point", load.residual_bytes, group, "pp", purpose)
+    in_parts = has_habit("sends_parts", plans.engine) & (plans.tp > 1) & ~plans.sequence_parallel
+    sent_bytes = load.residual_bytes / np.where(in_parts, plans.tp, 1)
+    work: Work = Collective("point_to_point", sent_bytes, group, "pp", purpose)
+    of_parts = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+    gather: Work = Collective("all_gather", load.residual_bytes, of_parts, "tp", purpose)
     count = np.asarray(plans.virtual_pp * (plans.pp > 1), dtype=np.float64)
     phases: tuple[Phase, Phase] = ("forward", "backward")
     nothing = plans.zeros
     for phase in phases:
         sends = count if stage is None else count * (stage != (plans.pp - 1 if phase == "forward" else 0))
         yield Operation("pipeline.send", "layer", phase, "every", sends, nothing + 2.0, work, nothing, nothing)
+        parts = sends * in_parts
+        yield Operation("pipeline.gather", "layer", phase, "every", parts, nothing + 2.0, gather, nothing, nothing)
     stages = placement.group(plans.pp, plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
     loss = Collective("broadcast", nothing + 4, stages, "pp", "norm")
     told = np.asarray(plans.pp > 1, dtype=np.float64)

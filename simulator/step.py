@@ -93,7 +93,10 @@ def step_time(
             optimizer = optimizer + time * operation.count
             continue
         if isinstance(work, Collective) and work.purpose == "pipeline":
-            sends[operation.phase], sends["host"] = time, host_seconds(operation, constants)
+            there = operation.count > 0
+            sends[operation.phase] = sends[operation.phase] + time * there
+            if operation.phase == "forward":
+                sends["host"] = sends["host"] + host_seconds(operation, constants) * there
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             moved.append((operation, time))

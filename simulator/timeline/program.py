@@ -157,9 +157,10 @@ def build(
             piece = _piece(operation, spent, times, plans, constants)
             if isinstance(work, Collective) and work.purpose == "expert":
                 unit.exchanges.append(_transfer(operation, work, spent, times, piece.host_s))
-            if operation.name == "pipeline.send":
+            if unit_name == "pipeline" and operation.phase != "step":
                 once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
-                sends[operation.phase] = once
+                before = sends.get(operation.phase)
+                sends[operation.phase] = once if before is None else _one_after_the_other(before, once)
             elif operation.phase == "step":
                 unit.step.append(piece)
             else:
@@ -169,6 +170,10 @@ def build(
         unit.backward.sort(key=_place(unit.backward))
     units.pop("pipeline", None)
     return Program(dict(units), sends, float(exposed_send(plans, constants)[0]), norm)
+
+
+def _one_after_the_other(send: Piece, gather: Piece) -> Piece:
+    return replace(send, seconds=send.seconds + gather.seconds, host_s=send.host_s + gather.host_s)
 
 
 def _link(work: Collective) -> Link:

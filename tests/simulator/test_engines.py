@@ -227,3 +227,18 @@ def test_interleaved_stages_that_wait_for_their_sends_are_held_up_by_all_of_them
         return float(found.step.parts["pipeline_communication"][0])
 
     assert sent("megatron") == pytest.approx(constants.send_leak * sent("megatron-2021"), rel=0.01)
+
+
+def test_ranks_that_send_parts_gather_what_they_receive() -> None:
+    def sent(engine: str) -> dict[str, tuple[str, float]]:
+        fields: dict[str, Any] = {"pp": 2, "tp": 4, "grad_accum": 4, "engine": engine}
+        ops = forecast(MODEL, cluster(), plan("ddp", 16, **fields)).operations
+        found = [op for op in ops if op.name.startswith("pipeline.") and op.phase == "forward"]
+        return {op.name: (op.work.collective, float(op.work.tensor_bytes[0])) for op in found}  # type: ignore[union-attr]
+
+    whole = 2.0 * TOKENS * D
+    assert sent("megatron") == {"pipeline.send": ("point_to_point", whole)}
+    assert sent("megatron-2021") == {
+        "pipeline.send": ("point_to_point", whole / 4),
+        "pipeline.gather": ("all_gather", whole),
+    }
