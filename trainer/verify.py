@@ -19,7 +19,7 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plan, Plans, placement
 from flopcast.simulator.traffic import collective_totals
-from flopcast.trainer.engine import OptimizerSettings, assemble
+from flopcast.trainer.engine import Engine, OptimizerSettings, assemble
 from flopcast.trainer.fake_cluster import Issued, Recorder, fake_cluster, fake_tensors
 from flopcast.trainer.verification import Row, StageVerification, Verification
 
@@ -70,8 +70,10 @@ def trace(model: Model, plan: Plan, gpus_per_node: int, stage: int = 0) -> tuple
         skeleton = assemble(model, plan, gpus_per_node=gpus_per_node, device_type=device.type, dtype=torch.bfloat16)
         with fake_tensors(), Recorder() as recorder:
             engine = skeleton.materialise(device, OptimizerSettings())
+            _make_optimizer_state(engine)
             tokens = torch.zeros(plan.micro_batch, plan.seq_len, dtype=torch.int64)
-            for _ in range(2):  # the first step makes the optimizer's state
+            # In its first step a pipeline agrees on shapes and makes more buffers than it keeps.
+            for _ in range(2 if plan.pp > 1 else 1):
                 recorder.issued.clear()
                 recorder.reset_peak()
                 for micro_batch in range(plan.grad_accum):
@@ -80,6 +82,14 @@ def trace(model: Model, plan: Plan, gpus_per_node: int, stage: int = 0) -> tuple
                 engine.step()
                 recorder.phase = ""
     return recorder.issued, recorder.peak_bytes
+
+
+def _make_optimizer_state(engine: Engine) -> None:
+    """What the optimizer makes in its first update, without the passes that would come before it."""
+    for parameter in engine.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    engine.optimizer.step()
+    engine.optimizer.zero_grad()
 
 
 def _plan(
