@@ -4,9 +4,11 @@ Run as a script: ``python engine_ranks.py WORLD_SIZE FOLDER``. The test reads FO
 after the imports, which cost as much as many of the cases.
 """
 
+import gc
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -114,6 +116,15 @@ def cases() -> list[Case]:
     return chosen
 
 
+# One step each, from the checkpoint of the one before.
+TURNS = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-node", "zero2")] + [
+    Case("tiny-plamo", "tp2", sequence_parallel=True),
+    Case("tiny-plamo", "zero3", tp=2),
+    Case("tiny-plamo", "zero1", pp=2),
+    Case("tiny-plamo", "ddp"),
+]
+
+
 def batch(model: Model, step: int) -> torch.Tensor:
     """Tokens [micro-batches, global sequences, S + 1] of a step, few of the vocabulary; the same on every rank."""
     generator = torch.Generator().manual_seed(1000 + step)
@@ -179,8 +190,8 @@ def one_step(engine: Engine, case: Case, step: int) -> tuple[float, float]:
     return float(total) / WORLD_SIZE, norm
 
 
-def train(case: Case, engine: Engine | None = None) -> dict[str, Any]:
-    engine = engine or built(case)
+def train(case: Case) -> dict[str, Any]:
+    engine = built(case)
     losses, norms = zip(*(one_step(engine, case, step) for step in range(case.steps)), strict=True)
     return {"losses": losses, "norms": norms, "evaluation": evaluation(engine, case)}
 
@@ -202,82 +213,83 @@ def z_loss(case: Case) -> dict[str, Any]:
     }
 
 
-def quantised(strategy: str) -> dict[str, Any]:
+def quantised(case: Case, folder: Path) -> dict[str, Any]:
     """Losses under the 4-bit all-gather, and whether every rank computed with the same weights."""
-    case = Case("tiny-plamo", strategy, steps=4)
     engine = built(case)
-    result = train(case, engine)
+    checkpoints = Checkpoints(folder / case.strategy, keep=1)
+    losses = [one_step(engine, case, step)[0] for step in range(2)]
+    checkpoints.save(2, engine.state(), {})
+    losses += [one_step(engine, case, step)[0] for step in range(2, 4)]
+    checkpoints.wait()
     tokens = batch(PLAMO, 0)[0, :1]
     own = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
     both = torch.stack([own, -own])
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
-    return {**result, "same_everywhere": bool(both[0] == -both[1])}
+    return {"losses": losses, "same_everywhere": bool(both[0] == -both[1])}
 
 
-def quantised_resumed(folder: Path, strategy: str) -> list[float]:
-    """Four steps under the 4-bit all-gather, the last two from a checkpoint."""
-    case = Case("tiny-plamo", strategy)
-    checkpoints = Checkpoints(folder / strategy, keep=1)
-    first = built(case)
-    losses = [one_step(first, case, step)[0] for step in range(2)]
-    checkpoints.save(2, first.state(), {})
-    checkpoints.wait()
-    second = built(case)
-    state = second.state()
-    checkpoints.load(2, state, {})
-    second.load(state)
-    return losses + [one_step(second, case, step)[0] for step in range(2, 4)]
+def quantised_resumed(case: Case, folder: Path) -> list[float]:
+    """The last two of the four steps, from the checkpoint between."""
+    engine = built(case)
+    state = engine.state()
+    Checkpoints(folder / case.strategy, keep=1).load(2, state, {})
+    engine.load(state)
+    return [one_step(engine, case, step)[0] for step in range(2, 4)]
 
 
-def resumed(folder: Path) -> dict[str, Any]:
-    """Every step under another strategy, from the checkpoint of the one before."""
-    order = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-node", "zero2")] + [
-        Case("tiny-plamo", "tp2", sequence_parallel=True),
-        Case("tiny-plamo", "zero3", tp=2),
-        Case("tiny-plamo", "zero1", pp=2),
-        Case("tiny-plamo", "ddp"),
-    ]
+def resumed(turn: int, folder: Path) -> float:
+    """The loss of a step under one strategy, from the checkpoint that the one before left."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    losses: list[float] = []
-    for turn, case in enumerate(order):
-        engine = built(case)
-        if turn:
-            state = engine.state()
-            checkpoints.load(turn, state, {})
-            engine.load(state)
-        losses.append(one_step(engine, case, turn)[0])
-        checkpoints.save(turn + 1, engine.state(), {})
-        checkpoints.wait()
-    return {"losses": losses}
+    case = TURNS[turn]
+    engine = built(case)
+    if turn:
+        state = engine.state()
+        checkpoints.load(turn, state, {})
+        engine.load(state)
+    loss, _ = one_step(engine, case, turn)
+    checkpoints.save(turn + 1, engine.state(), {})
+    checkpoints.wait()
+    return loss
 
 
-def work(rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world_size)
+def work(rank: int, world_size: int, file: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """One of the ranks that run ``function`` together; the first writes what it gives."""
+    store = dist.FileStore(str(file.with_suffix(".store")), world_size)
     dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=120))
-    results: dict[str, Any] = {case.key: train(case) for case in cases()}
-    for name in QUANTISED:
-        results[name] = quantised(name)
-        results[f"{name} resumed"] = quantised_resumed(folder, name)
-    results["resumed"] = resumed(folder)
-    for pp in (1, 2):
-        results[f"z-loss {pp}"] = z_loss(Case("tiny-plamo", "zero1", pp=pp))
+    found = function(*arguments)
     if rank == 0:
-        for name, dtype in {(case.model, case.dtype) for case in cases()}:
-            results[f"{name} {dtype}"] = reference(MODELS[name], getattr(torch, dtype))
-        (folder / "results.json").write_text(json.dumps(results))
+        file.write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
 def main() -> int:
     world_size, folder = int(sys.argv[1]), Path(sys.argv[2])
+    todo: dict[str, tuple[Any, ...]] = {case.key: (train, case) for case in cases()}
+    for name in QUANTISED:
+        case = Case("tiny-plamo", name, steps=4)
+        todo |= {name: (quantised, case, folder), f"{name} resumed": (quantised_resumed, case, folder)}
+    todo |= {f"resumed {turn}": (resumed, turn, folder) for turn in range(len(TURNS))}
+    todo |= {f"z-loss {pp}": (z_loss, Case("tiny-plamo", "zero1", pp=pp)) for pp in (1, 2)}
+
+    torch.set_num_threads(1)
+    gc.freeze()
     forking = multiprocessing.get_context("fork")
-    ranks = [forking.Process(target=work, args=(rank, world_size, folder)) for rank in range(world_size)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    return int(any(rank.exitcode for rank in ranks))
+    results: dict[str, Any] = {}
+    for number, (name, (function, *arguments)) in enumerate(todo.items()):
+        file = folder / f"{number}.json"
+        fixed = (world_size, file, function, arguments)
+        ranks = [forking.Process(target=work, args=(rank, *fixed)) for rank in range(world_size)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        if any(rank.exitcode for rank in ranks):
+            return 1
+        results[name] = json.loads(file.read_text())
+    for model, dtype in {(case.model, case.dtype) for case in cases()}:
+        results[f"{model} {dtype}"] = reference(MODELS[model], getattr(torch, dtype))
+    (folder / "results.json").write_text(json.dumps(results))
+    return 0
 
 
 if __name__ == "__main__":
