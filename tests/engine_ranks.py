@@ -271,8 +271,7 @@ def main() -> int:
     todo |= {f"resumed {turn}": (resumed, turn, folder) for turn in range(len(TURNS))}
     todo |= {f"z-loss {pp}": (z_loss, Case("tiny-plamo", "zero1", pp=pp)) for pp in (1, 2)}
 
-    torch.set_num_threads(1)
-    gc.freeze()
+    gc.freeze()  # or the collector would write to what the ranks share, and copy it
     forking = multiprocessing.get_context("fork")
     results: dict[str, Any] = {}
     for number, (name, (function, *arguments)) in enumerate(todo.items()):

@@ -9,12 +9,6 @@ from flopcast.kernels import launch, tolerances
 from flopcast.kernels.emulator import loader
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """The tensors are small, and threads that wait for each other on busy cores take most of the time."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def assert_near() -> Callable[..., None]:
     return tolerances.assert_near

@@ -18,7 +18,7 @@ WORKER = Path(engine_ranks.__file__)
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
     search = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": search}
     command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER)]
     command += [str(engine_ranks.WORLD_SIZE), str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)

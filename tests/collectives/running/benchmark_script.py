@@ -4,7 +4,6 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from flopcast.collectives import Fabric, architecture_code, fabric_code
@@ -14,7 +13,6 @@ from flopcast.collectives.running.cases import CASES
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     fabric = Fabric(
         architecture=architecture_code("ampere"),

@@ -10,7 +10,6 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 TIMEOUT_S = 30
@@ -18,7 +17,6 @@ TIMEOUT_S = 30
 
 def main() -> None:
     rank, num_ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",

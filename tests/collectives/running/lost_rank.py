@@ -23,7 +23,6 @@ TIMEOUT_S = 4
 
 def main() -> None:
     rank, num_ranks, folder, how = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
