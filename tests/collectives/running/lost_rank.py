@@ -1,9 +1,10 @@
-"""``python lost_rank.py RANK RANKS FOLDER exit|stall``: the last rank is lost between two collectives.
+"""``python lost_rank.py RANKS FOLDER exit|stall``: the last of several gloo ranks is lost between two collectives.
 
-Every other rank writes the error that it gets, and after how many seconds.
+Every other rank writes the error that it gets, and after how many seconds. Ranks are forked after the imports.
 """
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -21,8 +22,7 @@ from flopcast.collectives.running.torus_all_reduce import torus_all_reduce
 TIMEOUT_S = 4
 
 
-def main() -> None:
-    rank, num_ranks, folder, how = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+def work(rank: int, num_ranks: int, folder: Path, how: str) -> None:
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
@@ -52,6 +52,16 @@ def main() -> None:
     (folder / f"said{rank}.json").write_text(json.dumps(said))
     # Leaving in the ordinary way would wait for the lost rank.
     os._exit(0)
+
+
+def main() -> None:
+    num_ranks, folder, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    forking = multiprocessing.get_context("fork")
+    ranks = [forking.Process(target=work, args=(rank, num_ranks, folder, how)) for rank in range(num_ranks)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
 
 
 if __name__ == "__main__":
