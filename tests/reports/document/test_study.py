@@ -84,7 +84,7 @@ def test_where_nothing_fits_the_report_says_what_would_on_more(name: str, asked:
 
 def test_where_no_number_of_gpus_holds_it_the_report_says_so() -> None:
     alone = replace(cluster(), nics_per_node=0, nic_bytes_per_s=0.0, num_nodes=1)
-    found = Report(study(load_model("megatron-1t"), alone, Request(8)))
+    found = Report(study(load_model("megatron-1t"), alone, Request(8, tokens_per_gpu=2**16)))
     assert found.study.on_more is None
     assert found.recommendation.sentence.startswith("Nothing fits on 8 GPUs: ")
     assert "a smaller model would help" in found.recommendation.sentence
