@@ -12,6 +12,8 @@ from flopcast.kernels.rope.positions import vouch_for
 from flopcast.simulator.blocks.transformer import Attention
 from flopcast.trainer.transfer import to_device
 
+# The kernel for sequences of many lengths, as selective recompute meets it in the dispatcher.
+VARIED_LENGTH_OPERATOR = torch.ops.torch_attn._varlen_attn.default
 # What the kernel for sequences of many lengths computes in.
 VARIED_LENGTH_DTYPES = (torch.bfloat16, torch.float16)
 # Whether it shares key/value heads by itself: PyTorch 2.13 does, 2.11 has no such argument.

@@ -14,7 +14,7 @@ from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.model import Norm
 from flopcast.simulator.plan import Recompute
 from flopcast.trainer import pointwise
-from flopcast.trainer.attention import Documents, attend
+from flopcast.trainer.attention import VARIED_LENGTH_OPERATOR, Documents, attend
 from flopcast.trainer.numerics import Numerics
 from flopcast.trainer.pointwise import Angles
 from flopcast.trainer.tensor_parallel import TensorParallel, local
@@ -27,6 +27,7 @@ _KEPT = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    VARIED_LENGTH_OPERATOR,
 }
 
 

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from flopcast.errors import InputError
-from flopcast.kernels.backend import backend
 from flopcast.kernels.rope.op import rotary_tables
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.model import Model, ParameterTensor
@@ -16,7 +15,7 @@ from flopcast.trainer.attention import Documents
 from flopcast.trainer.block import Block, Linear, Normalisation
 from flopcast.trainer.loss import cross_entropy
 from flopcast.trainer.numerics import Numerics
-from flopcast.trainer.pointwise import Angles
+from flopcast.trainer.pointwise import Angles, kernels_run
 from flopcast.trainer.tensor_parallel import TensorParallel, local
 
 
@@ -100,7 +99,7 @@ class Decoder(nn.Module):
             self.parallel,
             first_row,
             compiled=self.compiled,
-            fused=self.fused_kernels and logits.is_cuda and backend().name == "cupy",
+            fused=self.fused_kernels and logits.is_cuda and kernels_run(),
         )
 
     @property

@@ -23,6 +23,12 @@ class Angles:
     positions: torch.Tensor | None = None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def kernels_run() -> bool:
+    """Whether a GPU's tensors take the kernels here. torch.compile cannot trace the search for CuPy, and need not."""
+    return backend().name == "cupy"
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, fused: bool) -> torch.Tensor:
     """X / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32, rounded once to the type of ``x``."""
     if fused and SMALLEST_HIDDEN <= x.shape[-1] <= LARGEST_HIDDEN:
@@ -51,7 +57,7 @@ def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torc
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation, fused: bool = False) -> torch.Tensor:
     """activation(gate) * up (SwiGLU with SiLU: Shazeer 2020, arXiv:2002.05202), keeping only its two inputs."""
-    if fused and activation == "silu" and gate.is_cuda and backend().name == "cupy":
+    if fused and activation == "silu" and kernels_run() and gate.is_cuda:
         return swiglu_op.swiglu(gate, up)
     return _Gated.apply(gate, up, activation)  # type: ignore[no-any-return, no-untyped-call]
 

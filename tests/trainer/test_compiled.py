@@ -10,8 +10,10 @@ import torch.distributed as dist
 from builders import small_model
 from torch._dynamo.utils import counters
 
+from flopcast.kernels.backend import backend
 from flopcast.simulator.plan import Plan, Recompute
 from flopcast.trainer import loss as loss_module
+from flopcast.trainer import pointwise
 from flopcast.trainer.engine import OptimizerSettings, build
 from flopcast.trainer.loss import IGNORED, cross_entropy
 
@@ -77,6 +79,14 @@ def test_a_compiled_run_learns_the_same(
     # One graph for all layers, one to evaluate them, the loss both ways and its evaluation.
     assert counters["stats"]["unique_graphs"] == 5
     assert found == pytest.approx(trained(False, recompute, packed), abs=2e-5)
+
+
+def test_the_search_for_cupy_is_no_part_of_a_graph(compile_with: Callable[[str], None]) -> None:
+    compile_with("aot_eager")
+    x = torch.randn(3)
+    found = torch.compile(lambda: x + float(pointwise.kernels_run()))()
+    assert torch.equal(found, x + float(backend().name == "cupy"))
+    assert not counters["graph_break"]
 
 
 # What the C++ compiler makes of it, where there is one; a whole layer would take it half a minute.
