@@ -19,7 +19,7 @@ struct Running {
     __device__ __forceinline__ void add(float other_highest, float other_sum) {
         const float top = fmaxf(highest, other_highest);
         const float base = top == minus_infinity() ? 0.0f : top;
-        sum = sum * expf(highest - base) + other_sum * expf(other_highest - base);
+        sum = sum * exponential<ELEMENT>(highest - base) + other_sum * exponential<ELEMENT>(other_highest - base);
         highest = top;
     }
     __device__ __forceinline__ void add_over_warp() {
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) cross_entropy_
                 const float base = top == minus_infinity() ? 0.0f : top;
                 float sum = 0.0f;
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) sum += expf(x[i].get(v) - base);
+                for (int v = 0; v < VECTOR; ++v) sum += exponential<ELEMENT>(x[i].get(v) - base);
                 mine.add(top, sum);
             }
         }
@@ -77,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) cross_entropy_
     ELEMENT* logits, const long long* __restrict__ targets, const float* __restrict__ log_z,
     const float* __restrict__ slope, const float* __restrict__ weight) {
     ELEMENT* const row = logits + size_t(blockIdx.x) * VOCABULARY;
-    const long long target = targets[blockIdx.x];
+    const long long given = targets[blockIdx.x];
+    const int target = given >= 0 && given < VOCABULARY ? int(given) : -1;
     const float of_row = log_z[blockIdx.x], steepness = slope[blockIdx.x], share = weight[blockIdx.x];
     for (int first = threadIdx.x; first < PACKS; first += THREADS * UNROLLED) {
         Elements x[UNROLLED];
@@ -91,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) cross_entropy_
                 float values[VECTOR];
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) {
-                    values[v] = expf(x[i].get(v) - of_row) * steepness;
+                    values[v] = exponential<ELEMENT>(x[i].get(v) - of_row) * steepness;
                     if (column + v == target) values[v] -= share;
                 }
                 x[i].set(values);

@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_
             }
         }
         // Two rows of scratch in turn: a slow warp still reads one while a fast warp writes the other.
-        const float mean = sum_over_row(product, scratch[parity]) * scale / HIDDEN;
+        const float mean = sum_over_row(product, scratch[parity]) * scale * (1.0f / HIDDEN);
 #pragma unroll UNROLLED
         for (int d = 0; d < DEPTH; ++d) {
             const int pack = d * LANES + lane;

@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_
     for (int d = 0; d < DEPTH; ++d)
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) squares += stream[d].get(v) * stream[d].get(v);
-    const float scale = rsqrtf(sum_over_row(squares, scratch) / HIDDEN + eps);
+    const float scale = rsqrtf(sum_over_row(squares, scratch) * (1.0f / HIDDEN) + eps);
     if (present && lane == 0) rstd[row] = scale;
 
 #pragma unroll

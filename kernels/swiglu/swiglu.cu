@@ -8,7 +8,9 @@
 
 using Elements = Pack<ELEMENT, VECTOR>;
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+    return reciprocal<ELEMENT>(1.0f + exponential<ELEMENT>(-x));
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_forward(
     const ELEMENT* __restrict__ gate, const ELEMENT* __restrict__ up, ELEMENT* __restrict__ out, long long packs) {
