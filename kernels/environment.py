@@ -83,5 +83,5 @@ def clocks(device: torch.device) -> dict[str, object]:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
     except (subprocess.SubprocessError, OSError):
         return {}
-    values = [value.strip() for value in answer.strip().splitlines()[0].split(",")]
-    return dict(zip(_QUERY.split(","), values, strict=False))
+    line = next(iter(answer.strip().splitlines()), "")
+    return dict(zip(_QUERY.split(","), (value.strip() for value in line.split(",")), strict=False)) if line else {}
