@@ -17,6 +17,9 @@ from flopcast.simulator.operation import Array
 
 PUBLISHED_RUNS = Path(__file__).parent / "measurements" / "training_runs.csv"
 
+NUMBERS = ("measured_step_s", "predicted_step_s", "low_s", "high_s", "null_step_s", "error")
+COLUMNS = ["id", "source", "gpu", "framework", *NUMBERS, "assumed"]
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -34,12 +37,10 @@ class Accuracy:
 
     @property
     def overall(self) -> dict[str, float]:
-        """Every source counted alike."""
-        names = ("median", "mean", "p90", "null_median", "coverage")
-        return {name: float(self.sources[name].mean()) for name in names} | {
-            "rows": float(len(self.rows)),
-            "skipped": float(len(self.skipped)),
-        }
+        """Every source counted alike; numbers of rows alone where none could be forecast."""
+        numbers = {"rows": float(len(self.rows)), "skipped": float(len(self.skipped))}
+        names = () if self.rows.empty else ("median", "mean", "p90", "null_median", "coverage")
+        return {name: float(self.sources[name].mean()) for name in names} | numbers
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``flopcast accuracy --json`` prints."""
@@ -55,13 +56,16 @@ class Accuracy:
 def accuracy(path: Path = PUBLISHED_RUNS) -> Accuracy:
     """Forecast every row of a table of runs that can be expressed."""
     runs = read_runs(path)
-    kept = RunSet.of(runs)
-    rows = _rows(kept)
+    rows = _rows(RunSet.of(runs)) if any(not run.skipped for run in runs) else _no_rows()
     skipped = pd.DataFrame(
         [{"id": run.id, "source": run.source, "skipped": run.skipped} for run in runs if run.skipped],
         columns=["id", "source", "skipped"],
     )
     return Accuracy(rows, skipped, _by_source(rows, skipped), memory_accuracy(MemoryRows.of(runs)))
+
+
+def _no_rows() -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype="float64" if name in NUMBERS else "str") for name in COLUMNS})
 
 
 def _rows(kept: RunSet) -> pd.DataFrame:
@@ -80,7 +84,8 @@ def _rows(kept: RunSet) -> pd.DataFrame:
             "null_step_s": null_step_s(kept.runs),
             "error": predicted / kept.measured_s - 1,
             "assumed": ["; ".join(run.assumed) for run in kept.runs],
-        }
+        },
+        columns=COLUMNS,
     )
 
 

@@ -14,6 +14,14 @@ from flopcast.simulator.constants import Constants, entries
 
 def render(accuracy: Accuracy) -> Iterator[RenderableType]:
     """Errors by source beside the null model's, and what was skipped and why."""
+    if not accuracy.rows.empty:
+        yield from _render_errors(accuracy)
+    reasons = accuracy.skipped.groupby(["source", "skipped"]).size().rename("number").reset_index()
+    for skip in reasons.to_dict("records"):
+        yield Text(f"skipped {skip['number']} of {skip['source']}: {skip['skipped']}")
+
+
+def _render_errors(accuracy: Accuracy) -> Iterator[RenderableType]:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("source", no_wrap=True)
     headings = (
@@ -55,9 +63,6 @@ def render(accuracy: Accuracy) -> Iterator[RenderableType]:
             "Memory per GPU, predicted over measured. Counters: allocated, bytes of tensors; reserved, what PyTorch's "
             "allocator took for them; card, what nvidia-smi shows; unsaid, compared as card."
         )
-    reasons = accuracy.skipped.groupby(["source", "skipped"]).size().rename("number").reset_index()
-    for skip in reasons.to_dict("records"):
-        yield Text(f"skipped {skip['number']} of {skip['source']}: {skip['skipped']}")
 
 
 def render_constants(before: Constants, after: Constants) -> Table:

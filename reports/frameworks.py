@@ -14,10 +14,8 @@ class Framework:
     ``gradient_bits``: width of the reduction (None: PyTorch's, whose FSDP reduces in the type it computes in unless it
     is told otherwise, and DDP in the parameters' fp32). ``fused_kernels``: fused norms and rotary positions.
     ``jit_fused``: a compiler fuses activation and bias. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as
-    in :class:`Plan`. ``gathered_in_pipeline``: in a pipeline, sharded parameters are gathered once per step and
-    gradients reduced once. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the
-    software's defaults (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where
-    that differs in bf16.
+    in :class:`Plan`. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the software's defaults
+    (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where that differs in bf16.
     """
 
     overlap: bool = True
@@ -28,7 +26,6 @@ class Framework:
     overlap_tensor: bool = False
     overlap_update: bool = True
     sliced_update: bool = False
-    gathered_in_pipeline: bool = False
     sharding: str = "ddp"
     recompute: Recompute = "none"
     attention: AttentionKernel | None = None
@@ -111,11 +108,7 @@ FRAMEWORKS: dict[str, Framework] = {
         overlap_update=False, sliced_update=True, gradient_bits=32, attention="flash2", engine="nanotron"
     ),
     "lightning": Framework(gradient_bits=16, attention="flash1"),
-    # torchtitan leaves parameters gathered where there is a pipeline (reshard_after_forward_policy "default"), and
-    # torch.distributed.pipelining reduces after the last micro-batch.
-    "torchtitan": Framework(
-        fused_kernels=False, gathered_in_pipeline=True, gradient_bits=32, attention="flash2", engine="torchtitan"
-    ),
+    "torchtitan": Framework(fused_kernels=False, gradient_bits=32, attention="flash2", engine="torchtitan"),
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
+from flopcast.errors import InputError
 from flopcast.reports.memory_rows import MemoryRows
 from flopcast.reports.runs import Run, read_runs
 from flopcast.simulator import band
@@ -35,8 +36,11 @@ class RunSet:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "RunSet":
-        """The runs that are not skipped."""
+        """The runs that are not skipped; InputError where there is none."""
         kept = tuple(run for run in runs if not run.skipped)
+        if not kept:
+            reason = next((f": {run.id}: {run.skipped}" for run in runs), "")
+            raise InputError(f"none of the {len(runs)} runs can be forecast{reason}")
         return cls(kept, Batch.of([Case(*_parts(run)) for run in kept]))
 
     @property

@@ -10,6 +10,7 @@ import pandas as pd
 
 from flopcast.errors import InputError
 from flopcast.reports.frameworks import Framework, framework_of
+from flopcast.reports.run_words import attention_in, flag_in, number_in, precision_in, recompute_in, schedule_in
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import generic_cluster
@@ -17,7 +18,7 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import USUAL_ATTENTION
 from flopcast.simulator.forecast import check
 from flopcast.simulator.model import Model, count_parameters
-from flopcast.simulator.plan import CHOICES, Plan, Plans
+from flopcast.simulator.plan import Plan, Plans
 
 # Where a table does not say: GPT-2's vocabulary padded to a multiple of 128 for 8 ranks, as Megatron does.
 DEFAULT_VOCABULARY = 51200
@@ -26,8 +27,8 @@ USUAL_HEAD_DIM = 128
 ASSUMED_PASSES = 8
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
-# What tables call the attention kernels; an unversioned "flash" is the software's own version, or the second.
-ATTENTION_NAMES = {"sdpa": "flash2", "eager": "unfused", "none": "unfused", "xformers": "flash1"}
+# The memory of the card that a chip's bare name is taken for; the smaller one computes as fast.
+USUAL_MEMORY = {"a100": "80gb", "v100": "32gb"}
 GATED = ("swiglu", "geglu", "reglu")
 NEEDED = ("id", "source_key", "gpu", "n_gpus", "hidden", "seq_len", "measured_step_s")
 
@@ -77,13 +78,17 @@ class Row:
                 raise InputError(f"{column} is blank")
             return float(self._default(column, default))
         try:
-            return float(self.cells[column])
+            return number_in(self.cells[column])
         except ValueError:
             raise InputError(f"{column} is '{self.cells[column]}'; write a number") from None
 
     def whole(self, column: str, default: int | None = None) -> int:
         """The cell as a whole number."""
         return int(self.number(column, default))
+
+    def flag(self, column: str, default: bool) -> bool:
+        """Whether the cell says yes."""
+        return flag_in(self.cells[column]) if self.has(column) else bool(self._default(column, int(default)))
 
     def _default(self, column: str, default: Any) -> Any:
         if default != "":
@@ -151,7 +156,7 @@ def _model(row: Row) -> Model:
             rotary_share=1.0 if gated else 0.0,
         ),
         Mlp(row.whole("ffn_hidden", usual_width), gated=gated, bias=not gated),
-        parallel=bool(row.number("parallel_layers", 0)),
+        parallel=row.flag("parallel_layers", False),
         norm="rmsnorm" if gated else "layernorm",
         norm_bias=not gated,
     )
@@ -162,7 +167,7 @@ def _model(row: Row) -> Model:
         vocab_size=vocabulary,
         context=seq_len,
         layers=(block,) * _num_layers(row, block, hidden, vocabulary),
-        tied_embeddings=bool(row.whole("tied_embeddings", int(not gated))),
+        tied_embeddings=row.flag("tied_embeddings", not gated),
         positions="rotary" if gated else "learned",
         num_positions=seq_len,
         norm=block.norm,
@@ -184,18 +189,27 @@ def _num_layers(row: Row, block: TransformerBlock, hidden: int, vocabulary: int)
 
 def _cluster(run: Run, row: Row) -> Cluster:
     """Nodes of as many GPUs as the table says, or as NVLink joins where that is a rack (GB200 NVL72)."""
-    num_gpus = row.whole("n_gpus")
-    usual = generic_cluster(run.gpu).gpus_per_node
+    num_gpus, gpu = row.whole("n_gpus"), _gpu(run, row)
+    usual = generic_cluster(gpu).gpus_per_node
     stated = row.whole("gpus_per_node", min(usual, 8))
     joined = usual if usual > LARGEST_NODE else stated
     per_node = max(d for d in range(1, joined + 1) if num_gpus % d == 0) if num_gpus > joined else joined
     rate = row.number("node_gbit", 0.0) * per_node / stated if row.has("node_gbit") else 0.0
-    cluster = generic_cluster(run.gpu, per_node, rate * 1e9 / 8 if rate > 0 else None)
+    cluster = generic_cluster(gpu, per_node, rate * 1e9 / 8 if rate > 0 else None)
     if num_gpus > per_node and not rate:
         row.assumed.append(f"node_gbit {cluster.node_bytes_per_s * 8e-9:.0f}")
     wires = row.text("interconnect")
     fabric = next((name for name in ("roce", "efa", "ethernet", "slingshot") if name in wires), cluster.fabric)
     return replace(cluster, fabric=fabric)
+
+
+def _gpu(run: Run, row: Row) -> str:
+    chip = re.fullmatch(r"(?:nvidia|tesla)?[-_ ]*(a100|v100)([-_ ]?(?:sxm\d?|pcie))?", run.gpu.strip().lower())
+    if not chip:
+        return run.gpu
+    name = f"{chip[1]}-{USUAL_MEMORY[chip[1]]}{'-pcie' if (chip[2] or '').endswith('pcie') else ''}"
+    row.assumed.append(f"gpu {name}")
+    return name
 
 
 def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tuple[Plan, float]:
@@ -220,18 +234,18 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         cp=cp,
         pp=pp,
         virtual_pp=virtual,
-        schedule="interleaved" if virtual > 1 else "1f1b",
-        sequence_parallel=tp > 1 and bool(row.number("sequence_parallel", float(framework.overlap_tensor))),
+        schedule=_schedule(row, pp, virtual),
+        sequence_parallel=tp > 1 and row.flag("sequence_parallel", framework.overlap_tensor),
         overlap_tensor=framework.overlap_tensor and tp > 1,
         overlap_update=framework.overlap_update,
         sliced_update=framework.sliced_update,
         **_shards(row, sharding, framework, world, pp),
-        recompute=_choice(row, "recompute", framework.recompute, "selective"),
-        precision=_precision(row),
+        recompute=recompute_in(row.text("recompute", framework.recompute)),
+        precision=precision_in(row.text("precision", "bf16")),
         gradient_bits=framework.gradient_bits or (16 if _level(sharding) == 3 else 32),
         attention=_attention(row, framework, cluster),
         fused_kernels=framework.fused_kernels,
-        compiled=framework.jit_fused or bool(row.number("torch_compile", 0)),
+        compiled=framework.jit_fused or row.flag("torch_compile", False),
         prefetch=int(framework.overlap or _level(sharding) == 3),
         bucket_bytes=framework.bucket_bytes,
         state_bytes=0 if "cpu-offload" in row.text("framework") else 12,
@@ -268,15 +282,20 @@ def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int
 
 def _level(sharding: str) -> int:
     """ZeRO stage that a name stands for: 0 to 3."""
-    if "fsdp" in sharding or "hsdp" in sharding:
+    if sharding in ("full", "full_shard", "hybrid_shard") or "fsdp" in sharding or "hsdp" in sharding:
         return 3
-    stage = re.search(r"zero-?(\d)", sharding)
-    return min(int(stage[1]), 3) if stage else 0
+    stage = re.search(r"zero[-_ ]?(?:stage[-_ ]?)?(\d)", sharding)
+    distributed = "optimizer" in sharding and ("distributed" in sharding or "shard" in sharding)
+    return min(int(stage[1]), 3) if stage else 2 if sharding == "shard_grad_op" else int(distributed)
 
 
 def _shards(row: Row, sharding: str, framework: Framework, world: int, pp: int) -> dict[str, Any]:
     level = _level(framework.sharding if "megatron" in sharding else sharding)
-    if pp > 1 and framework.gathered_in_pipeline:
+    if pp > 1:
+        # No software gathers parameters or reduces gradients once per micro-batch of a pipeline: DeepSpeed refuses to
+        # (runtime/pipe/engine.py: "ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism"), PyTorch's pipelines
+        # reduce after the last one and torchtitan leaves parameters gathered (reshard_after_forward_policy "default"),
+        # as Llama 3's training (arXiv:2407.21783, section 3.3.2) and MegaScale (arXiv:2402.15627, section 3.2) do.
         level = min(level, 1)
     shard = row.whole("shard_group_size") if row.has("shard_group_size") else world
     if shard < 1 or world % shard:
@@ -285,23 +304,12 @@ def _shards(row: Row, sharding: str, framework: Framework, world: int, pp: int) 
     return {name: shard if level > index else 1 for index, name in enumerate(names)}
 
 
-def _precision(row: Row) -> Any:
-    name = row.text("precision", "bf16")
-    if "fp4" in name:
-        raise InputError(f"precision is '{name}'; 4-bit products are not forecast")
-    return "fp8" if "fp8" in name else "bf16"
-
-
-def _choice(row: Row, column: str, default: str, otherwise: str) -> Any:
-    name = row.text(column, default)
-    return name if name in CHOICES[column] else otherwise
+def _schedule(row: Row, pp: int, virtual: int) -> Any:
+    return schedule_in(row.text("schedule") if pp > 1 else "", virtual)
 
 
 def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
     usual = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     if usual == "cudnn":
         usual = "flash2"  # frameworks that do not say use the flash-attention package
-    name = row.text("attention", framework.attention or usual)
-    if name == "flash":
-        name = framework.attention or "flash2"
-    return ATTENTION_NAMES.get(name, name if name in CHOICES["attention"] else "flash2")
+    return attention_in(row.text("attention", framework.attention or usual), framework.attention or "flash2")

@@ -92,12 +92,16 @@ def card_of(device: str, memory_bytes: float) -> Gpu | None:
     """The catalogue's GPU for the name that a driver gives and the memory that it reports, None where it has none.
 
     A driver's name starts with the chip ("NVIDIA A100-SXM4-80GB"); of the catalogue's cards with that chip it is the
-    one whose memory is nearest, a PCIe card where the name says so.
+    one whose memory is nearest, a PCIe card where the name says so. A workstation's card is known by its whole name.
     """
     from flopcast.simulator.catalogue import gpu_names, load_gpu
+    from flopcast.simulator.specification.gpu import known_gpu
 
     words = device.removeprefix("NVIDIA ").lower()
     chip = words.split()[0].split("-")[0]
+    if chip in ("geforce", "rtx", "quadro"):
+        name = known_gpu(device)
+        return load_gpu(name) if name else None
     cards = [load_gpu(name) for name in gpu_names() if name.split("-")[0] == chip]
     if not cards:
         return None

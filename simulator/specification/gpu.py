@@ -1,5 +1,6 @@
 """A GPU's table, and the catalogue of GPUs: datasheet figures, dense, with the node that usually has them."""
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -83,16 +84,30 @@ def gpu_names() -> list[str]:
     return list(_tables())
 
 
+# What makers, programs and sellers write around a GPU's name ("NVIDIA A100-SXM4-80GB", "Tesla V100", "DGX H100").
+AROUND_A_NAME = {"nvidia", "amd", "instinct", "tesla", "geforce", "quadro", "dgx", "hgx", "tensor", "core", "gpu"}
+
+
+def _key(name: str) -> frozenset[str]:
+    """The words of a GPU's name, in whatever order and case they were written."""
+    words = re.split(r"[-_ ()]+", re.sub(r"\b(\d+)g\b", r"\1gb", re.sub(r"\bsxm\d\b", "sxm", name.lower())))
+    return frozenset(words) - AROUND_A_NAME - {""}
+
+
 @cache
-def _by_name() -> dict[str, str]:
+def _by_name() -> dict[frozenset[str], str]:
     tables = _tables()
-    return {alias: name for name, table in tables.items() for alias in (name, *table.get("aliases", ()))}
+    return {_key(alias): name for name, table in tables.items() for alias in (name, *table.get("aliases", ()))}
+
+
+def known_gpu(name: str) -> str | None:
+    """The catalogue's name of a GPU, its words in any order and case; None where it has none."""
+    return _by_name().get(_key(name))
 
 
 def catalogue_gpu(name: str) -> CatalogueGpu:
-    """The catalogue's entry of that name or alias, in any case; InputError offers the nearest names."""
-    known = _by_name()
-    key = known.get(name.strip().lower().replace("_", "-").replace(" ", "-"))
+    """The catalogue's entry of that name or alias; InputError offers the nearest."""
+    key = known_gpu(name)
     if key is None:
         raise InputError(f"unknown GPU '{name}'; {nearest(name, gpu_names())}")
     return check_table(CatalogueGpu, {"name": key, **_tables()[key]}, f"gpus.toml: {key}")
