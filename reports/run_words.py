@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from flopcast.errors import InputError
-from flopcast.simulator.plan import CHOICES
+from flopcast.simulator.plan import CHOICES, Precision, Recompute
 
 YES = ("yes", "y", "true", "t", "on", "enabled")
 NO = ("no", "n", "false", "f", "off", "none", "disabled")
@@ -36,11 +36,9 @@ def flag_in(cell: Any) -> bool:
         return text not in NO
 
 
-def recompute_in(text: str) -> str:
+def recompute_in(text: str) -> Recompute:
     """None, selective or full; a bare yes is full, as checkpointing is where nothing else is said."""
-    if text in CHOICES["recompute"]:
-        return text
-    if text in NO or text == "0":
+    if text in (*NO, "0"):
         return "none"
     whole = text in (*YES, "1") or any(word in text for word in ("full", "checkpoint", "block", "layer", "uniform"))
     return "full" if whole and "select" not in text else "selective"
@@ -54,7 +52,7 @@ def attention_in(text: str, unversioned: str) -> str:
     return ATTENTION_NAMES.get(text, text if text in CHOICES["attention"] else "flash2")
 
 
-def precision_in(text: str) -> str:
+def precision_in(text: str) -> Precision:
     """The width of matrix products: bf16 stands for every 16-bit type; InputError for those that are not forecast."""
     if "fp4" in text:
         raise InputError(f"precision is '{text}'; 4-bit products are not forecast")

@@ -19,7 +19,8 @@ class Gpu:
     """One GPU, by its datasheet (dense figures, never the sparse ones).
 
     ``tensor_flop_per_s`` is the 16-bit tensor-core peak, ``fp8_flop_per_s`` the 8-bit one (0: it has none).
-    ``power_w`` is the board's limit: two cards of one chip differ by it in what they sustain.
+    ``power_w`` is the board's limit: two cards of one chip differ by it in what they sustain. ``matmul_flop_per_s`` is
+    what large 16-bit products were measured to sustain (0: nobody did, and it is the architecture's share of the peak).
     """
 
     name: str
@@ -29,6 +30,7 @@ class Gpu:
     memory_bytes_per_s: float
     power_w: float
     fp8_flop_per_s: float = 0.0
+    matmul_flop_per_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
     )
     edge, depth = constants.gemm_half_rows, constants.gemm_half_depth
     loss = (1 + edge / work.m) * (1 + edge / work.n) * (1 + depth / work.k)
-    share = _gemm_share(hardware.architecture, constants) * _power_share(hardware, constants)
+    share = _gemm_share(hardware, constants)
     compute = work.flop * loss / (peak * share)
     return np.maximum(compute, work.moved_bytes / (hardware.memory_bytes_per_s * constants.memory_share))
 
@@ -119,9 +119,12 @@ def collective_seconds(work: Collective, hardware: Hardware, constants: Constant
     return np.asarray(alone / share, dtype=np.float64)
 
 
-def _gemm_share(architecture: NDArray[np.int64], constants: Constants) -> Array:
+def _gemm_share(hardware: Hardware, constants: Constants) -> Array:
+    """What the best large product sustains of the 16-bit peak: as measured on the card, else by its architecture."""
     shares = np.array([getattr(constants, f"gemm_share_{name}") for name in ARCHITECTURES])
-    return np.asarray(shares[architecture])
+    usual = shares[hardware.architecture] * _power_share(hardware, constants)
+    measured = hardware.matmul_flop_per_s / hardware.tensor_flop_per_s
+    return np.asarray(np.where(measured > 0, measured, usual))
 
 
 def _of_architecture(table: dict[str, float], hardware: Hardware) -> Array:

@@ -24,6 +24,7 @@ class Hardware:
     power_w: Array
     tensor_flop_per_s: Array
     fp8_flop_per_s: Array
+    matmul_flop_per_s: Array
     memory_bytes: Array
     memory_bytes_per_s: Array
     gpus_per_node: NDArray[np.int64]
@@ -57,6 +58,7 @@ class Hardware:
             column([c.gpu.power_w for c in clusters]),
             column([c.gpu.tensor_flop_per_s for c in clusters]),
             column([c.gpu.fp8_flop_per_s for c in clusters]),
+            column([c.gpu.matmul_flop_per_s for c in clusters]),
             column([c.gpu.memory_bytes for c in clusters]),
             column([c.gpu.memory_bytes_per_s for c in clusters]),
             gpus_per_node,

@@ -30,6 +30,7 @@ from flopcast.simulator.specification.document import (
 class GpuTable(Section):
     """``[gpu]``: one GPU by its datasheet; ``tensor`` and ``fp8`` are the dense 16-bit and 8-bit peaks.
 
+    ``matmul``: what large 16-bit products were measured to sustain, where that is known; else the architecture's share.
     ``architecture`` is one of those that the cost constants know, or "other".
     """
 
@@ -37,6 +38,7 @@ class GpuTable(Section):
     architecture: Annotated[str, one_of(ARCHITECTURES)] = Field(examples=['"hopper"'])
     tensor: Compute = Field(examples=['"312 TFLOP/s"'])
     fp8: Compute | None = None
+    matmul: Compute | None = None
     memory: Memory = Field(examples=['"80 GiB"'])
     memory_bandwidth: Bandwidth = Field(examples=['"2039 GB/s"'])
     power: Power = Field(examples=['"400 W"'])
@@ -51,6 +53,7 @@ class GpuTable(Section):
             memory_bytes_per_s=self.memory_bandwidth.value,
             power_w=self.power.value,
             fp8_flop_per_s=self.fp8.value if self.fp8 else 0.0,
+            matmul_flop_per_s=self.matmul.value if self.matmul else 0.0,
         )
 
 
