@@ -1,7 +1,6 @@
 """Seconds per operation: the one place where work meets hardware."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flopcast.collectives import COLLECTIVES
 from flopcast.collectives.group import ARCHITECTURES
