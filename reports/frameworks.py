@@ -15,7 +15,8 @@ class Framework:
     is told otherwise, and DDP in the parameters' fp32). ``fused_kernels``: fused norms and rotary positions.
     ``jit_fused``: a compiler fuses activation and bias. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as
     in :class:`Plan`. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the software's defaults
-    (None: the GPU's usual kernel). ``engine``: how it holds its tensors; ``bf16_engine``: where that differs in bf16.
+    (None: the GPU's usual kernel). ``spills``: what does not fit goes to the host's memory. ``engine``: how it holds
+    its tensors; ``bf16_engine``: where that differs in bf16.
     """
 
     overlap: bool = True
@@ -29,6 +30,7 @@ class Framework:
     sharding: str = "ddp"
     recompute: Recompute = "none"
     attention: AttentionKernel | None = None
+    spills: bool = False
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
 
@@ -40,7 +42,8 @@ class Framework:
 # Megatron-Core as NeMo's and Megatron-Bridge's performance recipes run it: distributed optimizer with bf16 gradient
 # reduction, both of its exchanges overlapped; sequence parallelism in chunks (ub_tp_comm_overlap); Transformer Engine's
 # fused norms and JIT-fused activations, and its cuDNN attention, which it prefers on Hopper (NeMo,
-# docs/source/features/memory_optimizations.rst).
+# docs/source/features/memory_optimizations.rst). The recipes of the largest steps keep activations of 5 to 40 layers on
+# the host (Megatron-Bridge, perf_recipes/llama, cpu_offloading_num_layers).
 _MEGATRON_CORE = Framework(
     bucket_bytes=512 * 2**20,
     gradient_bits=16,
@@ -48,6 +51,7 @@ _MEGATRON_CORE = Framework(
     overlap_tensor=True,
     sharding="zero1",
     attention="cudnn",
+    spills=True,
     engine="megatron",
 )
 
@@ -107,6 +111,18 @@ FRAMEWORKS: dict[str, Framework] = {
     "nanotron": Framework(
         overlap_update=False, sliced_update=True, gradient_bits=32, attention="flash2", engine="nanotron"
     ),
+    # Written in CUDA: activations and rotary positions are kernels of their own, attention is cuDNN's
+    # (llmc/cudnn_att.cpp, src/kernels/cudnn_att.cpp), gradients are reduced in their own 16 bits (llmc/zero.cuh).
+    "llm.c": Framework(gradient_bits=16, jit_fused=True, attention="cudnn", engine="llm.c"),
+    # The same with states, residuals and weights on the host where they do not fit (its README, --offload-residual).
+    **dict.fromkeys(
+        ("llm.q", "llmq"),
+        Framework(gradient_bits=16, jit_fused=True, attention="cudnn", spills=True, engine="llm.c"),
+    ),
+    # torch.compile unless it is told otherwise (train.py: compile = True).
+    "nanogpt": Framework(jit_fused=True),
+    # Compiles what it can with nvFuser and takes cuDNN's attention first (thunder/__init__.py, add_default_executor).
+    "thunder": Framework(jit_fused=True, attention="cudnn"),
     "lightning": Framework(gradient_bits=16, attention="flash1"),
     "torchtitan": Framework(fused_kernels=False, gradient_bits=32, attention="flash2", engine="torchtitan"),
 }

@@ -10,7 +10,7 @@ import pandas as pd
 
 from flopcast.errors import InputError
 from flopcast.reports.frameworks import Framework, framework_of
-from flopcast.reports.run_fit import made_to_fit
+from flopcast.reports.run_fit import INFERRED, made_to_fit
 from flopcast.reports.run_words import attention_in, flag_in, number_in, precision_in, recompute_in, schedule_in
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
@@ -119,8 +119,8 @@ def _fill(run: Run, row: Row, framework: Framework) -> None:
     model = _model(row)
     cluster = _cluster(run, row)
     plan, share = _plan(row, framework, model, cluster)
-    open_ = {name for name in ("sharding", "recompute") if not row.has(name)}
-    plan, said = made_to_fit(model, cluster, plan, open_ if framework.recompute == "none" else set())
+    blank = set() if framework.spills else {name for name in INFERRED if not row.has(name)}
+    plan, said = made_to_fit(model, cluster, plan, blank)
     row.assumed += said
     run.measured_step_s = _measured_step_s(row, plan, share)
     memory = row.number("measured_mem_GB", math.nan)

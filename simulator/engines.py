@@ -17,6 +17,7 @@ Engine = Literal[
     "deepspeed-bf16",
     "nanotron",
     "internevo",
+    "llm.c",
 ]
 
 
@@ -156,6 +157,16 @@ ENGINES: dict[Engine, Habits] = {
         loss_backward_bytes=14,
         norm_forward_bytes=12,
         norm_backward_bytes=28,
+        static_buffers=True,
+    ),
+    # llmc/fused_classifier.cuh reads 16-bit logits and writes their gradient in their place, in one kernel; residual
+    # sums are folded into norms (train_gpt2.cu, fused_residual_forward5). IST-DASLab's llm.q is built on both.
+    "llm.c": Habits(
+        loss_forward_bytes=4,
+        loss_backward_bytes=0,
+        jit_only=True,
+        folds_residual=True,
+        logit_bytes=2,
         static_buffers=True,
     ),
 }
