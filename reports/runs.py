@@ -6,32 +6,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from flopcast.errors import InputError
 from flopcast.reports.frameworks import Framework, framework_of
 from flopcast.reports.run_fit import INFERRED, made_to_fit
-from flopcast.reports.run_words import attention_in, flag_in, number_in, precision_in, recompute_in, schedule_in
+from flopcast.reports.run_model import model_of
+from flopcast.reports.run_row import Row
+from flopcast.reports.run_words import attention_in, precision_in, recompute_in, schedule_in
 from flopcast.reports.table_file import read_table
-from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import USUAL_ATTENTION
 from flopcast.simulator.forecast import check
-from flopcast.simulator.model import Model, count_parameters
+from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Plans
 
-# Where a table does not say: GPT-2's vocabulary padded to a multiple of 128 for 8 ranks, as Megatron does.
-DEFAULT_VOCABULARY = 51200
-USUAL_HEAD_DIM = 128
 # Passes of a step where a table states a rate and neither the passes nor the batch.
 ASSUMED_PASSES = 8
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
 # The memory of the card that a chip's bare name is taken for; the smaller one computes as fast.
 USUAL_MEMORY = {"a100": "80gb", "v100": "32gb"}
-GATED = ("swiglu", "geglu", "reglu")
-NEEDED = ("id", "source_key", "gpu", "n_gpus", "hidden", "seq_len", "measured_step_s")
+NEEDED = ("id", "source_key", "gpu", "n_gpus", "seq_len")
 
 
 @dataclass
@@ -56,47 +51,6 @@ class Run:
     skipped: str = ""
 
 
-class Row:
-    """One row of the table: cells by column, blanks filled by defaults that are remembered."""
-
-    def __init__(self, cells: dict[str, Any]) -> None:
-        self.cells = cells
-        self.assumed: list[str] = []
-
-    def has(self, column: str) -> bool:
-        """Whether the source states it."""
-        value = self.cells.get(column)
-        return value is not None and not pd.isna(value) and value != ""
-
-    def text(self, column: str, default: str = "") -> str:
-        """The cell in lower case, or the default."""
-        return str(self.cells[column]).strip().lower() if self.has(column) else self._default(column, default)
-
-    def number(self, column: str, default: float | None = None) -> float:
-        """The cell as a number; InputError names a blank one without default and one that is no number."""
-        if not self.has(column):
-            if default is None:
-                raise InputError(f"{column} is blank")
-            return float(self._default(column, default))
-        try:
-            return number_in(self.cells[column])
-        except ValueError:
-            raise InputError(f"{column} is '{self.cells[column]}'; write a number") from None
-
-    def whole(self, column: str, default: int | None = None) -> int:
-        """The cell as a whole number."""
-        return int(self.number(column, default))
-
-    def flag(self, column: str, default: bool) -> bool:
-        """Whether the cell says yes."""
-        return flag_in(self.cells[column]) if self.has(column) else bool(self._default(column, int(default)))
-
-    def _default(self, column: str, default: Any) -> Any:
-        if default != "":
-            self.assumed.append(f"{column} {default}")
-        return default
-
-
 def read_runs(path: Path) -> list[Run]:
     """Every row of a CSV with the columns of the published runs, in order; InputError for a file that is not one."""
     table = read_table(path, NEEDED, "reports/measurements/training_runs.md")
@@ -116,7 +70,7 @@ def express(cells: dict[Any, Any]) -> Run:
 
 
 def _fill(run: Run, row: Row, framework: Framework) -> None:
-    model = _model(row)
+    model = model_of(row)
     cluster = _cluster(run, row)
     plan, share = _plan(row, framework, model, cluster)
     blank = set() if framework.spills else {name for name in INFERRED if not row.has(name)}
@@ -140,55 +94,6 @@ def _measured_step_s(row: Row, plan: Plan, share: float) -> float:
     if not seconds > 0:
         raise InputError(f"{name} is {row.cells[name]}; it must be positive")
     return seconds
-
-
-def _model(row: Row) -> Model:
-    hidden = row.whole("hidden")
-    heads = row.whole("n_heads", max(hidden // USUAL_HEAD_DIM, 1))
-    kv_heads = row.whole("n_kv_heads", heads)
-    gated = row.text("mlp_type", "gelu") in GATED
-    # LLaMA's rule, 2/3 of 4 D in multiples of 256, or GPT's 4 D.
-    usual_width = -(-8 * hidden // (3 * 256)) * 256 if gated else 4 * hidden
-    block = TransformerBlock(
-        Attention(
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=row.whole("head_dim", hidden // heads) if row.has("head_dim") else hidden // heads,
-            qkv_bias=not gated,
-            output_bias=not gated,
-            fused_qkv=kv_heads == heads and not gated,
-            rotary_share=1.0 if gated else 0.0,
-        ),
-        Mlp(row.whole("ffn_hidden", usual_width), gated=gated, bias=not gated),
-        parallel=row.flag("parallel_layers", False),
-        norm="rmsnorm" if gated else "layernorm",
-        norm_bias=not gated,
-    )
-    seq_len, vocabulary = row.whole("seq_len"), row.whole("vocab", DEFAULT_VOCABULARY)
-    return Model(
-        name=str(row.cells.get("model_name", "")),
-        hidden=hidden,
-        vocab_size=vocabulary,
-        context=seq_len,
-        layers=(block,) * _num_layers(row, block, hidden, vocabulary),
-        tied_embeddings=row.flag("tied_embeddings", not gated),
-        positions="rotary" if gated else "learned",
-        num_positions=seq_len,
-        norm=block.norm,
-        norm_bias=block.norm_bias,
-    )
-
-
-def _num_layers(row: Row, block: TransformerBlock, hidden: int, vocabulary: int) -> int:
-    """The number of layers, or the one that makes the size in the model's name ("BLOOM-proto-205B")."""
-    if row.has("n_layers"):
-        return row.whole("n_layers")
-    size = re.search(r"([\d.]+)\s*([bm])\b", row.text("model_name"))
-    if not size:
-        raise InputError("n_layers is blank and the model's name has no size")
-    parameters = float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]]
-    number = max(round((parameters - vocabulary * hidden) / count_parameters(block, hidden)), 1)
-    return row.whole("n_layers", number)
 
 
 def _cluster(run: Run, row: Row) -> Cluster:
@@ -236,6 +141,7 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         grad_accum=accumulation,
         tp=tp,
         cp=cp,
+        ep=row.whole("ep", 1) if row.has("ep") else 1,
         pp=pp,
         virtual_pp=virtual,
         schedule=_schedule(row, pp, virtual),

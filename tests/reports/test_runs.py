@@ -103,7 +103,7 @@ def test_a_local_batch_in_a_pipeline_is_cut_into_micro_batches() -> None:
         ({"measured_step_s": None}, "measured_step_s is blank"),
         ({"measured_step_s": -1}, "must be positive"),
         ({"gpu": "H200-14GB"}, "H200"),
-        ({"hidden": None}, "hidden is blank"),
+        ({"hidden": None, "model_name": "unheard-of"}, "hidden is blank"),
         ({"n_gpus": "many"}, "n_gpus is 'many'"),
         ({"tp": 3}, "does not divide"),
         ({"tp": 64}, "does not divide"),
