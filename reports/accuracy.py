@@ -44,7 +44,7 @@ class Accuracy:
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``flopcast accuracy --json`` prints."""
-        rows = self.rows[["id", "source", "measured_step_s", "predicted_step_s", "low_s", "high_s"]]
+        rows = self.rows[["id", "source", "measured_step_s", "predicted_step_s", "low_s", "high_s", "assumed"]]
         return {
             "rows": [*rows.to_dict("records"), *self.skipped[["id", "source", "skipped"]].to_dict("records")],
             "sources": self.sources.reset_index(names="source").to_dict("records"),

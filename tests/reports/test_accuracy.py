@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flopcast import InputError
 from flopcast.reports.accuracy import Accuracy, accuracy
 from flopcast.reports.accuracy_table import render, render_constants
 from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
@@ -20,6 +21,19 @@ WORSE_BY_AT_MOST = 0.005
 @pytest.fixture(scope="module")
 def result() -> Accuracy:
     return accuracy()
+
+
+def test_a_table_of_which_nothing_can_be_forecast_says_why(tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    rows = ("a,x,gpt2,Abacus,8,1024,1", "b,x,no-model,H100,8,1024,1")
+    table.write_text("\n".join(["id,source_key,model_name,gpu,n_gpus,seq_len,measured_step_s", *rows]))
+    found = accuracy(table)
+    assert found.as_json()["overall"] == {"rows": 0.0, "skipped": 2.0}
+    assert found.as_json()["sources"] == []
+    assert ["unknown GPU 'Abacus'" in reason for reason in found.skipped["skipped"]] == [True, False]
+    assert all("skipped 1 of x" in str(part) for part in render(found))
+    with pytest.raises(InputError, match="none of the 2 runs can be forecast: a: unknown GPU"):
+        RunSet.of(read_runs(table))
 
 
 def test_no_source_got_worse(result: Accuracy) -> None:

@@ -52,6 +52,11 @@ def test_layers_from_the_models_name() -> None:
         ({"sharding": "zero1", "shard_group_size": 8}, (1, 1, 8)),
         ({"sharding": "ZeRO-2"}, (1, 64, 64)),
         ({"sharding": "fsdp_hybrid", "shard_group_size": 8}, (8, 8, 8)),
+        ({"sharding": "FULL_SHARD"}, (64, 64, 64)),
+        ({"sharding": "SHARD_GRAD_OP"}, (1, 64, 64)),
+        ({"sharding": "distributed optimizer"}, (1, 1, 64)),
+        # Nobody gathers or reduces once per micro-batch of a pipeline.
+        ({"sharding": "zero2", "pp": 4, "micro_batch": 1}, (1, 1, 16)),
         ({"sharding": "megatron", "framework": "NeMo 24.07 (Megatron-Core)"}, (1, 1, 64)),
         ({"sharding": "megatron", "framework": "Megatron-LM (2021)"}, (1, 1, 1)),
     ],

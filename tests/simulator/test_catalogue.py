@@ -133,13 +133,31 @@ def test_every_gpu_is_complete_and_plausible(name: str) -> None:
     assert 16 * 2**30 <= gpu.memory_bytes <= 300 * 2**30
     assert 0.3e12 <= gpu.memory_bytes_per_s <= 8e12
     assert 70 <= gpu.power_w <= 1400
+    assert gpu.matmul_flop_per_s == 0 or 0.4 < gpu.matmul_flop_per_s / gpu.tensor_flop_per_s < 1
     assert catalogue_gpu(name).source
     assert catalogue_gpu(name).node.source
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        *(("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("A100 40GB SXM4", "a100-40gb"), ("H100 80G SXM", "h100-80gb")),
+        *(("NVIDIA H100 80GB HBM3", "h100-80gb"), ("Tesla V100-SXM2-32GB", "v100-32gb"), ("DGX B200", "b200")),
+        *(("NVIDIA GeForce RTX 4090", "rtx-4090"), ("MI250X (GCD)", "mi250x"), ("GB300 NVL72", "gb300")),
+        *(
+            ("AMD Instinct MI355X", "mi355x"),
+            ("RTX PRO 6000 Blackwell", "rtx-pro-6000"),
+            ("V100 PCIe", "v100-32gb-pcie"),
+        ),
+    ],
+)
+def test_gpus_by_the_names_people_write(written: str, name: str) -> None:
+    assert catalogue_gpu(written).name == name
+
+
 def test_no_alias_names_two_gpus() -> None:
-    names = [alias for name in gpu_names() for alias in (name, *catalogue_gpu(name).aliases)]
-    assert len(names) == len(set(names))
+    names = [(alias, name) for name in gpu_names() for alias in (name, *catalogue_gpu(name).aliases)]
+    assert all(catalogue_gpu(alias).name == name for alias, name in names)
 
 
 @pytest.mark.parametrize("name", RUN_TABLE_GPUS)
