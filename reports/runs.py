@@ -11,6 +11,7 @@ from flopcast.reports.frameworks import Framework, framework_of
 from flopcast.reports.run_fit import INFERRED, made_to_fit
 from flopcast.reports.run_model import model_of
 from flopcast.reports.run_row import Row
+from flopcast.reports.run_shards import OFFLOADED, shards, zero_stage
 from flopcast.reports.run_words import attention_in, precision_in, recompute_in, schedule_in
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.catalogue import generic_cluster
@@ -133,6 +134,8 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
     batch = _sequences(row, dp)
     micro, accumulation = _passes(row, batch, dp, pp, virtual)
     sharding = row.text("sharding", "ddp")
+    if "megatron" in sharding and not zero_stage(sharding):
+        sharding = framework.sharding
     plan = Plan(
         strategy=sharding,
         num_gpus=num_gpus,
@@ -149,16 +152,16 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         overlap_tensor=framework.overlap_tensor and tp > 1,
         overlap_update=framework.overlap_update,
         sliced_update=framework.sliced_update,
-        **_shards(row, sharding, framework, world, pp),
+        **shards(row, sharding, world, pp, cluster.gpus_per_node // tp),
         recompute=recompute_in(row.text("recompute", framework.recompute)),
         precision=precision_in(row.text("precision", "bf16")),
-        gradient_bits=framework.gradient_bits or (16 if _level(sharding) == 3 else 32),
+        gradient_bits=framework.gradient_bits or (16 if zero_stage(sharding) == 3 else 32),
         attention=_attention(row, framework, cluster),
         fused_kernels=framework.fused_kernels,
         compiled=framework.jit_fused or row.flag("torch_compile", False),
-        prefetch=int(framework.overlap or _level(sharding) == 3),
+        prefetch=int(framework.overlap or zero_stage(sharding) == 3),
         bucket_bytes=framework.bucket_bytes,
-        state_bytes=0 if "cpu-offload" in row.text("framework") else 12,
+        state_bytes=0 if OFFLOADED.search(row.text("framework") + " " + row.text("sharding")) else 12,
         engine=framework.engine_in(str(row.cells.get("precision", ""))),
     )
     return plan, batch / (dp * micro * accumulation)
@@ -188,30 +191,6 @@ def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int
     if virtual > 1:
         accumulation = -(-accumulation // pp) * pp
     return micro, accumulation
-
-
-def _level(sharding: str) -> int:
-    """ZeRO stage that a name stands for: 0 to 3."""
-    if sharding in ("full", "full_shard", "hybrid_shard") or "fsdp" in sharding or "hsdp" in sharding:
-        return 3
-    stage = re.search(r"zero[-_ ]?(?:stage[-_ ]?)?(\d)", sharding)
-    distributed = "optimizer" in sharding and ("distributed" in sharding or "shard" in sharding)
-    return min(int(stage[1]), 3) if stage else 2 if sharding == "shard_grad_op" else int(distributed)
-
-
-def _shards(row: Row, sharding: str, framework: Framework, world: int, pp: int) -> dict[str, Any]:
-    level = _level(framework.sharding if "megatron" in sharding else sharding)
-    if pp > 1:
-        # No software gathers parameters or reduces gradients once per micro-batch of a pipeline: DeepSpeed refuses to
-        # (runtime/pipe/engine.py: "ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism"), PyTorch's pipelines
-        # reduce after the last one and torchtitan leaves parameters gathered (reshard_after_forward_policy "default"),
-        # as Llama 3's training (arXiv:2407.21783, section 3.3.2) and MegaScale (arXiv:2402.15627, section 3.2) do.
-        level = min(level, 1)
-    shard = row.whole("shard_group_size") if row.has("shard_group_size") else world
-    if shard < 1 or world % shard:
-        shard = world
-    names = ("optimizer_shard", "gradient_shard", "parameter_shard")
-    return {name: shard if level > index else 1 for index, name in enumerate(names)}
 
 
 def _schedule(row: Row, pp: int, virtual: int) -> Any:

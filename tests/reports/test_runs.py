@@ -53,6 +53,10 @@ def test_layers_from_the_models_name() -> None:
         ({"sharding": "ZeRO-2"}, (1, 64, 64)),
         ({"sharding": "fsdp_hybrid", "shard_group_size": 8}, (8, 8, 8)),
         ({"sharding": "FULL_SHARD"}, (64, 64, 64)),
+        ({"sharding": "HYBRID_SHARD"}, (8, 8, 8)),
+        ({"sharding": "MiCS", "shard_group_size": 16}, (16, 16, 16)),
+        ({"sharding": "ZeRO++"}, (8, 64, 64)),
+        ({"sharding": "Megatron-FSDP", "framework": "Megatron-Core"}, (64, 64, 64)),
         ({"sharding": "SHARD_GRAD_OP"}, (1, 64, 64)),
         ({"sharding": "distributed optimizer"}, (1, 1, 64)),
         # Nobody gathers or reduces once per micro-batch of a pipeline.
@@ -65,6 +69,18 @@ def test_shardings(cells: dict[str, Any], shards: tuple[int, int, int]) -> None:
     plan = changed(**cells).plan
     assert plan is not None
     assert (plan.parameter_shard, plan.gradient_shard, plan.optimizer_shard) == shards
+
+
+def test_an_unknown_sharding_is_said() -> None:
+    assert any("'sharded by hand' is not known" in words for words in changed(sharding="sharded by hand").assumed)
+    assert not any("not known" in words for words in changed(sharding="DDP").assumed)
+
+
+def test_an_optimizer_on_the_host() -> None:
+    for cells in ({"sharding": "ZeRO-2-Offload"}, {"framework": "DeepSpeed, CPU offload"}):
+        plan = changed(**cells).plan
+        assert plan is not None
+        assert plan.state_bytes == 0
 
 
 def test_a_pipeline_is_filled_with_single_sequences_where_a_table_does_not_say() -> None:
