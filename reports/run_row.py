@@ -7,6 +7,9 @@ import pandas as pd
 from flopcast.errors import InputError
 from flopcast.reports.run_words import flag_in, number_in
 
+# What stands in a cell of which the source says nothing.
+UNSAID = ("", "-", "–", "?", "n/a", "unknown", "unsaid", "not stated")
+
 
 class Row:
     """One row of the table: cells by column, blanks filled by defaults that are remembered."""
@@ -18,7 +21,7 @@ class Row:
     def has(self, column: str) -> bool:
         """Whether the source states it."""
         value = self.cells.get(column)
-        return value is not None and not pd.isna(value) and value != ""
+        return value is not None and not pd.isna(value) and str(value).strip().lower() not in UNSAID
 
     def text(self, column: str, default: str = "") -> str:
         """The cell in lower case, or the default."""
@@ -31,7 +34,9 @@ class Row:
                 raise InputError(f"{column} is blank")
             return float(self._default(column, default))
         try:
-            return number_in(self.cells[column])
+            # A measured cell may repeat its unit ("10,240 tokens/s").
+            cell = str(self.cells[column])
+            return number_in(cell.split()[0] if column.startswith("measured_") else cell)
         except ValueError:
             raise InputError(f"{column} is '{self.cells[column]}'; write a number") from None
 

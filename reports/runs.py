@@ -23,6 +23,11 @@ from flopcast.simulator.plan import Plan, Plans
 
 # Passes of a step where a table states a rate and neither the passes nor the batch.
 ASSUMED_PASSES = 8
+# Rates that tables state in place of a step's seconds: of each GPU, or of the whole job.
+RATES = (
+    *("measured_tokens_per_s_per_gpu", "measured_samples_per_s_per_gpu"),
+    *("measured_tokens_per_s", "measured_samples_per_s"),
+)
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
 # The memory of the card that a chip's bare name is taken for; the smaller one computes as fast.
@@ -78,23 +83,27 @@ def _fill(run: Run, row: Row, framework: Framework) -> None:
     plan, said = made_to_fit(model, cluster, plan, blank)
     row.assumed += said
     run.measured_step_s = _measured_step_s(row, plan, share)
-    memory = row.number("measured_mem_GB", math.nan)
-    run.measured_memory_bytes = None if math.isnan(memory) else memory * 2**30
+    run.measured_memory_bytes = row.number("measured_mem_GB") * 2**30 if row.has("measured_mem_GB") else None
     check(model, cluster, Plans.of([plan]), "causal")
     run.model, run.cluster, run.plan, run.share_of_step = model, cluster, plan, share
 
 
 def _measured_step_s(row: Row, plan: Plan, share: float) -> float:
-    """Seconds per step, or what the published rate makes of the step's tokens."""
-    if row.has("measured_step_s") or not row.has("measured_tokens_per_s_per_gpu"):
-        name, seconds = "measured_step_s", row.number("measured_step_s")
-    else:
-        name, rate = "measured_tokens_per_s_per_gpu", row.number("measured_tokens_per_s_per_gpu")
-        tokens = plan.global_batch_sequences * plan.seq_len * share
-        seconds = tokens / (rate * plan.num_gpus) if rate > 0 else rate
-    if not seconds > 0:
+    """Seconds per step, or what the published rate makes of the step's sequences."""
+    name = _rate(row) or "measured_step_s"
+    measured = row.number(name)
+    if not measured > 0:
         raise InputError(f"{name} is {row.cells[name]}; it must be positive")
-    return seconds
+    if name not in RATES:
+        return measured
+    sequences = plan.global_batch_sequences * share
+    each = plan.seq_len if "tokens" in name else 1
+    return sequences * each / (measured * (plan.num_gpus if name.endswith("per_gpu") else 1))
+
+
+def _rate(row: Row) -> str | None:
+    """The column of the rate that stands for the step's seconds, where these are blank."""
+    return None if row.has("measured_step_s") else next((name for name in RATES if row.has(name)), None)
 
 
 def _cluster(run: Run, row: Row) -> Cluster:
@@ -169,8 +178,7 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
 
 def _sequences(row: Row, dp: int) -> float:
     """Sequences of a step, or what micro-batch and passes make of them; a rate alone hardly depends on the passes."""
-    by_rate = row.has("measured_tokens_per_s_per_gpu") and not row.has("measured_step_s")
-    if row.has("global_batch_seqs") or not (by_rate or (row.has("micro_batch") and row.has("grad_accum"))):
+    if row.has("global_batch_seqs") or not (_rate(row) or (row.has("micro_batch") and row.has("grad_accum"))):
         return row.number("global_batch_seqs")
     passes = row.number("grad_accum", max(ASSUMED_PASSES, 4 * row.whole("pp", 1)))
     return row.number("global_batch_seqs", row.number("micro_batch", 1) * passes * dp)

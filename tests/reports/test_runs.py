@@ -38,6 +38,13 @@ def test_blanks_are_filled_and_said() -> None:
         assert words in said
 
 
+def test_words_for_nothing_are_blanks() -> None:
+    assert (
+        changed(recompute="unknown", node_gbit="-", vocab=" ").assumed
+        == changed(recompute=None, node_gbit=None, vocab=None).assumed
+    )
+
+
 def test_layers_from_the_models_name() -> None:
     run = changed(n_layers=None, model_name="llama 7B")
     assert run.model is not None
@@ -69,6 +76,21 @@ def test_shardings(cells: dict[str, Any], shards: tuple[int, int, int]) -> None:
     plan = changed(**cells).plan
     assert plan is not None
     assert (plan.parameter_shard, plan.gradient_shard, plan.optimizer_shard) == shards
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"measured_tokens_per_s_per_gpu": 4096 * 256 / 10 / 64},
+        {"measured_tokens_per_s": "104,857.6 tokens/s"},
+        {"measured_samples_per_s": "25.6 samples/s"},
+        {"measured_samples_per_s_per_gpu": 0.4},
+    ],
+)
+def test_rates_in_place_of_seconds(cells: dict[str, Any]) -> None:
+    assert RUN["seq_len"] == 4096
+    assert RUN["global_batch_seqs"] == 256
+    assert changed(measured_step_s=None, **cells).measured_step_s == pytest.approx(10.0)
 
 
 def test_an_unknown_sharding_is_said() -> None:
