@@ -20,7 +20,7 @@ GATED = ("swiglu", "geglu", "reglu", "silu")
 EXPERTS = ("num_experts", "n_experts")
 PER_TOKEN = ("experts_per_token", "top_k", "moe_top_k")
 # "Mixtral-8x7B", "Qwen3-30B-A3B", "DeepSeek-V3": their names say that experts work on a token by turns.
-MIXTURE = re.compile(r"\d+x\d+(\.\d+)?b|\d+b[-_]?a\d|moe|mixtral|deepseek[-_ ]?v[23]|gpt[-_ ]?oss")
+MIXTURE = re.compile(r"\d+x\d+(\.\d+)?b|\d+b[-_]?a\d+(\.\d+)?b|moe|mixtral|deepseek[-_ ]?v[23]|gpt[-_ ]?oss")
 SIZE = re.compile(r"([\d.]+)\s*([bm])\b")
 # What publishers add to a model's name.
 AROUND_A_NAME = re.compile(r"^[\w-]+/|(?<![^/])meta[-_ ]|[-_ ](hf|base|chat|instruct|it)$")

@@ -36,3 +36,4 @@ def test_a_mixture_by_its_name_alone_is_not_taken_for_a_dense_model() -> None:
     assert known.model is not None
     assert known.model.num_parameters == load_model("mixtral-8x7b").num_parameters
     assert "num_experts is blank" in changed(model_name="Unheard-of-8x3B").skipped
+    assert not changed(model_name="llama-7b-A100").skipped
