@@ -160,11 +160,13 @@ ENGINES: dict[Engine, Habits] = {
         static_buffers=True,
     ),
     # llmc/fused_classifier.cuh reads 16-bit logits and writes their gradient in their place, in one kernel; residual
-    # sums are folded into norms (train_gpt2.cu, fused_residual_forward5). IST-DASLab's llm.q is built on both.
+    # sums are folded into norms (train_gpt2.cu, fused_residual_forward5); matmul_backward adds to the gradients.
+    # IST-DASLab's llm.q is built on all three.
     "llm.c": Habits(
         loss_forward_bytes=4,
         loss_backward_bytes=0,
         jit_only=True,
+        accumulates_in_products=True,
         folds_residual=True,
         logit_bytes=2,
         static_buffers=True,
