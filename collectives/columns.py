@@ -64,6 +64,9 @@ _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*(.*)", re.IGN
 _YES = {"yes": 1.0, "true": 1.0, "in-place": 1.0, "in_place": 1.0, "no": 0.0, "false": 0.0, "out-of-place": 0.0}
 # What a node is taken to hold where a table does not say: boards of four superchips, racks of 72, else eight.
 _GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
+# Boards of four superchips share the NVLink switches of their rack, which hold up to 72 GPUs (GB200 NVL72 datasheet).
+_RACK_BOARD = re.compile(r"GB[23]00")
+_BOARD_GPUS, _RACK_GPUS = 4.0, 72.0
 _ESSENTIAL = ("gpu", "collective")
 
 
@@ -99,6 +102,7 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
     found["collective"] = np.array([collective_name(word) for word in found["collective"]], dtype=np.str_)
     found["in_place"] = np.where(found["in_place"] == 1, 1.0, 0.0)
     _fill_ranks(found)
+    _join_racks(found)
     _fill_times(found)
     machine = zip(found["gpu"], found["n_nodes"], found["gpus_per_node"], found["fabric"], strict=True)
     unnamed = [" ".join((gpu, f"{nodes:g} x {gpus:g}", fabric)).strip() for gpu, nodes, gpus, fabric in machine]
@@ -126,6 +130,20 @@ def _fill_ranks(found: Columns) -> None:
     nodes = np.where(nodes >= 1, nodes, np.where(ranks >= 1, from_ranks, assumed))
     found["n_nodes"] = nodes
     found["gpus_per_node"] = np.where(known, gpus, np.where(ranks >= 1, np.ceil(ranks / nodes), usual))
+
+
+def _join_racks(found: Columns) -> None:
+    """Boards of one rack as one node, with the NICs of all of them, unless the notes switch NVLink between them off."""
+    gpus, nodes = found["gpus_per_node"], found["n_nodes"]
+    board = np.array([bool(_RACK_BOARD.search(name.upper())) for name in found["gpu"]], dtype=np.bool_)
+    off = np.char.find(found["notes"], "NCCL_MNNVL_ENABLE=0") >= 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        racks = np.ceil(gpus * nodes / _RACK_GPUS)
+        boards = nodes / racks
+    joined = board & ~off & (gpus == _BOARD_GPUS) & (nodes > 1) & (boards == np.floor(boards))
+    found["n_nodes"] = np.where(joined, racks, nodes)
+    for name in ("gpus_per_node", "nics_per_node"):
+        found[name] = np.where(joined, found[name] * boards, found[name])
 
 
 def _fill_times(found: Columns) -> None:

@@ -77,8 +77,8 @@ class Fabric:
 
     ``architecture`` is a code of ``ARCHITECTURES``, ``fabric`` one of ``FABRICS``. ``nvlink_bytes_per_s`` is one
     way per GPU by the datasheet (A100 300e9, H100 450e9, B200 900e9); for a node without NVLink give its PCIe
-    rate and the architecture "other". ``nic_bytes_per_s`` is the line rate of one NIC, one way (400 Gbit/s is
-    50e9). A machine of one node needs no NIC.
+    rate (32e9 for generation 4 x16) and the architecture "other". ``nic_bytes_per_s`` is the line rate of one NIC,
+    one way (400 Gbit/s is 50e9). A machine of one node needs no NIC.
 
     The ``_scale`` fields are this machine's corrections of the global constants, 1 until a calibration sets them:
     ``launch_scale`` the time to launch, ``hop_scale`` what its fabric adds per node crossing, ``nvlink_scale``

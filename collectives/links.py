@@ -29,7 +29,8 @@ class Links:
     from its NICs when all the node's ranks send, ``own_rate`` when only one rank of each group does; ``hops`` is
     log2 of the nodes, ``launch_s`` the time to start a kernel, ``base_s`` the fixed cost of LL128 and Simple,
     ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run,
-    ``ll128_share`` what its copying through registers reaches of ``bus``.
+    ``ll128_share`` what its copying through registers reaches of ``bus``, ``tree_share`` what a tree does;
+    ``pcie`` whether the GPUs of a node are joined by PCIe alone.
     """
 
     ranks: Floats
@@ -48,6 +49,8 @@ class Links:
     crossing_s: Floats
     ll128: NDArray[np.bool_]
     ll128_share: Floats
+    tree_share: Floats
+    pcie: NDArray[np.bool_]
 
 
 def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
@@ -65,19 +68,22 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     # A rank drives its own NICs only: one, or several where the node has more NICs than GPUs.
     own = np.maximum(nics / np.asarray(fabric.gpus_per_node), np.minimum(nics, 1.0))
     usable = np.minimum(nics / np.asarray(group.groups_per_node), own * per_node)
-    node_rate = np.where(multi, usable * nic, 1.0)
+    slot = nccl.SLOT_BYTES_PER_S[architecture]
+    node_rate = np.where(multi, np.minimum(usable * nic, slot * per_node), 1.0)
     channels = nccl.NODE_CHANNELS * np.maximum(
         1.0, nccl.CHANNEL_BYTES_PER_S / np.maximum(np.asarray(fabric.nic_bytes_per_s), 1.0)
     )
-    channel_rate = np.where(multi, np.minimum(usable, channels) * nic, 1.0)
+    channel_rate = np.where(multi, np.minimum(np.minimum(usable, channels) * nic, slot * per_node), 1.0)
     # All the ranks of a node may send at once, and so may the ranks of the other groups.
     speaking = np.asarray(group.groups_per_node) * per_node
-    nic_rate = np.where(multi, np.minimum(own, nics / speaking) * nic, 1.0)
-    own_rate = np.where(multi, np.minimum(own, nics / np.asarray(group.groups_per_node)) * nic, 1.0)
+    nic_rate = np.where(multi, np.minimum(np.minimum(own, nics / speaking) * nic, slot), 1.0)
+    alone = np.minimum(own, nics / np.asarray(group.groups_per_node)) * nic
+    own_rate = np.where(multi, np.minimum(alone, slot), 1.0)
 
     # A ring with one rank per node touches no NVLink.
     inside = np.where(per_node > 1, bus, np.inf)
     ring_bus = np.where(multi, np.minimum(inside, channel_rate), bus)
+    pcie = np.asarray(fabric.nvlink_bytes_per_s) <= nccl.SLOWEST_NVLINK_BYTES_PER_S
     base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
     return Links(
         ranks=ranks,
@@ -94,8 +100,11 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         launch_s=np.asarray(constants.launch_s * fabric.launch_scale),
         base_s=np.asarray(base),
         crossing_s=np.asarray(crossing * fabric.hop_scale),
-        ll128=ordered | ~multi,
+        # NCCL runs LL128 by default where NVLink joins the node's GPUs (tuning.cc, "Enable LL128 by default").
+        ll128=np.asarray((ordered | ~multi) & (~pcie | (per_node == 1))),
         ll128_share=np.where(_is_hopper(architecture), constants.ll128_share_hopper, constants.ll128_share),
+        tree_share=nccl.TREE_SHARE[architecture],
+        pcie=np.asarray(pcie),
     )
 
 

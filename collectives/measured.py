@@ -64,13 +64,14 @@ def read(columns: Mapping[str, NDArray[Any]]) -> Table:
     gpus, nodes = found["gpus_per_node"].astype(np.int64), num_nodes.astype(np.int64)
     # Where only the NIC rate is known: one NIC per GPU, as in the reference designs of eight-GPU nodes.
     nics_per_node = np.where(nics >= 1, nics, gpus).astype(np.int64)
-    named = list(zip(found["gpu"], found["interconnect"], strict=True))
-    machines = {pair: gpu(*pair) for pair in set(named)}
-    rows = [machines[pair] for pair in named]
-    switched = (gpus >= 8) | (np.char.find(np.char.upper(found["interconnect"]), "NVSWITCH") >= 0)
+    named = list(zip(found["gpu"], found["interconnect"], (int(count) for count in gpus), strict=True))
+    machines = {each: gpu(*each) for each in set(named)}
+    rows = [machines[each] for each in named]
+    # Boards of four join their GPUs by NVLinks between each two; a larger one has a switch.
+    switched = (gpus > 4) | (np.char.find(np.char.upper(found["interconnect"]), "NVSWITCH") >= 0)
     fabric = Fabric(
         architecture=np.array([row.architecture for row in rows], dtype=np.int64),
-        nvlink_bytes_per_s=np.array([row.nvlink_bytes_per_s for row in rows]),
+        nvlink_bytes_per_s=np.array([row.rate(int(count)) for row, count in zip(rows, gpus, strict=True)]),
         nvswitch=switched & (np.char.find(found["notes"], "NCCL_NVLS_ENABLE=0") < 0),
         nics_per_node=np.where(multi, nics_per_node, 0),
         nic_bytes_per_s=np.where(multi & (nic > 0), nic, np.where(multi, 1.0, 0.0)),

@@ -26,8 +26,14 @@ LINK_SHARE = np.array([0.8, 0.8, 0.824, 0.802, 0.8])
 # LL carries 4 of every 8 bytes, LL128 120 of every 128; NCCL counts 0.5 and 0.92 of the bus for them.
 LL_PAYLOAD = 0.5
 LL128_PAYLOAD = 0.92
-# A tree's bus over the ring's: 0.92, and 0.85 for the plain tree pattern.
-TREE_SHARE = 0.92 * 0.85
+# A tree's bus over the ring's: 0.92, and 0.85 of it for the plain tree pattern. The search begins with balanced trees
+# and tries plain ones from Hopper on only (search.cc, "Try a simpler tree"). Order of ARCHITECTURES.
+TREE_SHARE = 0.92 * np.array([1.0, 1.0, 0.85, 0.85, 1.0])
+# What a GPU's own PCIe slot carries, as NCCL counts it (topo.h: 12 GB/s for generation 3 x16): a rank's network traffic
+# passes it, however many NICs its node has. B300 boards have generation 6. Order of ARCHITECTURES.
+SLOT_BYTES_PER_S = np.array([12e9, 24e9, 48e9, 96e9, np.inf])
+# No NVLink is as slow as PCIe 5.0 x16 but the bridges of pairs: a slower link inside a node is the slot itself.
+SLOWEST_NVLINK_BYTES_PER_S = 64e9
 
 # The search builds 8 channels at a NIC's full rate of 50 GB/s (doubled at half of it for slower NICs): a ring or a
 # tree across nodes uses no more NICs than that, however many the node has.

@@ -157,3 +157,44 @@ def test_pipeline_limits() -> None:
     assert float(overlapped(np.array(1e-9), np.array(1.0))) == pytest.approx(1.0)
     assert float(fill(np.array(1e-9), np.array(1.0), 2.0, 3.0)) == pytest.approx(2e-9)
     assert float(fill(np.array(1e9), np.array(1.0), 2.0, 3.0)) == pytest.approx(3.0)
+
+
+CARDS = Fabric(architecture_code("other"), 64e9, False, 8, 50e9, fabric_code("roce"), 8)
+
+
+def test_cards_without_nvlink_run_at_their_slot() -> None:
+    """PCIe 5.0 x16, 64 GB/s one way, of which NCCL counts on about 0.8: 2 (n-1)/n S over it for a large all-reduce."""
+    found = COLLECTIVES["all_reduce"].cost(8 * GIB, Group(16, 8), CARDS)
+    assert float(found.time_s) == pytest.approx(2 * 15 / 16 * 8 * GIB / (0.8 * 64e9 * DEFAULT.ring_share), rel=0.01)
+
+
+def test_one_slot_carries_what_a_card_sends_to_peers_and_to_nics() -> None:
+    slot = 0.8 * 64e9 * DEFAULT.ring_share * DEFAULT.copy_share
+    found = COLLECTIVES["all_to_all"].cost(8 * GIB, Group(16, 8), CARDS)
+    assert float(found.time_s) == pytest.approx(15 / 16 * 8 * GIB / slot, rel=0.01)
+    # NVLink and NIC send side by side: the slower one counts.
+    switched = COLLECTIVES["all_to_all"].cost(8 * GIB, Group(16, 8), H100)
+    own = 50e9 * DEFAULT.nic_share_infiniband * DEFAULT.point_to_point_share
+    assert float(switched.time_s) == pytest.approx(8 / 16 * 8 * GIB / own, rel=0.01)
+
+
+def test_cards_without_nvlink_run_no_ll128() -> None:
+    size = np.geomspace(1e3, 1e9, 40)
+    assert LL128 not in COLLECTIVES["all_reduce"].cost(size, Group(8, 8), CARDS).protocol
+    assert LL128 in COLLECTIVES["all_reduce"].cost(size, Group(8, 8), A100).protocol
+
+
+@pytest.mark.parametrize("name", ["all_reduce", "all_gather", "point_to_point"])
+def test_a_rank_sends_what_its_slot_carries_however_many_nics(name: str) -> None:
+    """topo.h: 48 GB/s for PCIe 5.0 x16. Four NICs of 50 GB/s beside one GPU send no more than that together."""
+    one = replace(H100, nics_per_node=4, gpus_per_node=1)
+    found = COLLECTIVES[name].cost(8 * GIB, Group(2, 1), one)
+    assert 0.75 * 48e9 < 4 * float(found.wire_bytes_per_s_per_nic) <= 48e9
+
+
+def test_ampere_has_balanced_trees() -> None:
+    """tuning.cc takes 0.92 of the bus, and 0.85 of that for a plain tree, which search.cc tries from Hopper on."""
+    wide = [replace(fabric, nics_per_node=64, nic_bytes_per_s=100e9) for fabric in (A100, H100)]
+    on = [links(Group(16, 8), fabric, DEFAULT) for fabric in wide]
+    rates = [2 * 64 * GIB / latency(tree(np.array(64 * GIB), each, DEFAULT), SIMPLE) / float(each.bus) for each in on]
+    assert rates == pytest.approx([0.92, 0.92 * 0.85], rel=5e-3)

@@ -120,9 +120,54 @@ def test_what_a_node_is_joined_by() -> None:
 
     assert rate(interconnect="NVLink4/NVSwitch") == rate(gpu="H100")
     assert rate(interconnect="900 GB/s")[0] == 450e9
-    assert rate(interconnect="IB NDR 4 NIC (~24 GB/s each)")[0] == rate()[0] == 24e9
-    assert rate(gpu="H100", interconnect="PCIe")[0] == rate(gpu="H100", interconnect="PCIe Gen5 x16")[0] == 48e9
+    assert rate(interconnect="IB NDR 4 NIC (~24 GB/s each)")[0] == rate()[0] == 32e9
+    assert rate(gpu="H100", interconnect="PCIe")[0] == rate(gpu="H100", interconnect="PCIe Gen5 x16")[0] == 64e9
     assert rate(gpu="H100", interconnect="RoCE, PCIe Gen5 NICs")[0] == 450e9
+
+
+def test_a_bridge_counts_for_a_pair_of_cards_only() -> None:
+    """NVIDIA A40 datasheet: PCIe 4.0 x16, and a bridge of 112.5 GB/s that joins two."""
+    common = {"gpu": "A40", "interconnect": "NVLink bridge 112.5 GB/s", "collective": "all_reduce", "bytes": 1e9}
+    rates = [read(table(**common, gpus_per_node=gpus)).fabric.nvlink_bytes_per_s[0] for gpus in (2, 4)]
+    assert rates == [56.25e9, 32e9]
+
+
+@pytest.mark.parametrize(("gpus", "rate"), [(2, 64e9), (4, 3 * 64e9), (8, 448e9)])
+def test_a_mesh_has_one_link_to_each_peer(gpus: int, rate: float) -> None:
+    """AMD MI300X datasheet: every GPU has a link of 64 GB/s one way to each of the other seven."""
+    row = table(gpu="MI300X", collective="all_reduce", bytes=1e9, gpus_per_node=gpus, n_nodes=1)
+    assert read(row).fabric.nvlink_bytes_per_s[0] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "notes", "joined"),
+    [
+        (16, "", (64, 1, 64)),
+        (18, "", (72, 1, 72)),
+        (32, "", (64, 2, 64)),
+        (16, "NCCL_MNNVL_ENABLE=0", (4, 16, 4)),
+        (1, "", (4, 1, 4)),
+        (19, "", (4, 19, 4)),  # cannot be two equal racks
+    ],
+)
+def test_boards_of_a_rack_are_one_node(nodes: int, notes: str, joined: tuple[int, int, int]) -> None:
+    """GB200 NVL72 datasheet: NVLink switches join 18 boards of four; one NIC per GPU here."""
+    row = table(gpu="GB200", collective="all_reduce", bytes=1e9, gpus_per_node=4, n_nodes=nodes, nics=4, notes=notes)
+    found = tidy(row)
+    assert (found["gpus_per_node"][0], found["n_nodes"][0], found["nics_per_node"][0]) == joined
+    if joined[1] == 1:
+        assert forecast_rows(row)[1][0] == ""  # one node needs no NIC rate
+
+
+def test_more_than_four_gpus_have_a_switch() -> None:
+    """NVIDIA HGX boards: NVLinks join four Hoppers to each other, NVSwitches eight, of which a job may take six."""
+    row = {"gpu": "H200", "collective": "all_reduce", "bytes": 8.0 * 2**30, "n_nodes": 1}
+    for gpus, gain in ((4, False), (6, True)):
+        default, off = (
+            float(forecast_rows(table(**row, gpus_per_node=gpus, notes=notes))[0][0])
+            for notes in ("", "NCCL_NVLS_ENABLE=0")
+        )
+        assert (default < 0.9 * off) == gain
 
 
 def test_what_no_table_can_do_without() -> None:
