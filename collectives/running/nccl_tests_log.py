@@ -1,8 +1,10 @@
 """Reads nccl-tests' own logs, its text output and its ``-J`` JSON, so that a site's old runs feed the calibration.
 
 Formats: NVIDIA/nccl-tests 2.19.6, src/util.cu (``writeBenchmarkLinePreamble``, ``writeBenchmarkLineBody``, JSON file
-version 3), and the older text tables without ``root`` or with ``error`` instead of ``#wrong``. The columns of the
-text are taken from its own header. What this benchmark prints is read back too.
+version 3), and the older text tables without ``root`` or with ``error`` instead of ``#wrong``, those of 2019 in
+milliseconds, and rccl-tests'. The columns of the text are taken from its own header; out of place may stand alone.
+What launchers put before every line (mpirun --tag-output, srun --label, Kubernetes' and Ray's) is taken off. What this
+benchmark prints is read back too.
 """
 
 import json
@@ -32,16 +34,25 @@ _OWN = ("quantised_all_gather", "torus_all_reduce")
 _DEVICE = re.compile(r"#\s+Rank\s+(\d+)\s+(?:Group\s+\d+\s+)?(?:Pid\s+\d+\s+)?on\s+(\S+)\s+(.*)")
 _OLD_DEVICE = re.compile(r"device\s+\d+\s+\[[^\]]*\]\s*")
 _STARTING = re.compile(r"#\s*Collective test starting:\s*(\S+)")
-_CONCLUDED = re.compile(r"#\s*(Avg bus bandwidth|Collective test concluded)")
-_LIBRARY = re.compile(r"nccl-library=(\d+)")
+_CONCLUDED = re.compile(r"[#\s]*(Out of bounds values|Avg bus bandwidth|Collective test concluded)")
+_LIBRARY = re.compile(r"[nr]ccl-library=(\d+)")
+_ANNOUNCED = re.compile(r"[NR]CCL version\s*:?\s*(\d+\.\d+\.\d+)")
+# "[1,0]<stdout>:" may stand inside a line too, where the output of a rank came in pieces.
+_TAG = re.compile(r"\[\d+(?:,\d+)?\](?:<std(?:out|err)>:?)?(?=\s|$|#)")
+_LABEL = re.compile(r"\s*(?:\d+:\s|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s|\([^()]*\bpid=\d+[^()]*\)\s)")
 _NAMES = ("size", "count", "type", "redop", "root")
+# The table of 2019, whose times are milliseconds.
+_FIRST_NAMES = {"bytes": "size", "N": "count", "op": "redop", "res": "#wrong"}
 _WRONG = ("#wrong", "error")
 _PER_PLACE = ("time", "algbw", "busbw", "wrong")
 
 
 @dataclass(frozen=True)
 class Log:
-    """Rows of one log and what it says of its machine: hosts and devices in rank order, the NCCL version or ""."""
+    """Rows of one log and what it says of its machine: hosts and devices in rank order, the NCCL version or "".
+
+    Ranks that the log leaves out of its list sit with the rank before them.
+    """
 
     rows: tuple[Row, ...]
     hosts: tuple[str, ...]
@@ -87,25 +98,32 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
     hosts: dict[int, tuple[str, str]] = {}
     heading: list[str] = []
     collective, version = COLLECTIVES.get(named or "", named), ""
-    number, concluded = 0, False
-    for number, line in enumerate(text.splitlines(), start=1):
+    number, concluded, listing, unit_s = 0, False, False, 1e-6
+    for number, written in enumerate(text.splitlines(), start=1):
         where = f"{path}: line {number}"
+        line = _bare(written)
         words = line.split()
+        names = words[1:] if words[:1] == ["#"] else words
         if device := _DEVICE.match(line):
-            hosts[int(device.group(1))] = (device.group(2), _OLD_DEVICE.sub("", device.group(3)).strip())
+            if not listing:
+                hosts, listing = {}, True
+            _enter(hosts, int(device.group(1)), device.group(2), device.group(3), where)
         elif starting := _STARTING.match(line):
             collective = _collective(starting.group(1), where, named)
         elif library := _LIBRARY.search(line):
             version = _version(int(library.group(1)))
-        elif words[:1] == ["#"] and words[1:3] == ["size", "count"]:
-            heading, concluded = _places(words[1:], where), False
+        elif announced := _ANNOUNCED.match(line):
+            version = version or announced.group(1)
+        elif names[:2] in (["size", "count"], ["bytes", "N"]):
+            unit_s = 1e-3 if names[0] == "bytes" else 1e-6
+            heading, concluded = _places(names, where), False
         elif _CONCLUDED.match(line):
             concluded = True
         elif words and words[0].isdecimal() and heading:
             if collective is None:
                 raise InputError(f"{where}: the log does not say which collective this is; name it, such as all_reduce")
-            rows += _row(words, heading, collective, where)
-            concluded = False
+            rows += _row(words, heading, collective, unit_s, where)
+            concluded = listing = False
     if not heading:
         raise InputError(
             f"{path}: line {number}: the file ends without a line '# size count type redop ...'; "
@@ -118,14 +136,36 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
             f"{path}: line {number}: the file is cut off; expected more rows or '# Avg bus bandwidth', "
             "rerun the benchmark or close the file with that line"
         )
-    ordered = [hosts[rank] for rank in sorted(hosts)]
+    ordered = (
+        [hosts[max(known for known in hosts if known <= rank)] for rank in range(min(hosts), max(hosts) + 1)]
+        if (hosts)
+        else []
+    )
     return Log(tuple(rows), tuple(h for h, _ in ordered), tuple(d for _, d in ordered), version)
 
 
+def _bare(line: str) -> str:
+    """The line without what a launcher wrote before or into it."""
+    line = _TAG.sub("", line)
+    while label := _LABEL.match(line):
+        line = line[label.end() :]
+    return line.lstrip() if line.lstrip().startswith("#") else line
+
+
+def _enter(hosts: dict[int, tuple[str, str]], rank: int, host: str, device: str, where: str) -> None:
+    """Note where a rank sits; refuse one that two hosts claim."""
+    if rank in hosts and hosts[rank][0] != host:
+        raise InputError(
+            f"{where}: rank {rank} is on {host} and on {hosts[rank][0]}; expected one run, these are several side by "
+            "side: build nccl-tests with MPI=1"
+        )
+    hosts[rank] = (host, _OLD_DEVICE.sub("", device).strip())
+
+
 def _places(names: list[str], where: str) -> list[str]:
-    """The meaning of every column: ``names`` are the words of the heading, the columns of both placements in turn."""
+    """The meaning of every column: ``names`` are the words of the heading, the columns of each placement in turn."""
     meaning: list[str] = []
-    for name in names:
+    for name in (_FIRST_NAMES.get(word, word) for word in names):
         if name in _NAMES:
             meaning.append(name)
         elif name in ("time", "cputime"):
@@ -136,12 +176,13 @@ def _places(names: list[str], where: str) -> list[str]:
             meaning.append("wrong")
         elif name != "timestamp":
             meaning.append("other")
-    if [meaning.count(name) for name in _PER_PLACE] != [2, 2, 2, 2]:
-        raise InputError(f"{where}: expected time, algbw, busbw and #wrong twice, out of place and in place")
+    counts = [meaning.count(name) for name in _PER_PLACE]
+    if counts[0] not in (1, 2) or counts[1:3] != counts[:1] * 2 or counts[3] not in (0, counts[0]):
+        raise InputError(f"{where}: expected time, algbw, busbw and #wrong twice, out of place and in place, or once")
     return meaning
 
 
-def _row(words: list[str], heading: list[str], collective: str, where: str) -> list[Row]:
+def _row(words: list[str], heading: list[str], collective: str, unit_s: float, where: str) -> list[Row]:
     """One or two rows, out of place and in place, of a line of numbers."""
     last = max(place for place, name in enumerate(heading) if name in _PER_PLACE)
     # A collective without a reduction leaves the columns redop and root empty in the oldest tables.
@@ -155,12 +196,12 @@ def _row(words: list[str], heading: list[str], collective: str, where: str) -> l
     common = {name: words[place] for place, name in enumerate(heading) if name in _NAMES}
     split = [place for place, name in enumerate(heading) if name == "time"]
     found = []
-    for in_place, first, end in ((False, split[0], split[1]), (True, split[1], len(heading))):
+    for in_place, first, end in zip((False, True), split, [*split[1:], len(heading)], strict=False):
         cells = {name: words[place] for place, name in enumerate(heading[first:end], start=first) if place <= last}
         if cells["time"] == "N/A":
             continue
         values = {name: _number(cells[name], name, where) for name in ("time", "algbw", "busbw")}
-        wrong = None if cells["wrong"] == "N/A" else int(_number(cells["wrong"], "#wrong", where))
+        wrong = None if cells.get("wrong", "N/A") == "N/A" else int(_number(cells["wrong"], "#wrong", where))
         found.append(
             Row(
                 collective=collective,
@@ -170,7 +211,7 @@ def _row(words: list[str], heading: list[str], collective: str, where: str) -> l
                 reduction=common.get("redop", "none"),
                 root=int(_number(common.get("root", "-1"), "root", where)),
                 in_place=in_place,
-                time_s=values["time"] * 1e-6,
+                time_s=values["time"] * unit_s,
                 algbw_bytes_per_s=values["algbw"] * 1e9,
                 busbw_bytes_per_s=values["busbw"] * 1e9,
                 num_wrong=wrong,

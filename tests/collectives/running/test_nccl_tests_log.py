@@ -235,3 +235,84 @@ def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
     assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}
     path.write_text(OLD)
     assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "[1,0]<stdout>:",
+        "   [1,0]<stdout>: ",
+        "0: ",
+        " 0: ",
+        "2026-02-16T10:00:00.000000000Z ",
+        "(head, rank=0, pid=38) ",
+    ],
+)
+def test_what_launchers_write_before_a_line_is_taken_off(tmp_path: Path, label: str) -> None:
+    """mpirun --tag-output, srun --label, kubectl logs --timestamps, Ray."""
+    plain = read_log(written(tmp_path, NEW))
+    assert read_log(written(tmp_path, "".join(label + line + "\n" for line in NEW.splitlines()))) == plain
+
+
+def test_a_tag_within_a_row_and_a_heading_without_its_mark(tmp_path: Path) -> None:
+    plain = read_log(written(tmp_path, NEW))
+    pieces = NEW.replace("      -1    21.00", "      -1[1,0]<stdout>:    21.00").replace("#       size", "        size")
+    assert pieces.count("[1,0]") == 1
+    assert read_log(written(tmp_path, pieces)).rows == plain.rows
+
+
+def test_out_of_place_alone_and_no_count_of_errors(tmp_path: Path) -> None:
+    alone = (
+        "#       size         count      type   redop    root     time   algbw   busbw\n"
+        "     8388608       2097152     float     sum      -1    80.32  104.44  182.77\n"
+        "# Out of bounds values : 0 OK\n"
+    )
+    rows = read_log(written(tmp_path, alone), "all_reduce").rows
+    assert [(row.num_bytes, row.in_place, row.num_wrong) for row in rows] == [(8388608, False, None)]
+    assert rows[0].num_bytes / rows[0].time_s == pytest.approx(rows[0].algbw_bytes_per_s, rel=1e-3)
+    counted = alone.replace("busbw\n", "busbw  #wrong\n").replace("182.77", "182.77       3")
+    assert read_log(written(tmp_path, counted), "all_reduce").rows[0].num_wrong == 3
+
+
+def test_the_table_of_2019_is_in_milliseconds(tmp_path: Path) -> None:
+    first = (
+        "# Rank  0 on node-a device  0 [0x00] Tesla V100-SXM2-16GB\n"
+        "#                                     out-of-place                    in-place\n"
+        "#      bytes             N    type      op     time  algbw  busbw      res     time  algbw  busbw      res\n"
+        "     1048576        262144   float     sum    2.059   0.51   0.51      N/A    3.314   0.32   0.32      N/A\n"
+        " Out of bounds values : 0 OK\n Avg bus bandwidth    : 0.41\n"
+    )
+    rows = read_log(written(tmp_path, first), "all_reduce").rows
+    assert [row.time_s for row in rows] == pytest.approx([2.059e-3, 3.314e-3])
+    assert rows[0].num_bytes / rows[0].time_s == pytest.approx(rows[0].algbw_bytes_per_s, rel=0.01)
+
+
+def test_ranks_that_a_log_leaves_out_sit_with_the_one_before(tmp_path: Path) -> None:
+    kept = [line for line in NEW.splitlines(keepends=True) if not re.match(r"#  Rank  [1256]", line)]
+    log = read_log(written(tmp_path, "".join(kept)))
+    assert (log.hosts, log.num_nodes) == (("node-a",) * 4 + ("node-b",) * 4, 2)
+
+
+def test_runs_side_by_side_are_refused(tmp_path: Path) -> None:
+    """Without MPI=1 mpirun starts separate runs of one process each: every rank is there twice."""
+    twice = NEW.replace(
+        DEVICES, DEVICES + "#  Rank  0 Group  0 Pid   4321 on     node-c device  0 [0x00] NVIDIA A100\n"
+    )
+    with pytest.raises(InputError, match=r"line 14: rank 0 is on node-c and on node-a; expected one run"):
+        read_log(written(tmp_path, twice))
+
+
+def test_rccl_tests(tmp_path: Path) -> None:
+    """Its library announces itself otherwise, and algorithm, protocol and channels may follow the columns."""
+    text = (
+        NEW.replace(
+            "nccl-tests version 2.19.6 nccl-headers=22907 nccl-library=22907", "rccl-tests: Version develop:6405c76"
+        )
+        .replace("#\n# Using", "#\nRCCL version : 2.27.7-develop:29e1567\nHIP version  : 7.0.51831-a3e329ad8\n# Using")
+        .replace("#wrong\n", "#wrong     algo     proto   nchannels\n")
+        .replace("N/A\n", "N/A    RING    SIMPLE          32\n")
+        .replace("          0\n", "          0  Direct    SIMPLE          32\n")
+    )
+    log = read_log(written(tmp_path, text))
+    assert log.nccl_version == "2.27.7"
+    assert log.rows == read_log(written(tmp_path, NEW)).rows
