@@ -24,13 +24,13 @@ _ORDERED = np.array([True, True, True, False, False, False, False, False])
 class Links:
     """Scalars or arrays over cases; rates in bytes/s of a node (``node_``) or of a GPU, latencies in seconds.
 
-    ``bus`` is the rate of a ring inside the node, ``ring_bus`` that of the whole ring, ``node_rate`` what all NICs
-    of a node give this group, ``channel_rate`` what NCCL's channels reach of that, ``nic_rate`` what each rank gets
-    from its NICs when all the node's ranks send, ``own_rate`` when only one rank of each group does; ``hops`` is
-    log2 of the nodes, ``launch_s`` the time to start a kernel, ``base_s`` the fixed cost of LL128 and Simple,
-    ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run,
-    ``ll128_share`` what its copying through registers reaches of ``bus``, ``tree_share`` what a tree does;
-    ``pcie`` whether the GPUs of a node are joined by PCIe alone.
+    ``bus`` is the rate of a ring inside the node, ``chain_bus`` that of a node's part of a ring or tree across nodes,
+    ``ring_bus`` that of the whole ring, ``node_rate`` what all NICs of a node give this group, ``channel_rate`` what
+    NCCL's channels reach of that, ``nic_rate`` what each rank gets from its NICs when all the node's ranks send,
+    ``own_rate`` when only one rank of each group does; ``hops`` is log2 of the nodes, ``launch_s`` the time to start
+    a kernel, ``base_s`` the fixed cost of LL128 and Simple, ``crossing_s`` what the fabric adds to one step between
+    nodes, ``ll128`` whether LL128 can run, ``ll128_share`` what its copying through registers reaches of ``bus``,
+    ``tree_share`` what a tree reaches of ``chain_bus``; ``pcie`` whether PCIe alone joins the GPUs of a node.
     """
 
     ranks: Floats
@@ -39,6 +39,7 @@ class Links:
     hops: Floats
     multi: NDArray[np.bool_]
     bus: Floats
+    chain_bus: Floats
     ring_bus: Floats
     node_rate: Floats
     channel_rate: Floats
@@ -80,10 +81,12 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     alone = np.minimum(own, nics / np.asarray(group.groups_per_node)) * nic
     own_rate = np.where(multi, np.minimum(alone, slot), 1.0)
 
-    # A ring with one rank per node touches no NVLink.
-    inside = np.where(per_node > 1, bus, np.inf)
-    ring_bus = np.where(multi, np.minimum(inside, channel_rate), bus)
     pcie = np.asarray(fabric.nvlink_bytes_per_s) <= nccl.SLOWEST_NVLINK_BYTES_PER_S
+    # Where a ring or tree leaves the node, one of its g GPUs sends to a NIC and not to a peer: over all channels the
+    # links of a GPU carry (g-1)/g of it. NCCL's search counts so too and builds 16 channels of 24 GB/s, 384 in all, on
+    # links of 370.8 (search.cc). A PCIe slot carries both. With one rank per node nothing crosses the links.
+    leaving = np.where(pcie, 1.0, per_node / np.maximum(per_node - 1, 1.0))
+    chain_bus = bus * np.where(multi, np.where(per_node > 1, leaving, np.inf), 1.0)
     base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
     return Links(
         ranks=ranks,
@@ -92,7 +95,8 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         hops=np.ceil(np.log2(nodes)),
         multi=multi,
         bus=np.asarray(bus),
-        ring_bus=ring_bus,
+        chain_bus=np.asarray(chain_bus),
+        ring_bus=np.minimum(chain_bus, np.where(multi, channel_rate, np.inf)),
         node_rate=node_rate,
         channel_rate=channel_rate,
         nic_rate=nic_rate,

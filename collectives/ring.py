@@ -33,8 +33,7 @@ def ring(
     """
     crossings = np.where(on.multi, passes * (on.nodes - 1), 0.0)
     inside = passes * (on.ranks - 1) - crossings
-    alone = on.multi & (on.ranks_per_node == 1)
-    bus = np.minimum(on.ring_bus, np.where(alone, np.inf, on.bus * bus_share))
+    bus = np.minimum(on.chain_bus * bus_share, np.where(on.multi, on.channel_rate, np.inf))
     transfer = bus_bytes / bus
 
     def latency(protocol: int) -> Floats:

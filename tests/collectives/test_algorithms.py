@@ -196,5 +196,24 @@ def test_ampere_has_balanced_trees() -> None:
     """tuning.cc takes 0.92 of the bus, and 0.85 of that for a plain tree, which search.cc tries from Hopper on."""
     wide = [replace(fabric, nics_per_node=64, nic_bytes_per_s=100e9) for fabric in (A100, H100)]
     on = [links(Group(16, 8), fabric, DEFAULT) for fabric in wide]
-    rates = [2 * 64 * GIB / latency(tree(np.array(64 * GIB), each, DEFAULT), SIMPLE) / float(each.bus) for each in on]
+    rates = [
+        2 * 64 * GIB / latency(tree(np.array(64 * GIB), each, DEFAULT), SIMPLE) / float(each.chain_bus) for each in on
+    ]
     assert rates == pytest.approx([0.92, 0.92 * 0.85], rel=5e-3)
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(8, 8 / 7), (4, 4 / 3), (1, np.inf)])
+def test_a_chain_that_leaves_the_node_spares_the_links_of_one_gpu(gpus: int, share: float) -> None:
+    """Of g GPUs g - 1 send to a peer: a channel of rate r costs the links of all g together (g-1) r, each (g-1)/g r."""
+    fast = replace(H100, nics_per_node=64, nic_bytes_per_s=100e9)
+    across, inside = (links(Group(gpus * nodes, gpus), fast, DEFAULT) for nodes in (2, 1))
+    assert float(across.chain_bus) == pytest.approx(share * float(across.bus))
+    assert float(inside.chain_bus) == float(inside.bus)
+
+
+def test_hopper_rings_across_nodes_reach_their_nics() -> None:
+    """DGX H100 with eight NICs of 400 Gbit/s: NCCL's graph of 16 channels of 24 GB/s needs 384 on links of 370.8."""
+    found = COLLECTIVES["all_reduce"].cost(64 * GIB, Group(128, 8), H100)
+    bus = 2 * 127 / 128 * 64 * GIB / float(found.time_s)
+    assert bus == pytest.approx(8 * 50e9 * DEFAULT.nic_share_infiniband, rel=5e-3)
+    assert bus > 0.824 * 450e9
