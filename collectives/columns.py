@@ -19,7 +19,7 @@ Columns: TypeAlias = dict[str, NDArray[Any]]
 
 # What a column may be called, lower case, letters and digits only; the first name present counts.
 _WORDS = {
-    "collective": ("collective", "operation", "op", "coll", "test"),
+    "collective": ("collective", "operation", "op", "coll", "test", "nccltest", "primitive"),
     "gpu": ("gpu", "gputype", "gpumodel", "gpuname", "accelerator", "device"),
     "interconnect": ("interconnect", "nvlink"),
     "fabric": ("fabric", "network", "nictype"),
@@ -28,7 +28,18 @@ _WORDS = {
     "source": ("source", "url"),
 }
 _NUMBERS = {
-    "bytes": ("bytes", "size", "sizeb", "sizebytes", "numbytes", "messagebytes", "messagesize"),
+    "bytes": (
+        "bytes",
+        "size",
+        "sizeb",
+        "sizebytes",
+        "numbytes",
+        "messagebytes",
+        "messagesize",
+        "msgsize",
+        "datasize",
+        "payload",
+    ),
     "gpus_per_node": ("gpuspernode", "numgpuspernode", "ngpuspernode", "rankspernode", "ppn"),
     "n_nodes": ("nnodes", "nodes", "numnodes"),
     "ranks": ("ranks", "nranks", "numranks", "worldsize", "ngpus", "numgpus", "gpus"),
@@ -36,9 +47,9 @@ _NUMBERS = {
     "nic_gbit": ("nicgbit", "nicgbps", "nicgbits", "nicrate", "nicspeed", "nicgb", "nic"),
     "sharp": ("sharp",),
     "in_place": ("inplace",),
-    "time_us": ("timeus", "time", "latencyus", "timeinus"),
-    "time_ms": ("timems",),
-    "time_s": ("times", "seconds"),
+    "time_us": ("timeus", "time", "latencyus", "latency", "timeinus"),
+    "time_ms": ("timems", "latencyms"),
+    "time_s": ("times", "latencys", "seconds"),
     "algbw_GBps": ("algbwgbps", "algbw", "algbwgbs", "algbandwidth"),
     "busbw_GBps": ("busbwgbps", "busbw", "busbwgbs", "busbandwidth"),
 }
@@ -59,8 +70,14 @@ _COLLECTIVES = {
     "p2p": "point_to_point",
     "pointtopoint": "point_to_point",
 }
+# What stands before a quantity's name, and the unit behind a size's.
+_QUALIFIER = re.compile(r"^(?:outofplace|oop|average|avg|mean|median|measured)+")
+_SIZE_IN = re.compile(r"((?:data|message|msg|buffer)?size|payload|bytes)([kmgt])i?b")
+# "Gbps" and "Gbit/s" are bits; "GBps", "GB/s" and, as scripts write nccl-tests' columns, "gbps" are bytes.
+_BITS = re.compile(r"[GT]b(?:it)?(?:ps|/s|s\b)")
 _INFINIBAND_GBIT = {"SDR": 10, "DDR": 20, "QDR": 40, "FDR": 56, "EDR": 100, "HDR": 200, "NDR": 400, "XDR": 800}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*(.*)", re.IGNORECASE)
+_COUNTED = re.compile(r"\b([0-9]{1,3})\s*[x*\u00d7]\s*([0-9]+\s*G\S*|[A-Z]DR[0-9]*)", re.IGNORECASE)
 _YES = {"yes": 1.0, "true": 1.0, "in-place": 1.0, "in_place": 1.0, "no": 0.0, "false": 0.0, "out-of-place": 0.0}
 # What a node is taken to hold where a table does not say: boards of four superchips, racks of 72, else eight.
 _GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
@@ -78,10 +95,13 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
     ranks; without these a table with a NIC rate is of two nodes, one without of one. Raises InputError where the
     columns of the GPU, the collective, or any measure of size are missing.
     """
-    names = {re.sub("[^a-z0-9]", "", str(name).lower()): name for name in reversed(list(given))}
+    names = _named(given)
 
     def column(aliases: tuple[str, ...]) -> NDArray[Any] | None:
-        return next((np.asarray(given[names[alias]]) for alias in aliases if alias in names), None)
+        return next((np.asarray(given[names[alias][0]]) for alias in aliases if alias in names), None)
+
+    def scale(aliases: tuple[str, ...]) -> float:
+        return next(names[alias][1] for alias in aliases if alias in names)
 
     missing = [name for name in _ESSENTIAL if column(_WORDS[name]) is None]
     if column(_NUMBERS["bytes"]) is None and column(_NUMBERS["algbw_GBps"]) is None:
@@ -95,10 +115,13 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
         found[name] = np.array([_word(cell) for cell in cells] if cells is not None else [""] * count, dtype=np.str_)
     for name, aliases in _NUMBERS.items():
         cells = column(aliases)
-        found[name] = np.full(count, np.nan) if cells is None else _numbers(cells, _READERS.get(name, _plain))
+        found[name] = np.full(count, np.nan)
+        if cells is not None:
+            found[name] = _numbers(cells, _READERS.get(name, _plain)) * scale(aliases)
     # Of several nodes the interconnect often names the network.
     network = np.array([bool(NETWORK.search(words.upper())) for words in found["interconnect"]], dtype=np.bool_)
     found["fabric"] = np.where((found["fabric"] == "") & network, found["interconnect"], found["fabric"])
+    _count_nics(found, column(_NUMBERS["nic_gbit"]))
     found["collective"] = np.array([collective_name(word) for word in found["collective"]], dtype=np.str_)
     found["in_place"] = np.where(found["in_place"] == 1, 1.0, 0.0)
     _fill_ranks(found)
@@ -109,6 +132,31 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
     named = np.where(found["series"] == "", found["source"], found["series"])
     found["series"] = np.where(named == "", np.array(unnamed, dtype=np.str_), named)
     return found
+
+
+def _named(given: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, float]]:
+    """Columns and what their numbers are multiplied by, under every name looked for; an exact one counts first."""
+    exact: dict[str, tuple[str, float]] = {}
+    other: dict[str, tuple[str, float]] = {}
+    for written in reversed(list(given)):
+        name = re.sub("[^a-z0-9]", "", str(written).lower())
+        short = _QUALIFIER.sub("", name)
+        bits = 0.125 if re.search("bw|bandwidth", short) and _BITS.search(str(written)) else 1.0
+        exact[name] = other[short] = (written, bits)
+        if size := _SIZE_IN.fullmatch(short):
+            other[size.group(1)] = (written, 1024.0 ** ("kmgt".index(size.group(2)) + 1))
+    return other | exact
+
+
+def _count_nics(found: Columns, cells: NDArray[Any] | None) -> None:
+    """NICs and their rate where a cell says both, such as ``16x200G``: in the NIC's column, or the network's."""
+    written = [""] * len(found["fabric"]) if cells is None else [_word(cell) for cell in cells]
+    for place, words in enumerate(zip(written, found["fabric"], strict=True)):
+        counted = next((match for match in map(_COUNTED.search, words) if match), None)
+        if counted and not found["nics_per_node"][place] >= 1:
+            found["nics_per_node"][place] = float(counted.group(1))
+        if counted and not found["nic_gbit"][place] > 0:
+            found["nic_gbit"][place] = _gbit(counted.group(2))
 
 
 def collective_name(word: str) -> str:
@@ -202,4 +250,29 @@ def _gbit(text: str) -> float:
     return next((float(rate) for name, rate in _INFINIBAND_GBIT.items() if name in words.upper()), np.nan)
 
 
-_READERS: dict[str, Callable[[str], float]] = {"bytes": _bytes, "nic_gbit": _gbit}
+def _microseconds(text: str) -> float:
+    """``25.3ms``; microseconds where no unit is given."""
+    match = _NUMBER.match(text.replace(",", ""))
+    if not match:
+        return np.nan
+    units = {"n": 1e-3, "u": 1.0, "\u00b5": 1.0, "\u03bc": 1.0, "m": 1e3, "s": 1e6}
+    return float(match.group(1)) * units.get(match.group(2)[:1].lower(), 1.0)
+
+
+def _gigabytes_per_s(text: str) -> float:
+    """``310 GB/s``, ``2800 Gbps``; gigabytes per second where no unit is given."""
+    match = _NUMBER.match(text.replace(",", ""))
+    if not match:
+        return np.nan
+    unit = match.group(2)
+    bits = 0.125 if _BITS.match(unit) else 1.0
+    return float(match.group(1)) * bits * {"T": 1e3, "M": 1e-3}.get(unit[:1].upper(), 1.0)
+
+
+_READERS: dict[str, Callable[[str], float]] = {
+    "bytes": _bytes,
+    "nic_gbit": _gbit,
+    "time_us": _microseconds,
+    "algbw_GBps": _gigabytes_per_s,
+    "busbw_GBps": _gigabytes_per_s,
+}

@@ -69,6 +69,56 @@ def test_time_from_either_bandwidth(collective: str, busbw: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cells", "time_us"),
+    [
+        ({"BusBW (Gbps)": 1400.0}, 1e4),
+        ({"busbw_gbps": 175.0}, 1e4),
+        ({"Bus bandwidth": "175 GB/s"}, 1e4),
+        ({"busbw": "0.175 TB/s"}, 1e4),
+        ({"out-of-place busbw (GB/s)": 175.0, "in-place busbw (GB/s)": 100.0}, 1e4),
+        ({"avg algbw": 100.0}, 1e4),
+        ({"Latency (ms)": 10.0}, 1e4),
+        ({"latency": "10 ms"}, 1e4),
+        ({"time": "0.01s"}, 1e4),
+        ({"Out-of-place time (us)": 1e4, "in-place time (us)": 9e3}, 1e4),
+    ],
+)
+def test_units_and_qualifiers_of_results(cells: dict[str, object], time_us: float) -> None:
+    """8 ranks reduce 1 GB in 10 ms: 100 GB/s, times 2 * 7/8 on the bus."""
+    common = {"gpu": "A100", "collective": "all_reduce", "bytes": 1e9, "gpus_per_node": 8, "n_nodes": 1}
+    assert tidy(table(**common, **cells))["time_us"][0] == pytest.approx(time_us)
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"),
+    [
+        ({"size_mb": 512}, 2**29),
+        ({"Message size (GiB)": 2}, 2**31),
+        ({"Data size": "16 GiB"}, 2**34),
+        ({"Payload": 8}, 8),
+    ],
+)
+def test_sizes_with_the_unit_in_the_heading(cells: dict[str, object], size: int) -> None:
+    assert tidy(table(gpu="A100", nccl_test="allreduce", **cells))["bytes"][0] == size
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"nic": "16x200G"},
+        {"nic": "16 x 200 Gbps"},
+        {"nic": "16xHDR"},
+        {"fabric": "EFAv3 16x200Gb"},
+        {"interconnect": "EFAv3 16x200Gb (p5en)"},
+        {"nic": "200G", "nics": 16},
+    ],
+)
+def test_nics_counted_with_their_rate(cells: dict[str, object]) -> None:
+    found = tidy(table(gpu="H200", collective="all_reduce", bytes=1e9, n_nodes=4, **cells))
+    assert (found["nics_per_node"][0], found["nic_gbit"][0]) == (16, 200)
+
+
+@pytest.mark.parametrize(
     ("ranks", "given", "nodes", "per_node"),
     [(16, {}, 2, 8), (4, {}, 1, 4), (64, {"gpus_per_node": 4}, 16, 4), (24, {"n_nodes": 3}, 3, 8), (9, {}, 2, 5)],
 )
