@@ -14,34 +14,35 @@ from typing import NamedTuple
 class Constants:
     """Values of the constants; see ``FITTED`` for what each one means."""
 
-    launch_s: float = 2.69e-05
-    protocol_base_s: float = 1.68e-05
-    hopper_base_scale: float = 0.545
+    launch_s: float = 2.16e-05
+    process_gpu_s: float = 1.39e-06
+    protocol_base_s: float = 1.65e-05
+    hopper_base_scale: float = 0.546
     ring_share: float = 0.974
     copy_share: float = 0.969
     nvls_share_hopper: float = 1.06
     nvls_share_blackwell: float = 0.929
-    ll_share: float = 0.129
-    ll128_share: float = 0.673
+    ll_share: float = 0.132
+    ll128_share: float = 0.679
     ll128_share_hopper: float = 0.735
-    ring_fill_chunks: float = 0.94
-    ring_fill_limit: float = 6.5
-    tree_fill_chunks: float = 2.77
-    tree_fill_limit: float = 4.91
-    nvls_base_s: float = 4.82e-06
+    ring_fill_chunks: float = 0.936
+    ring_fill_limit: float = 6.45
+    tree_fill_chunks: float = 2.78
+    tree_fill_limit: float = 5
+    nvls_base_s: float = 4.84e-06
     nvls_rank_s: float = 1.81e-06
-    nvls_tree_hop_s: float = 2.11e-05
-    network_fill_share: float = 0.444
-    all_to_all_base_s: float = 3.03e-05
-    all_to_all_peer_s: float = 3.55e-06
+    nvls_tree_hop_s: float = 2.13e-05
+    network_fill_share: float = 0.447
+    all_to_all_base_s: float = 3.98e-06
+    all_to_all_peer_s: float = 4.22e-07
     point_to_point_share: float = 0.885
-    hop_infiniband_s: float = 2.26e-06
-    hop_roce_s: float = 2.24e-06
-    hop_efa_s: float = 2.71e-05
-    hop_efa_first_s: float = 7.2e-05
-    hop_tcpx_s: float = 0.000684
+    hop_infiniband_s: float = 2.27e-06
+    hop_roce_s: float = 2.25e-06
+    hop_efa_s: float = 2.72e-05
+    hop_efa_first_s: float = 7.21e-05
+    hop_tcpx_s: float = 0.000685
     hop_tcpxo_s: float = 4.34e-05
-    hop_slingshot_s: float = 7.23e-06
+    hop_slingshot_s: float = 7.24e-06
     hop_ethernet_s: float = 5e-05
     nic_share_infiniband: float = 0.943
     nic_share_roce: float = 0.913
@@ -71,6 +72,9 @@ _NIC = "share of its line rate that a NIC reaches, over "
 
 FITTED: dict[str, Range] = {
     "launch_s": Range(12e-6, 40e-6, "s", "starting a collective's kernel", f"median over series of {_SMALL}"),
+    "process_gpu_s": Range(
+        0.5e-6, 4e-6, "s", "what each further GPU of one process adds to that", "8 A100, one process"
+    ),
     "protocol_base_s": Range(6e-6, 40e-6, "s", "fixed cost of LL128 and Simple over LL", _MIDDLE),
     "hopper_base_scale": Range(0.3, 1.0, "1", "protocol_base_s on Hopper and Blackwell over Ampere", _MIDDLE),
     "ring_share": Range(0.95, 1.0, "1", "ring's rate over the NVLink rate NCCL counts on", f"{_LARGE}, one node"),
@@ -88,8 +92,8 @@ FITTED: dict[str, Range] = {
     "nvls_rank_s": Range(0.5e-6, 6e-6, "s", "what each rank adds to the pipeline of NVLS", "72 against 8 GPUs"),
     "nvls_tree_hop_s": Range(10e-6, 45e-6, "s", "NVLS-tree's latency per hop; NCCL counts on 20.9", _MIDDLE),
     "network_fill_share": Range(0.2, 1.0, "1", "share of a tree's network latency that recurs in its fill", _LARGE),
-    "all_to_all_base_s": Range(15e-6, 60e-6, "s", "setting up sends and receives", "8 A100, one process"),
-    "all_to_all_peer_s": Range(1e-6, 12e-6, "s", "what each peer adds to an all-to-all", "8 A100, one process"),
+    "all_to_all_base_s": Range(2e-6, 8e-6, "s", "setting up one GPU's sends and receives", "8 A100, one process"),
+    "all_to_all_peer_s": Range(0.12e-6, 1.5e-6, "s", "what each peer adds to that", "8 A100, one process"),
     "point_to_point_share": Range(0.80, 1.0, "1", "NIC's rate in sends over that in rings", "16 A100"),
     "hop_infiniband_s": Range(0.5e-6, 10e-6, "s", _HOP + "InfiniBand", _SMALL),
     "hop_roce_s": Range(0.5e-6, 10e-6, "s", _HOP + "RoCE", _SMALL),

@@ -80,6 +80,9 @@ class Fabric:
     rate (32e9 for generation 4 x16) and the architecture "other". ``nic_bytes_per_s`` is the line rate of one NIC,
     one way (400 Gbit/s is 50e9). A machine of one node needs no NIC.
 
+    ``gpus_per_process`` is 1 where every GPU has a process of its own, as under torchrun and MPI; one process for
+    several (nccl-tests' ``-g``) sets them going one after another.
+
     The ``_scale`` fields are this machine's corrections of the global constants, 1 until a calibration sets them:
     ``launch_scale`` the time to launch, ``hop_scale`` what its fabric adds per node crossing, ``nvlink_scale``
     and ``nic_scale`` the share of each rate that it reaches.
@@ -93,6 +96,7 @@ class Fabric:
     fabric: IntArray
     gpus_per_node: IntArray
     sharp: BoolArray = False
+    gpus_per_process: IntArray = 1
     launch_scale: FloatArray = 1.0
     hop_scale: FloatArray = 1.0
     nvlink_scale: FloatArray = 1.0
@@ -103,7 +107,15 @@ class Fabric:
             code = np.asarray(getattr(self, name))
             bad = ~((code >= 0) & (code < len(table)))
             _refuse(bad, f"fabric.{name}", code, f"give a code from 0 to {len(table) - 1} ({', '.join(table)})")
-        for name in ("nvlink_bytes_per_s", "gpus_per_node", "launch_scale", "hop_scale", "nvlink_scale", "nic_scale"):
+        for name in (
+            "nvlink_bytes_per_s",
+            "gpus_per_node",
+            "gpus_per_process",
+            "launch_scale",
+            "hop_scale",
+            "nvlink_scale",
+            "nic_scale",
+        ):
             value = np.asarray(getattr(self, name))
             _refuse(~((value > 0) & np.isfinite(value)), f"fabric.{name}", value, "give a positive number")
         for name in ("nics_per_node", "nic_bytes_per_s"):

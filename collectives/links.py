@@ -28,9 +28,10 @@ class Links:
     ``ring_bus`` that of the whole ring, ``node_rate`` what all NICs of a node give this group, ``channel_rate`` what
     NCCL's channels reach of that, ``nic_rate`` what each rank gets from its NICs when all the node's ranks send,
     ``own_rate`` when only one rank of each group does; ``hops`` is log2 of the nodes, ``launch_s`` the time to start
-    a kernel, ``base_s`` the fixed cost of LL128 and Simple, ``crossing_s`` what the fabric adds to one step between
-    nodes, ``ll128`` whether LL128 can run, ``ll128_share`` what its copying through registers reaches of ``bus``,
-    ``tree_share`` what a tree reaches of ``chain_bus``; ``pcie`` whether PCIe alone joins the GPUs of a node.
+    a kernel on the GPUs of a process, ``per_process`` their number, ``base_s`` the fixed cost of LL128 and Simple,
+    ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run, ``ll128_share``
+    what its copying through registers reaches of ``bus``, ``tree_share`` what a tree reaches of ``chain_bus``;
+    ``pcie`` whether PCIe alone joins the GPUs of a node.
     """
 
     ranks: Floats
@@ -46,6 +47,7 @@ class Links:
     nic_rate: Floats
     own_rate: Floats
     launch_s: Floats
+    per_process: Floats
     base_s: Floats
     crossing_s: Floats
     ll128: NDArray[np.bool_]
@@ -81,6 +83,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     alone = np.minimum(own, nics / np.asarray(group.groups_per_node)) * nic
     own_rate = np.where(multi, np.minimum(alone, slot), 1.0)
 
+    together = np.asarray(fabric.gpus_per_process, dtype=np.float64)
     pcie = np.asarray(fabric.nvlink_bytes_per_s) <= nccl.SLOWEST_NVLINK_BYTES_PER_S
     # Where a ring or tree leaves the node, one of its g GPUs sends to a NIC and not to a peer: over all channels the
     # links of a GPU carry (g-1)/g of it. NCCL's search counts so too and builds 16 channels of 24 GB/s, 384 in all, on
@@ -101,7 +104,8 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         channel_rate=channel_rate,
         nic_rate=nic_rate,
         own_rate=own_rate,
-        launch_s=np.asarray(constants.launch_s * fabric.launch_scale),
+        launch_s=np.asarray(constants.launch_s * fabric.launch_scale + constants.process_gpu_s * (together - 1.0)),
+        per_process=together,
         base_s=np.asarray(base),
         crossing_s=np.asarray(crossing * fabric.hop_scale),
         # NCCL runs LL128 by default where NVLink joins the node's GPUs (tuning.cc, "Enable LL128 by default").

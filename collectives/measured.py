@@ -78,6 +78,7 @@ def read(columns: Mapping[str, NDArray[Any]]) -> Table:
         fabric=np.array([_fabric(name) for name in found["fabric"]], dtype=np.int64),
         gpus_per_node=gpus,
         sharp=found["sharp"] == 1,
+        gpus_per_process=np.array([_together(*row) for row in zip(found["notes"], gpus, strict=True)], dtype=np.int64),
     )
     return Table(
         collective=found["collective"],
@@ -180,6 +181,13 @@ def smallest(tensor_bytes: Floats, allowed: NDArray[np.bool_]) -> NDArray[np.int
 def _fabric(name: str) -> int:
     """The code of a fabric as tables write it."""
     return FABRICS.index(next(fabric for pattern, fabric in _FABRICS if re.search(pattern, name.lower())))
+
+
+def _together(note: str, gpus: int) -> int:
+    """The GPUs of one process that the notes of a run tell (nccl-tests' -g), 1 where they say nothing."""
+    found = re.search(r"(?:^|\s)-g\s*([0-9]+)\b", note)
+    told = int(found.group(1)) if found else gpus if "single process" in note.lower() else 1
+    return min(max(told, 1), gpus)
 
 
 def _forced(note: str) -> str:

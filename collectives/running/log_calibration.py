@@ -25,6 +25,7 @@ def columns(log: Log, series: str, **machine: Any) -> dict[str, NDArray[Any]]:
         "gpus_per_node": ranks // log.num_nodes,
         "n_nodes": log.num_nodes,
         "nccl_version": log.nccl_version,
+        "notes": f"-g {log.gpus_per_process}" if log.gpus_per_process > 1 else "",
         **machine,
     }
     rows = records(log.rows, known)

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _DEVICE = re.compile(r"#\s+Rank\s+(\d+)\s+(?:Group\s+\d+\s+)?(?:Pid\s+\d+\s+)?on
 _OLD_DEVICE = re.compile(r"device\s+\d+\s+\[[^\]]*\]\s*")
 _STARTING = re.compile(r"#\s*Collective test starting:\s*(\S+)")
 _CONCLUDED = re.compile(r"[#\s]*(Out of bounds values|Avg bus bandwidth|Collective test concluded)")
+_ARGUMENTS = re.compile(r"#?\s*nThread\s+\d+\s+nGpus\s+(\d+)")
 _LIBRARY = re.compile(r"[nr]ccl-library=(\d+)")
 _ANNOUNCED = re.compile(r"[NR]CCL version\s*:?\s*(\d+\.\d+\.\d+)")
 # "[1,0]<stdout>:" may stand inside a line too, where the output of a rank came in pieces.
@@ -51,13 +53,14 @@ _PER_PLACE = ("time", "algbw", "busbw", "wrong")
 class Log:
     """Rows of one log and what it says of its machine: hosts and devices in rank order, the NCCL version or "".
 
-    Ranks that the log leaves out of its list sit with the rank before them.
+    Ranks that the log leaves out of its list sit with the rank before them. ``gpus_per_process`` is what ``-g`` said.
     """
 
     rows: tuple[Row, ...]
     hosts: tuple[str, ...]
     devices: tuple[str, ...]
     nccl_version: str
+    gpus_per_process: int = 1
 
     @property
     def num_nodes(self) -> int:
@@ -98,7 +101,7 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
     hosts: dict[int, tuple[str, str]] = {}
     heading: list[str] = []
     collective, version = COLLECTIVES.get(named or "", named), ""
-    number, concluded, listing, unit_s = 0, False, False, 1e-6
+    number, concluded, listing, unit_s, together = 0, False, False, 1e-6, 1
     for number, written in enumerate(text.splitlines(), start=1):
         where = f"{path}: line {number}"
         line = _bare(written)
@@ -110,6 +113,8 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
             _enter(hosts, int(device.group(1)), device.group(2), device.group(3), where)
         elif starting := _STARTING.match(line):
             collective = _collective(starting.group(1), where, named)
+        elif arguments := _ARGUMENTS.match(line):
+            together = int(arguments.group(1))
         elif library := _LIBRARY.search(line):
             version = _version(int(library.group(1)))
         elif announced := _ANNOUNCED.match(line):
@@ -141,7 +146,7 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
         if (hosts)
         else []
     )
-    return Log(tuple(rows), tuple(h for h, _ in ordered), tuple(d for _, d in ordered), version)
+    return Log(tuple(rows), tuple(h for h, _ in ordered), tuple(d for _, d in ordered), version, together)
 
 
 def _bare(line: str) -> str:
@@ -261,7 +266,15 @@ def _read_json(path: Path, text: str, named: str | None) -> Log:
         tuple(str(one.get("hostname", "")) for one in devices),
         tuple(str(one.get("device_info", "")) for one in devices),
         _version(version) if isinstance(version, int) else "",
+        _gpus(arguments),
     )
+
+
+def _gpus(arguments: Any) -> int:
+    """The number behind ``-g`` or ``--ngpus`` in a list of arguments, 1 where there is none."""
+    words = [str(word) for word in arguments] if isinstance(arguments, list) else []
+    told = (int(value) for flag, value in pairwise(words) if flag in ("-g", "--ngpus") and value.isdecimal())
+    return next(told, 1)
 
 
 def _json_rows(result: Any, collective: str, where: str) -> list[Row]:

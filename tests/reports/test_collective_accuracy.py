@@ -10,7 +10,7 @@ from flopcast import InputError
 from flopcast.reports.collective_accuracy import BINS, PUBLISHED_COLLECTIVES, collective_accuracy
 
 # Mean |error| may not rise above these: what the committed constants reach, and half a point.
-STORED = (0.204, 0.194, 0.118, 0.047)
+STORED = (0.159, 0.194, 0.114, 0.047)
 
 
 def test_every_published_row_is_forecast_and_no_bin_got_worse() -> None:

@@ -316,3 +316,14 @@ def test_rccl_tests(tmp_path: Path) -> None:
     log = read_log(written(tmp_path, text))
     assert log.nccl_version == "2.27.7"
     assert log.rows == read_log(written(tmp_path, NEW)).rows
+
+
+def test_the_gpus_of_one_process_are_noted(tmp_path: Path) -> None:
+    one, eight = written(tmp_path, NEW), tmp_path / "eight.log"
+    eight.write_text(NEW.replace("nGpus 1 ", "nGpus 4 "))
+    document = tmp_path / "run.json"
+    document.write_text(json.dumps({**DOCUMENT, "args": ["all_reduce_perf", "-b", "8", "-g", "4"]}))
+    logs = [read_log(path) for path in (one, eight, document)]
+    assert [log.gpus_per_process for log in logs] == [1, 4, 4]
+    machine = {"nics_per_node": 4, "nic_gbit": 200, "fabric": "infiniband"}
+    assert [int(read(columns(log, "x", **machine)).fabric.gpus_per_process[0]) for log in logs[:2]] == [1, 4]
