@@ -64,7 +64,8 @@ def test_sums_by_source_are_those_of_the_rows(result: Accuracy) -> None:
 def test_json_keys(result: Accuracy) -> None:
     document = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert {"rows", "sources", "overall", "memory"} == set(document)
-    assert {"id", "source", "measured_step_s", "predicted_step_s", "low_s", "high_s"} == set(document["rows"][0])
+    keys = {"id", "source", "measured_step_s", "predicted_step_s", "low_s", "high_s", "assumed"}
+    assert keys == set(document["rows"][0])
     assert not any("skipped" in row for row in document["rows"])
 
 
