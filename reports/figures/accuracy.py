@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flopcast.errors import InputError
 from flopcast.reports.figures.canvas import (
     BLUE,
     GREEN,
@@ -27,8 +28,10 @@ def accuracy_figure(rows: pd.DataFrame) -> Figure:
     """Log-log over all runs; on the line the forecast is the measurement, in the strip it is within a fifth of it.
 
     Columns: source, measured_step_s, predicted_step_s. The legend has each source's number of runs and its median
-    error, the largest source first, which is also drawn first.
+    error, the largest source first, which is also drawn first. Raises InputError where there is none.
     """
+    if rows.empty:
+        raise InputError("--figure: no run of the table can be forecast, so there is nothing to draw; leave it out")
     with in_style():
         figure, (axes,) = blank(HEIGHT)
         seconds = rows[["measured_step_s", "predicted_step_s"]].to_numpy(dtype=np.float64)

@@ -9,6 +9,7 @@ import pytest
 from flopcast import InputError
 from flopcast.reports.accuracy import Accuracy, accuracy
 from flopcast.reports.accuracy_table import render, render_constants
+from flopcast.reports.figures.accuracy import accuracy_figure
 from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
 from flopcast.reports.runs import read_runs
 from flopcast.simulator.band import residual_quantiles
@@ -34,6 +35,8 @@ def test_a_table_of_which_nothing_can_be_forecast_says_why(tmp_path: Path) -> No
     assert all("skipped 1 of x" in str(part) for part in render(found))
     with pytest.raises(InputError, match="none of the 2 runs can be forecast: a: unknown GPU"):
         RunSet.of(read_runs(table))
+    with pytest.raises(InputError, match="nothing to draw"):
+        accuracy_figure(found.rows)
 
 
 def test_no_source_got_worse(result: Accuracy) -> None:
