@@ -30,7 +30,7 @@ class Links:
     ``own_rate`` when only one rank of each group does; ``hops`` is log2 of the nodes, ``launch_s`` the time to start
     a kernel on the GPUs of a process, ``per_process`` their number, ``base_s`` the fixed cost of LL128 and Simple,
     ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run, ``ll128_share``
-    what its copying through registers reaches of ``bus``, ``tree_share`` what a tree reaches of ``chain_bus``;
+    what its copying through registers reaches of ``bus``, ``tree_bus`` what a tree reaches of ``chain_bus``;
     ``pcie`` whether PCIe alone joins the GPUs of a node.
     """
 
@@ -52,7 +52,7 @@ class Links:
     crossing_s: Floats
     ll128: NDArray[np.bool_]
     ll128_share: Floats
-    tree_share: Floats
+    tree_bus: Floats
     pcie: NDArray[np.bool_]
 
 
@@ -90,6 +90,11 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     # links of 370.8 (search.cc). A PCIe slot carries both. With one rank per node nothing crosses the links.
     leaving = np.where(pcie, 1.0, per_node / np.maximum(per_node - 1, 1.0))
     chain_bus = bus * np.where(multi, np.where(per_node > 1, leaving, np.inf), 1.0)
+    doubled = np.where(np.asarray(fabric.nic_bytes_per_s) > nccl.DOUBLED_BYTES_PER_S, 2, 1)
+    each = nccl.TREE_CHANNEL_BYTES_PER_S[architecture, np.where(nodes > 2, 1, 0)]
+    tree_channels = np.where(
+        multi & (per_node > 1), np.maximum(np.minimum(usable, channels), 1) * doubled * each, np.inf
+    )
     base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
     return Links(
         ranks=ranks,
@@ -111,7 +116,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         # NCCL runs LL128 by default where NVLink joins the node's GPUs (tuning.cc, "Enable LL128 by default").
         ll128=np.asarray((ordered | ~multi) & (~pcie | (per_node == 1))),
         ll128_share=np.where(_is_hopper(architecture), constants.ll128_share_hopper, constants.ll128_share),
-        tree_share=nccl.TREE_SHARE[architecture],
+        tree_bus=np.minimum(chain_bus * nccl.TREE_SHARE[architecture], tree_channels),
         pcie=np.asarray(pcie),
     )
 

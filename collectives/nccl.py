@@ -29,6 +29,13 @@ LL128_PAYLOAD = 0.92
 # A tree's bus over the ring's: 0.92, and 0.85 of it for the plain tree pattern. The search begins with balanced trees
 # and tries plain ones from Hopper on only (search.cc, "Try a simpler tree"). Order of ARCHITECTURES.
 TREE_SHARE = 0.92 * np.array([1.0, 1.0, 0.85, 0.85, 1.0])
+# Bytes/s that the kernel of one channel of a tree reaches at most, up and down together, over two nodes and over more
+# (tuning.cc, perChMaxTreeBws): with a NIC for every GPU of an A100 a tree loses to a ring. Order of ARCHITECTURES.
+TREE_CHANNEL_BYTES_PER_S = np.array(
+    [[18.5e9, 10e9], [23.6e9, 17.8e9], [41.4e9, 36e9], [42.8e9, 24e9], [np.inf, np.inf]]
+)
+# Channels at more than this are built twice, at half the rate each (search.cc, ncclTopoDupChannels).
+DOUBLED_BYTES_PER_S = 26e9
 # What a GPU's own PCIe slot carries, as NCCL counts it (topo.h: 12 GB/s for generation 3 x16): a rank's network traffic
 # passes it, however many NICs its node has. B300 boards have generation 6. Order of ARCHITECTURES.
 SLOT_BYTES_PER_S = np.array([12e9, 24e9, 48e9, 96e9, np.inf])

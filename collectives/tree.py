@@ -21,7 +21,7 @@ def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidat
     up the tree and down again, every GPU passing S on twice over its links, every node sending S_node.
     """
     sent = node_volume(tensor_bytes, on)
-    inside = 2 * tensor_bytes / (on.chain_bus * on.tree_share)
+    inside = 2 * tensor_bytes / on.tree_bus
     between = sent / on.channel_rate
     transfer = np.maximum(inside, between)
     # LL and LL128 reach the same shares of the slower link here; LL twice that, for S goes up and S comes down where a
