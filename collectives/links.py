@@ -91,10 +91,9 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     leaving = np.where(pcie, 1.0, per_node / np.maximum(per_node - 1, 1.0))
     chain_bus = bus * np.where(multi, np.where(per_node > 1, leaving, np.inf), 1.0)
     doubled = np.where(np.asarray(fabric.nic_bytes_per_s) > nccl.DOUBLED_BYTES_PER_S, 2, 1)
+    built = np.minimum(np.maximum(usable, 1) * doubled, 2 * nccl.NODE_CHANNELS)
     each = nccl.TREE_CHANNEL_BYTES_PER_S[architecture, np.where(nodes > 2, 1, 0)]
-    tree_channels = np.where(
-        multi & (per_node > 1), np.maximum(np.minimum(usable, channels), 1) * doubled * each, np.inf
-    )
+    tree_channels = np.where(multi & (per_node > 1), built * each, np.inf)
     base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
     return Links(
         ranks=ranks,
