@@ -1,5 +1,6 @@
 """A pipeline of stages on torch.distributed.pipelining: all micro-batches of a step run when the last one has come."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ class PipelinePasses:
         self._waiting: list[tuple[torch.Tensor, torch.Tensor, Documents | None]] = []
         self._schedules: dict[bool, PipelineScheduleSingle] = {}
         self._stages: dict[bool, PipelineStage] = {}
+        self._documents: deque[Documents] = deque()  # of the micro-batches that this stage has not begun
+        module.register_forward_pre_hook(self._with_documents, with_kwargs=True)
 
     def train(
         self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
@@ -49,12 +52,12 @@ class PipelinePasses:
     def _run(self, batch: list[tuple[torch.Tensor, torch.Tensor, Documents | None]], training: bool) -> torch.Tensor:
         tokens = torch.cat([tokens for tokens, _, _ in batch])
         targets = torch.cat([targets for _, targets, _ in batch])
-        positions = [documents.positions for _, _, documents in batch if documents is not None]
+        self._documents.extend(documents for _, _, documents in batch if documents is not None)
         schedule = self._schedule(training, batch[0][0])
-        keywords: dict[str, Any] = {"positions": torch.cat(positions)} if positions else {}
+        keywords: dict[str, Any] = {}
         losses: list[torch.Tensor] = []
         if self.module.is_last:
-            keywords |= {"target": targets, "losses": losses}
+            keywords = {"target": targets, "losses": losses}
         run = cast("Callable[..., Any]", schedule.step if training else schedule.eval)
         inputs = (tokens,) if self.module.is_first else ()
         run(*inputs, **keywords, **({"return_outputs": False} if training else {}))
@@ -63,6 +66,10 @@ class PipelinePasses:
         total = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=tokens.device)
         dist.broadcast(total, group=self._group, group_src=self.plan.pp - 1)
         return total
+
+    def _with_documents(self, _module: Decoder, inputs: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A stage begins micro-batches in order. PyTorch would cut tensors, in which to find documents is to wait."""
+        return inputs, keywords | {"positions": self._documents.popleft()} if self._documents else keywords
 
     def _schedule(self, training: bool, tokens: torch.Tensor) -> PipelineScheduleSingle:
         """Made once: the shapes that pass between the stages are those of the plan."""
