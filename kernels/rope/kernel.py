@@ -1,7 +1,6 @@
 """The CUDA kernel of rotary position embedding: the arguments and results of :mod:`flopcast.kernels.rope.reference`."""
 
 from functools import lru_cache
-from math import gcd
 
 import numpy as np
 import torch
@@ -44,9 +43,11 @@ def _launch(
     if positions is not None:
         check_positions(positions, len(cosines))
     tensors = (q, k, q_out, k_out)
-    offsets = [t.data_ptr() // t.element_size() % ACCESS_BYTES for t in (*tensors, cosines, sines)]
-    layouts = tuple((tuple(t.shape), t.stride()) for t in tensors)
-    chosen, strides = _chosen(element_type(q), layouts, cosines.shape[1], gcd(*offsets))
+    # In elements; of all together the lowest bit that is set says how well all are aligned.
+    heads = q.data_ptr() | k.data_ptr() | q_out.data_ptr() | k_out.data_ptr()
+    offset = heads // q.element_size() | (cosines.data_ptr() | sines.data_ptr()) // cosines.element_size()
+    layouts = tuple((t.shape, t.stride()) for t in tensors)
+    chosen, strides = _chosen(element_type(q), layouts, cosines.shape[1], offset % ACCESS_BYTES)
     batch_stride = positions.stride(0) if positions is not None and positions.dim() == 2 else 0
     arguments = (
         *(*tensors, cosines, sines, positions, np.int64(batch_stride)),
