@@ -20,7 +20,7 @@ Record = dict[str, Any]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MANY = 2**31  # elements that a 32-bit index cannot count
 LARGE_BYTES = 40 * 2**30  # free, for the checks of tensors of as many
-HIDDEN = (64, 65, 130, 1000, 2048, 4096, 5119, 5120, 8192, 16383, 16384)
+HIDDEN = (64, 65, 130, 1000, 2048, 4096, 5119, 5120, 6144, 8192, 16383, 16384)
 
 
 def run(device: torch.device, hidden: tuple[int, ...] = HIDDEN, tokens: int = 1031) -> list[Record]:

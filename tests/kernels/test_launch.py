@@ -79,11 +79,16 @@ def test_cupy_13_has_another_name_for_torchs_stream(cupy):
     assert cupy.launches[-1][1][4] == "older 40"
 
 
-def test_more_shared_memory_than_the_default_is_asked_for(cupy):
-    launch.launch(rmsnorm.backward("bfloat16", 8192), (1, 1), (), torch.device("cuda", 0))
-    assert cupy.shared == [("max_dynamic_shared_size_bytes", 65536)]
-    launch.launch(rmsnorm.backward("bfloat16", 5120), (1, 1), (), torch.device("cuda", 0))
-    assert len(cupy.shared) == 1
+@pytest.mark.parametrize(("hidden", "num_bytes"), [(8192, 65536), (6144, 49152), (5120, 40960)])
+def test_dynamic_shared_memory_is_asked_for(cupy, hidden, num_bytes):
+    # 48 KiB come unasked, less the 256 static bytes of this kernel.
+    launch.launch(rmsnorm.backward("bfloat16", hidden), (1, 1), (), torch.device("cuda", 0))
+    assert cupy.shared == [("max_dynamic_shared_size_bytes", num_bytes)]
+
+
+def test_a_kernel_without_dynamic_shared_memory_asks_for_none(cupy):
+    launch.launch(rmsnorm.forward("bfloat16", 5120), (1, 1), (), torch.device("cuda", 0))
+    assert cupy.shared == []
 
 
 def test_another_device_becomes_the_current_one_for_the_launch(cupy, monkeypatch):
