@@ -75,7 +75,7 @@ def test_more_bandwidth_is_never_slower(p: Plan, factor: float) -> None:
         "peak": replace(base, gpu=replace(H100, tensor_flop_per_s=H100.tensor_flop_per_s * factor)),
     }
     for what, machine in faster.items():
-        assert forecast(MODEL, machine, p).step_s[0] <= now * (1 + 1e-9), what
+        assert forecast(MODEL, machine, p).step_s[0] <= now * (1 + 1e-6), what
 
 
 @settings(max_examples=20)
