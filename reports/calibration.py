@@ -119,12 +119,13 @@ def calibrate(
             f"{len(runs)} run{'s' * (len(runs) != 1)} cannot set {len(chosen)} constants ({', '.join(chosen)}); give "
             "at least as many runs, or name fewer with --constants"
         )
+    whole = fit(runs, cluster, chosen)
     left_out = np.full(len(runs), np.nan)
     if len(runs) - 1 >= len(chosen):
         for place, run in enumerate(runs):
             others = [other for other in runs if other is not run]
-            left_out[place] = predicted_s([run], cluster, fit(others, cluster, chosen).constants)[0]
-    return Calibrating(tuple(runs), predicted_s(runs, cluster, {}), fit(runs, cluster, chosen), left_out)
+            left_out[place] = predicted_s([run], cluster, fit(others, cluster, chosen, whole.constants).constants)[0]
+    return Calibrating(tuple(runs), predicted_s(runs, cluster, {}), whole, left_out)
 
 
 def _chosen(runs: Sequence[MachineRun], measured: Measured, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -153,11 +154,13 @@ def predicted_s(runs: Sequence[MachineRun], cluster: Cluster, constants: Mapping
     return np.array([float(np.asarray(step).flat[0]) for step in steps])
 
 
-def fit(runs: Sequence[MachineRun], cluster: Cluster, names: Sequence[str]) -> Fit:
+def fit(
+    runs: Sequence[MachineRun], cluster: Cluster, names: Sequence[str], start: Mapping[str, float] | None = None
+) -> Fit:
     """Bounded least squares of log(predicted / measured), each constant held near its prior as runs that repeat allow.
 
     min sum((log p_i - log t_i) / s)^2 + sum((x_k - x0_k) / w)^2 over low <= x <= high, with x the logarithm where
-    the constant is a factor; covariance (J^T J)^-1 at the minimum.
+    the constant is a factor; covariance (J^T J)^-1 at the minimum. ``start``: where to begin, by default the priors.
     """
     entries = [MACHINE_CONSTANTS[name] for name in names]
     logarithmic = np.array([entry.low > 0 for entry in entries])
@@ -183,7 +186,8 @@ def fit(runs: Sequence[MachineRun], cluster: Cluster, names: Sequence[str]) -> F
         return np.concatenate([errors, (position - prior) / width])
 
     steps = [1e-4] * len(entries)
-    inside = np.clip(prior, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+    begin = inner(np.array([start[name] for name in names])) if start else prior
+    inside = np.clip(begin, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
     solution = least_squares(residuals, inside, bounds=(low, high), diff_step=steps, x_scale=high - low, max_nfev=60)
     jacobian = np.asarray(solution.jac, dtype=np.float64)
     covariance = np.linalg.inv(jacobian.T @ jacobian)
