@@ -1,6 +1,6 @@
 """The fit of a machine's few constants to its own runs: what happens only when everything runs together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -11,9 +11,10 @@ from scipy.stats import t as student_t
 
 from flopcast.errors import InputError, nearest
 from flopcast.reports.machine_runs import MachineRun
+from flopcast.simulator.batch import Batch, Case
 from flopcast.simulator.calibrated import MACHINE_CONSTANTS, QUANTITIES, with_constants
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import forecast
+from flopcast.simulator.forecast import machine_constants, with_waiting
 from flopcast.simulator.measured import Measured
 from flopcast.simulator.operation import Array
 from flopcast.simulator.plan import Plans
@@ -148,10 +149,22 @@ def _chosen(runs: Sequence[MachineRun], measured: Measured, names: Sequence[str]
 
 def predicted_s(runs: Sequence[MachineRun], cluster: Cluster, constants: Mapping[str, float]) -> Array:
     """Forecast seconds per step of each run with these machine constants."""
-    assert cluster.measured is not None
-    machine = replace(cluster, measured=with_constants(cluster.measured, constants))
-    steps = [forecast(run.model, machine, run.plan).step_s * run.share_of_step for run in runs]
-    return np.array([float(np.asarray(step).flat[0]) for step in steps])
+    return _forecasts(runs, cluster)(constants)
+
+
+def _forecasts(runs: Sequence[MachineRun], cluster: Cluster) -> Callable[[Mapping[str, float]], Array]:
+    """:func:`predicted_s` as a function of the constants; what happens in each run is listed once."""
+    measured = cluster.measured
+    assert measured is not None
+    batch = Batch.of([Case(run.model, cluster, run.plan) for run in runs])
+    shares = np.array([run.share_of_step for run in runs])
+
+    def predicted(constants: Mapping[str, float]) -> Array:
+        machine = replace(cluster, measured=with_constants(measured, constants))
+        step = with_waiting(batch.on(machine).step_time(machine_constants(machine)), batch.plans, machine)
+        return np.asarray(step.total * shares)
+
+    return predicted
 
 
 def fit(
@@ -173,6 +186,7 @@ def fit(
         return np.where(logarithmic, np.exp(position), position)
 
     assert cluster.measured is not None
+    predicted = _forecasts(runs, cluster)
     # A constant that the profile already sets is expected where it is.
     expected = [cluster.measured.constants.get(n, e.prior) for n, e in zip(names, entries, strict=True)]
     low, high, prior = (
@@ -182,7 +196,7 @@ def fit(
 
     def residuals(position: Array) -> Array:
         constants = dict(zip(names, outer(position).tolist(), strict=True))
-        errors = np.log(predicted_s(runs, cluster, constants) / measured) / RUN_DEVIATION
+        errors = np.log(predicted(constants) / measured) / RUN_DEVIATION
         return np.concatenate([errors, (position - prior) / width])
 
     steps = [1e-4] * len(entries)
@@ -198,7 +212,7 @@ def fit(
         values=values,
         deviations=np.where(logarithmic, values * spreads, spreads),
         correlations=covariance / np.outer(spreads, spreads),
-        predicted_s=predicted_s(runs, cluster, dict(zip(names, values.tolist(), strict=True))),
+        predicted_s=predicted(dict(zip(names, values.tolist(), strict=True))),
     )
 
 

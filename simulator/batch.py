@@ -61,6 +61,11 @@ class Batch:
             hardware=Hardware.of([case.cluster for case in cases]),
         )
 
+    def on(self, cluster: Cluster) -> "Batch":
+        """The same plans on one machine, such as their own with other measurements; its nodes hold as many GPUs."""
+        cases = tuple(replace(case, cluster=cluster) for case in self.cases)
+        return replace(self, cases=cases, hardware=Hardware.of([cluster] * len(cases)))
+
     def step_time(self, constants: Constants | None = None) -> StepTime:
         """Seconds of one step of every case."""
         constants = constants or default_constants()

@@ -222,7 +222,7 @@ def forecast(
         convention=convention,
         plans=plans,
         operations=operations,
-        step=_waiting(step_time(operations, plans, num_layers, hardware, constants), plans, cluster),
+        step=with_waiting(step_time(operations, plans, num_layers, hardware, constants), plans, cluster),
         constants=constants,
     )
 
@@ -233,7 +233,7 @@ def machine_constants(cluster: Cluster, constants: Constants | None = None) -> C
     return constants if cluster.measured is None else constants.with_values(**cluster.measured.constants)
 
 
-def _waiting(step: StepTime, plans: Plans, cluster: Cluster) -> StepTime:
+def with_waiting(step: StepTime, plans: Plans, cluster: Cluster) -> StepTime:
     """The step with what waiting for the slowest rank adds, where a calibration knows it."""
     if cluster.measured is None or not cluster.measured.straggler:
         return step
