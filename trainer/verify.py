@@ -1,9 +1,9 @@
 """The forecast beside PyTorch's engine on N fake ranks: every collective of one optimizer step, and the peak of memory.
 
 The step is the trainer's own: the same model, the same FSDP2 and tensor-parallel code, one sequence per micro-batch,
-full recompute, bf16 with fp32 gradients. Memory is the sum of the tensors alive at the peak of a step after the first
-(the optimizer's state exists), set beside the forecast without its ``slack``, which stands for what no tensor is: the
-CUDA context, NCCL's buffers and the holes of the caching allocator.
+full recompute, bf16 with fp32 gradients. Memory is the sum of the tensors alive at the peak of a step whose optimizer
+has its state already, set beside the forecast without its ``slack``, which stands for what no tensor is: the CUDA
+context, NCCL's buffers and the holes of the caching allocator.
 """
 
 from collections import Counter
