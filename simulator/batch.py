@@ -47,16 +47,23 @@ class Batch:
 
     @classmethod
     def of(cls, cases: Sequence[Case]) -> "Batch":
-        """Lay the cases' operations end to end; raises InputError as :func:`forecast` does."""
-        lists = []
-        for case in cases:
-            plans = Plans.of([case.plan])
-            check(case.model, case.cluster, plans, "causal")
-            lists.append(step_operations(case.model, plans, np.array([case.cluster.gpus_per_node])))
+        """List the operations of each model's cases together, and lay the lists end to end.
+
+        Raises InputError as :func:`forecast` does.
+        """
+        groups: dict[tuple[Model, int], list[int]] = {}
+        for index, case in enumerate(cases):
+            check(case.model, case.cluster, Plans.of([case.plan]), "causal")
+            groups.setdefault((case.model, case.cluster.gpus_per_node), []).append(index)
+        lists = [
+            step_operations(model, Plans.of([cases[i].plan for i in group]), np.full(len(group), gpus_per_node))
+            for (model, gpus_per_node), group in groups.items()
+        ]
+        places = np.argsort(np.concatenate([*groups.values()]))
         return cls(
             cases=tuple(cases),
             plans=Plans.of([case.plan for case in cases]),
-            operations=tuple(_laid_end_to_end(lists)),
+            operations=tuple(_laid_end_to_end(lists, [len(group) for group in groups.values()], places)),
             num_layers=np.array([case.model.num_layers for case in cases]),
             hardware=Hardware.of([case.cluster for case in cases]),
         )
@@ -76,8 +83,13 @@ class Batch:
         return np.array([case.memory(constants).total[0] for case in self.cases])
 
 
-def _laid_end_to_end(lists: Sequence[Sequence[Operation]]) -> list[Operation]:
-    """The union of the lists by name, phase and occasion; a case without an operation has it 0 times."""
+def _laid_end_to_end(
+    lists: Sequence[Sequence[Operation]], sizes: Sequence[int], places: NDArray[np.int64]
+) -> list[Operation]:
+    """The union of the lists by name, phase and occasion; a case without an operation has it 0 times.
+
+    ``sizes``: the cases of each list. ``places``: where each case of the result stands in the lists laid end to end.
+    """
     columns: dict[tuple[str, str, str], dict[int, Operation]] = {}
     for index, operations in enumerate(lists):
         for operation in operations:
@@ -85,14 +97,16 @@ def _laid_end_to_end(lists: Sequence[Sequence[Operation]]) -> list[Operation]:
             column = columns.setdefault(key, {})
             assert index not in column, f"operation {key} occurs twice in one list"
             column[index] = operation
-    return [_joined([column.get(i) for i in range(len(lists))]) for column in columns.values()]
+    return [_joined([column.get(i) for i in range(len(lists))], sizes, places) for column in columns.values()]
 
 
-def _joined(parts: Sequence[Operation | None]) -> Operation:
-    template = next(part for part in parts if part is not None)
-    idle = _idle(template)
-    joined: Operation = _join(template, [idle if part is None else part for part in parts])
-    present = np.array([part is not None for part in parts], dtype=np.float64)
+def _joined(parts: Sequence[Operation | None], sizes: Sequence[int], places: NDArray[np.int64]) -> Operation:
+    first = next(index for index, part in enumerate(parts) if part is not None)
+    template = parts[first]
+    assert template is not None
+    idle = _idle(_join(template, [template], [sizes[first]], np.zeros(1, dtype=np.int64)))
+    joined: Operation = _join(template, [idle if part is None else part for part in parts], sizes, places)
+    present = np.repeat([part is not None for part in parts], sizes)[places]
     values = {field.name: getattr(joined, field.name) for field in fields(Operation)}
     return Operation(**{**values, "count": joined.count * present})
 
@@ -105,16 +119,12 @@ def _idle(operation: Operation) -> Operation:
     return replace(operation, work=replace(operation.work, group=Group(one, one, one)))
 
 
-def _join(template: Any, parts: Sequence[Any]) -> Any:
-    """Dataclasses field by field, arrays of length 1 one after the other, everything else as it is in the template."""
+def _join(template: Any, parts: Sequence[Any], sizes: Sequence[int], places: NDArray[np.int64]) -> Any:
+    """Dataclasses field by field, arrays one after the other and into their places, the rest as in the template."""
     if is_dataclass(template):
-        values = {
-            field.name: _join(getattr(template, field.name), [getattr(part, field.name) for part in parts])
-            for field in fields(template)
-        }
+        names = [field.name for field in fields(template)]
+        values = {n: _join(getattr(template, n), [getattr(p, n) for p in parts], sizes, places) for n in names}
         return type(template)(**values)  # type: ignore[misc]
-    if isinstance(template, np.ndarray):
-        return np.concatenate([np.atleast_1d(part) for part in parts])
-    if any(np.ndim(part) for part in parts) and not isinstance(template, str):
-        return np.concatenate([np.atleast_1d(part) for part in parts])
+    if not isinstance(template, str) and any(np.ndim(part) for part in parts):
+        return np.concatenate([np.broadcast_to(part, size) for part, size in zip(parts, sizes, strict=True)])[places]
     return template
