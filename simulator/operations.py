@@ -293,7 +293,9 @@ def _pipeline(load: Workload, stage: int | None) -> Iterator[Operation]:
     in_parts = has_habit("sends_parts", plans.engine) & (plans.tp > 1) & ~plans.sequence_parallel
     sent_bytes = load.residual_bytes / np.where(in_parts, plans.tp, 1)
     work: Work = Collective("point_to_point", sent_bytes, group, "pp", purpose)
-    of_parts = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+    of_parts = placement.group(
+        np.where(in_parts, plans.tp, 1), np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus
+    )
     gather: Work = Collective("all_gather", load.residual_bytes, of_parts, "tp", purpose)
     count = np.asarray(plans.virtual_pp * (plans.pp > 1), dtype=np.float64)
     phases: tuple[Phase, Phase] = ("forward", "backward")

@@ -93,10 +93,9 @@ def step_time(
             optimizer = optimizer + time * operation.count
             continue
         if isinstance(work, Collective) and work.purpose == "pipeline":
-            there = operation.count > 0
-            sends[operation.phase] = sends[operation.phase] + time * there
-            if operation.phase == "forward":
-                sends["host"] = sends["host"] + host_seconds(operation, constants) * there
+            sends[operation.phase] = sends[operation.phase] + time
+            if work.collective == "point_to_point":
+                sends["host"] = host_seconds(operation, constants)
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             moved.append((operation, time))
@@ -131,10 +130,9 @@ def chunk_share(work: Collective, plans: Plans) -> Array:
     return np.where(plans.overlap_tensor, 1.0 / ranks, 1.0)
 
 
-def exposed_send(plans: Plans, constants: Constants) -> Array:
-    """What a stage waits for of a send: all, or where its other chunks compute meanwhile what they lose to it."""
-    hidden = plans.has(schedule="interleaved") & ~has_habit("waits_for_sends", plans.engine)
-    return np.where(hidden, constants.send_leak, 1.0)
+def exposed_interleaved_send(plans: Plans, constants: Constants) -> Array:
+    """What a stage of several chunks waits for of a send: what the others lose to it, or all where the engine waits."""
+    return np.where(has_habit("waits_for_sends", plans.engine), 1.0, constants.send_leak)
 
 
 def _charge(target: Pass, operation: Operation, time: Array, constants: Constants) -> None:
@@ -218,7 +216,7 @@ class _Schedules:
         is_interleaved = "interleaved" in names
         chunks = plans.virtual_pp if is_interleaved else 1
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
-        share = exposed_send(plans, self._constants) if is_interleaved else 1.0
+        share = exposed_interleaved_send(plans, self._constants) if is_interleaved else 1.0
         host = self._sends["host"]
         forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
         sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)

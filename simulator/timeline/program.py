@@ -21,7 +21,7 @@ from flopcast.simulator.operation import (
     When,
 )
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.step import SERIAL, chunk_share, exposed_send
+from flopcast.simulator.step import SERIAL, chunk_share, exposed_interleaved_send
 from flopcast.simulator.timeline.engine import Link
 
 # What the time on the compute stream is spent on; communication here is what the stream itself waits out.
@@ -159,8 +159,9 @@ def build(
                 unit.exchanges.append(_transfer(operation, work, spent, times, piece.host_s))
             if unit_name == "pipeline" and operation.phase != "step":
                 once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
-                before = sends.get(operation.phase)
-                sends[operation.phase] = once if before is None else _one_after_the_other(before, once)
+                sent = sends.setdefault(operation.phase, once)
+                if sent is not once:
+                    sends[operation.phase] = replace(sent, seconds=sent.seconds + once.seconds)
             elif operation.phase == "step":
                 unit.step.append(piece)
             else:
@@ -169,11 +170,9 @@ def build(
         unit.forward.sort(key=_place(unit.forward))
         unit.backward.sort(key=_place(unit.backward))
     units.pop("pipeline", None)
-    return Program(dict(units), sends, float(exposed_send(plans, constants)[0]), norm)
-
-
-def _one_after_the_other(send: Piece, gather: Piece) -> Piece:
-    return replace(send, seconds=send.seconds + gather.seconds, host_s=send.host_s + gather.host_s)
+    interleaved = bool(plans.has(schedule="interleaved")[0])
+    share = float(exposed_interleaved_send(plans, constants)[0]) if interleaved else 1.0
+    return Program(dict(units), sends, share, norm)
 
 
 def _link(work: Collective) -> Link:
