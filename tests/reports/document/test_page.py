@@ -121,7 +121,7 @@ def test_every_number_of_the_recommendation_is_in_a_table(report: Report, hostil
 def test_the_recommendation_says_what_to_run_what_it_costs_and_how_sure(report: Report) -> None:
     study, sentence = report.study, report.recommendation.sentence
     assert sentence.startswith(f"Run {study.best.strategy} with micro-batch {study.best.plan['micro_batch']}")
-    assert f"{study.cost.days:.3g} days ({study.low.days:.3g} to {study.high.days:.3g})" in sentence
+    assert f"{study.cost.days:#.3g} days ({study.low.days:#.3g} to {study.high.days:#.3g})" in sentence
     assert "GPU-hours (" in sentence
     assert "at 1.5 per GPU-hour" in sentence
     assert study.low.days < study.cost.days < study.high.days
