@@ -171,8 +171,10 @@ class Block(nn.Module):
             return heads
         group = attention.num_heads // attention.num_kv_heads
         first = self.parallel.rank * num_queries
-        own = [head // group for head in range(first, first + num_queries)]
-        return heads[:, :, own]
+        # A list as an index would travel to the GPU at every call, and the host would wait for it.
+        low, high = first // group, (first + num_queries - 1) // group + 1
+        repeated = heads[:, :, low:high].repeat_interleave(group, dim=2)
+        return repeated.narrow(2, first - low * group, num_queries)
 
     def _biased(self, x: torch.Tensor, *linears: Linear) -> torch.Tensor:
         for linear in linears:
