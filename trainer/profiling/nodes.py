@@ -18,6 +18,9 @@ from flopcast.trainer.processes import gpus_per_node
 
 Record = dict[str, Any]
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce")
+# A second of work or more for a GPU, under which clocks and power show what it sustains: nvidia-smi takes some tenths
+# to answer, and more than a thousand launches would not fit the queue.
+BUSY_SIDE, BUSY_PRODUCTS = 8192, 600
 # How drivers of different years name the reasons for which a GPU's clock is held back.
 THROTTLE_QUERIES = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 
@@ -26,10 +29,8 @@ def surroundings(device: torch.device) -> Device:
     """The device of this rank, with clocks, power cap and throttle reasons read while it works."""
     found: dict[str, Any] = dict(environment(device))
     if device.type == "cuda":
-        a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-        # A second of work or more, under which clocks and power show what the device sustains: nvidia-smi takes some
-        # tenths to answer, and more than a thousand launches would not fit the queue.
-        for _ in range(600):
+        a = torch.randn(BUSY_SIDE, BUSY_SIDE, device=device, dtype=torch.bfloat16)
+        for _ in range(BUSY_PRODUCTS):
             a @ a
         found |= clocks(device) | throttling(device)
         torch.cuda.synchronize(device)
