@@ -1,7 +1,7 @@
 """NCCL's part of torch.distributed for tensors of the stand-in: gloo on their memory, and AVG, which gloo has not."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -56,12 +56,9 @@ class Group(dist.ProcessGroup):
 
     allreduce_coalesced = allreduce
 
-    def _run(self, call: Callable[..., Any], out: Any, *others: Any) -> Any:
-        call(_host(out), *others).wait()
-        return _done(out)
-
     def allgather(self, out: Any, tensors: Any, opts: Any = None) -> Any:
-        return self._run(self.gloo.allgather, out, _host(tensors))
+        self.gloo.allgather(_host(out), _host(tensors)).wait()
+        return _done(out)
 
     def _allgather_base(self, out: Tensor, tensor: Tensor, opts: Any = None) -> Any:
         parts = [[*_host(out).view(-1).chunk(self.size())]]
@@ -75,15 +72,6 @@ class Group(dist.ProcessGroup):
         return _done(out)
 
     all_gather_single, reduce_scatter_single = _allgather_base, _reduce_scatter_base
-
-    def all_reduce(self, tensor: Tensor, opts: Any = None) -> Any:
-        return self.allreduce([tensor], opts)
-
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
-        return self._run(self.gloo.broadcast, tensors, opts)
-
-    def scatter(self, out: Any, tensors: Any, opts: Any = None) -> Any:
-        return self._run(self.gloo.scatter, out, _host(tensors), opts)
 
     def barrier(self, opts: Any = None) -> Any:
         self.gloo.barrier().wait()

@@ -47,9 +47,6 @@ class Stream:
     def synchronize(self) -> None:
         wait("a stream")
 
-    def query(self) -> bool:
-        return True
-
 
 class StreamContext:
     """``with torch.cuda.stream(...)``; None leaves the current stream."""
@@ -77,12 +74,6 @@ class Event:
 
     def record(self, stream: Stream | None = None) -> None:
         self.recorded_s = time.perf_counter()
-
-    def wait(self, stream: Stream | None = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
 
     def synchronize(self) -> None:
         wait("an event")
