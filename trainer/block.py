@@ -172,9 +172,10 @@ class Block(nn.Module):
         group = attention.num_heads // attention.num_kv_heads
         first = self.parallel.rank * num_queries
         # A list as an index would travel to the GPU at every call, and the host would wait for it.
-        low, high = first // group, (first + num_queries - 1) // group + 1
-        repeated = heads[:, :, low:high].repeat_interleave(group, dim=2)
-        return repeated.narrow(2, first - low * group, num_queries)
+        dealt = range(first // group, (first + num_queries - 1) // group + 1)
+        shares = [min((head + 1) * group, first + num_queries) - max(head * group, first) for head in dealt]
+        own = [heads[:, :, head : head + 1].expand(-1, -1, n, -1) for head, n in zip(dealt, shares, strict=True)]
+        return torch.cat(own, dim=2)
 
     def _biased(self, x: torch.Tensor, *linears: Linear) -> torch.Tensor:
         for linear in linears:
