@@ -1,6 +1,6 @@
 """How training frameworks run a step where a published table does not say: facts of the software, not of a result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flopcast.simulator.engines import Engine
 from flopcast.simulator.plan import AttentionKernel, Recompute
@@ -78,15 +78,7 @@ FRAMEWORKS: dict[str, Framework] = {
     # Megatron-LM before flash attention (arXiv:2104.04473), as its examples/sc21 runs it: in fp16, whose gradients
     # are accumulated and reduced in fp16, after the last backward (model/distributed.py, v2.5). Its section 4.2: bias +
     # GELU, bias + dropout + add, and scale + mask + softmax are fused.
-    "megatron-lm (2021)": Framework(
-        overlap=False,
-        bucket_bytes=2**31,
-        gradient_bits=16,
-        jit_fused=True,
-        recompute="full",
-        attention="unfused",
-        engine="megatron-2021",
-    ),
+    "megatron-lm (2021)": replace(_MEGATRON_DEEPSPEED, engine="megatron-2021", bf16_engine=None),
     "nemo": _MEGATRON_CORE,
     "megatron-bridge": _MEGATRON_CORE,
     "megatron-core": _MEGATRON_CORE,

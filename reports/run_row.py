@@ -34,9 +34,9 @@ class Row:
                 raise InputError(f"{column} is blank")
             return float(self._default(column, default))
         try:
-            # A measured cell may repeat its unit ("10,240 tokens/s").
             cell = str(self.cells[column])
-            return number_in(cell.split()[0] if column.startswith("measured_") else cell)
+            # What is measured may repeat its unit ("10,240 tokens/s"), and its thousands are not those of sizes.
+            return number_in(cell.split()[0], 1000) if column.startswith("measured_") else number_in(cell)
         except ValueError:
             raise InputError(f"{column} is '{self.cells[column]}'; write a number") from None
 
@@ -47,6 +47,12 @@ class Row:
     def flag(self, column: str, default: bool) -> bool:
         """Whether the cell says yes."""
         return flag_in(self.cells[column]) if self.has(column) else bool(self._default(column, int(default)))
+
+    def known(self, column: str, meaning: Any, else_: Any) -> Any:
+        """What a word of a cell means, or ``else_`` where it means nothing here, which is remembered."""
+        if meaning is None:
+            self.assumed.append(f"{column} {else_}: '{self.cells[column]}' is not known")
+        return else_ if meaning is None else meaning
 
     def _default(self, column: str, default: Any) -> Any:
         if default != "":

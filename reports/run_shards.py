@@ -40,7 +40,7 @@ def shards(row: Row, sharding: str, world: int, pp: int, node: int) -> dict[str,
     """
     stage = zero_stage(sharding)
     if stage == 0 and not REPLICATED.match(sharding):
-        row.assumed.append(f"sharding ddp: '{sharding}' is not known")
+        row.known("sharding", None, "ddp")
     if pp > 1:
         stage = min(stage, 1)
     in_node = max(d for d in range(1, max(node, 1) + 1) if world % d == 0)

@@ -15,16 +15,17 @@ ATTENTION_NAMES = {
 }
 # ZB-H2 leaves no bubble at the price of memory; it is forecast as ZB-H1 (arXiv:2401.10241), of which it has a third.
 ZERO_BUBBLE = re.compile(r"^(zero-?bubble|zb)")
+ONE_FORWARD_ONE_BACKWARD = re.compile(r"^$|1f1b|interleav|virtual|pipedream|dapple")
 NUMBER = re.compile(r"([+-]?[\d.]+(?:e[+-]?\d+)?)\s*([km]?)")
 
 
-def number_in(cell: Any) -> float:
-    """The number that a cell states: "8,192", "8k" (1,024 each) and "1e6" are numbers; ValueError for other words."""
+def number_in(cell: Any, thousand: int = 2**10) -> float:
+    """The number that a cell states: "8,192", "8k" (``thousand`` each) and "1e6"; ValueError for other words."""
     text = str(cell).strip().lower()
     match = NUMBER.fullmatch(text.replace(",", "").replace("_", ""))
     if not match:
         return float(text)
-    return float(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2]]
+    return float(match[1]) * {"": 1, "k": thousand, "m": thousand**2}[match[2]]
 
 
 def flag_in(cell: Any) -> bool:
@@ -44,12 +45,12 @@ def recompute_in(text: str) -> Recompute:
     return "full" if whole and "select" not in text else "selective"
 
 
-def attention_in(text: str, unversioned: str) -> str:
-    """The kernel that a cell names: "FlashAttention-2", "fa3", "flash_attn"; ``unversioned`` is a bare "flash"."""
+def attention_in(text: str, unversioned: str) -> str | None:
+    """The kernel that a cell names: "FlashAttention-2", "fa3"; ``unversioned`` is a bare "flash"; None if unknown."""
     flash = re.match(r"^(?:flash[-_ ]?(?:attention|attn)?|fa)[-_ ]?v?(\d)?", text)
     if flash and text not in CHOICES["attention"]:
         text = f"flash{flash[1]}" if flash[1] else unversioned
-    return ATTENTION_NAMES.get(text, text if text in CHOICES["attention"] else "flash2")
+    return ATTENTION_NAMES.get(text, text if text in CHOICES["attention"] else None)
 
 
 def precision_in(text: str) -> Precision:
@@ -61,8 +62,12 @@ def precision_in(text: str) -> Precision:
     return "fp8" if re.search(r"fp8|float8|e4m3|8-?bit", text) else "bf16"
 
 
-def schedule_in(text: str, virtual: int) -> str:
-    """The pipeline's schedule; with several chunks per stage it is interleaved."""
-    if ZERO_BUBBLE.match(text) and virtual == 1:
+def schedule_in(text: str, virtual: int) -> str | None:
+    """The pipeline's schedule, with several chunks per stage the interleaved one; None for a name that is not known."""
+    if virtual > 1:
+        return "interleaved"
+    if ZERO_BUBBLE.match(text):
         return "zero-bubble"
-    return "interleaved" if virtual > 1 else "gpipe" if "gpipe" in text else "1f1b"
+    if "gpipe" in text:
+        return "gpipe"
+    return "1f1b" if ONE_FORWARD_ONE_BACKWARD.search(text) else None

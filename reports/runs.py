@@ -202,11 +202,12 @@ def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int
 
 
 def _schedule(row: Row, pp: int, virtual: int) -> Any:
-    return schedule_in(row.text("schedule") if pp > 1 else "", virtual)
+    return row.known("schedule", schedule_in(row.text("schedule") if pp > 1 else "", virtual), "1f1b")
 
 
 def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
     usual = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     if usual == "cudnn":
         usual = "flash2"  # frameworks that do not say use the flash-attention package
-    return attention_in(row.text("attention", framework.attention or usual), framework.attention or "flash2")
+    named = attention_in(row.text("attention", framework.attention or usual), framework.attention or "flash2")
+    return row.known("attention", named, "flash2")

@@ -95,6 +95,8 @@ def test_rates_in_place_of_seconds(cells: dict[str, Any]) -> None:
 
 def test_an_unknown_sharding_is_said() -> None:
     assert any("'sharded by hand' is not known" in words for words in changed(sharding="sharded by hand").assumed)
+    assert "attention flash2: 'sparse' is not known" in changed(attention="sparse").assumed
+    assert "schedule 1f1b: 'dualpipe' is not known" in changed(pp=2, schedule="dualpipe").assumed
     assert not any("not known" in words for words in changed(sharding="DDP").assumed)
 
 

@@ -96,6 +96,7 @@ def test_a_batch_of_models_and_clusters_is_the_same_as_each() -> None:
         Case(small_model(), cluster(), plan("zero3", 16)),
         Case(small_model(parallel=True, num_layers=6), cluster(H100), plan("tp8", 32, recompute="full")),
         Case(small_model(gated=False), cluster(), plan("zero1", 16, pp=2, grad_accum=4)),
+        Case(small_model(), cluster(), plan("ddp", 16, pp=2, tp=4, grad_accum=4, engine="megatron-2021")),
     ]
     batch = Batch.of(cases)
     for index, case in enumerate(cases):
