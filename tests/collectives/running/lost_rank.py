@@ -1,17 +1,16 @@
 """``python lost_rank.py RANKS FOLDER exit|stall``: the last of several gloo ranks is lost between two collectives.
 
-Every other rank writes the error that it gets, and after how many seconds. Ranks are forked after the imports.
+Every other rank writes the error that it gets, and after how many seconds.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
+import gloo_ranks
 import torch
 import torch.distributed as dist
 
@@ -23,13 +22,6 @@ TIMEOUT_S = 4
 
 
 def work(rank: int, num_ranks: int, folder: Path, how: str) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=num_ranks,
-        timeout=timedelta(seconds=TIMEOUT_S),
-    )
     mesh = dist.init_device_mesh("cpu", (2, num_ranks // 2))
     calls: dict[str, Callable[[], object]] = {
         "gather": lambda: quantised_all_gather(torch.empty(num_ranks * 5000), torch.ones(5000), check=False),
@@ -56,12 +48,7 @@ def work(rank: int, num_ranks: int, folder: Path, how: str) -> None:
 
 def main() -> None:
     num_ranks, folder, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    forking = multiprocessing.get_context("fork")
-    ranks = [forking.Process(target=work, args=(rank, num_ranks, folder, how)) for rank in range(num_ranks)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
+    gloo_ranks.run(work, num_ranks, folder, TIMEOUT_S, how)
 
 
 if __name__ == "__main__":
