@@ -120,6 +120,7 @@ def test_a_profile_of_the_device_is_a_cluster(tmp_path: Path) -> None:
     found = read_profile(path)
     assert found.device_type == "cuda"
     assert {sample.kind for sample in found.samples} == set(KINDS) - {"collective"}
+    assert not found.skipped
     assert found.devices[0].environment["backend"] == "cupy"
     machine = load_cluster(path)
     assert machine.gpu.name.lower().startswith("h100")
