@@ -33,8 +33,9 @@ class Table:
         return "words" if any(len(row[column].text) > LONGEST_NAME for row in self.rows) else "name"
 
     def numbers(self) -> set[str]:
-        """Every number that a reader finds in the cells, as written."""
-        return {match for row in self.rows for cell in row for match in numbers_in(cell.text)}
+        """Every number that a reader finds in the cells and the caption, as written."""
+        cells = {match for row in self.rows for cell in row for match in numbers_in(cell.text)}
+        return cells | set(numbers_in(self.caption))
 
 
 def numbers_in(text: str) -> list[str]:

@@ -66,7 +66,8 @@ QUESTIONS = ["What to run", "How long", "What it costs", "How sure"]
 @pytest.mark.parametrize(("name", "asked"), [("llama-2-70b", 8), ("megatron-1t", 8)])
 def test_where_nothing_fits_the_report_says_what_would_on_more(name: str, asked: int) -> None:
     machine = replace(load_cluster("dgx-a100"), costs=Costs(gpu_hour_price=2.0))
-    found = Report(study(load_model(name), machine, Request(asked)))
+    # So many tokens that no number of passes is the number of GPUs.
+    found = Report(study(load_model(name), machine, Request(asked, tokens_per_gpu=2**16)))
     more = found.study.on_more
     assert not found.study.best.fits
     assert more is not None
