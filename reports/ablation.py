@@ -43,6 +43,7 @@ ABLATIONS = (
     Ablation("host time per collective", {"collective_launch_s": 0.0}),
     Ablation("overlap of data-parallel communication", changed=_with(prefetch=0)),
     Ablation("what overlap costs the computation", {"nvlink_leak": 0.0, "network_leak": 0.0, "network_share": 1.0}),
+    Ablation("slower collectives on more than four nodes", {"network_congestion": 0.0}),
     Ablation("updates that wait for the gather", changed=_with(overlap_update=True)),
     Ablation("updates slice by slice", changed=_with(sliced_update=False)),
     Ablation("tensor parallelism in chunks", changed=_with(overlap_tensor=False)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from flopcast.simulator.engines import Engine
-from flopcast.simulator.plan import AttentionKernel, Recompute
+from flopcast.simulator.plan import AttentionKernel, Precision, Recompute
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,9 @@ class Framework:
     is told otherwise, and DDP in the parameters' fp32). ``fused_kernels``: fused norms and rotary positions.
     ``jit_fused``: a compiler fuses activation and bias. ``overlap_tensor``, ``overlap_update``, ``sliced_update``: as
     in :class:`Plan`. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the software's defaults
-    (None: the GPU's usual kernel). ``spills``: what does not fit goes to the host's memory. ``engine``: how it holds
+    (None: the GPU's usual kernel). ``spills``: what does not fit goes to the host's memory.
+    ``passes_by_stages``: a local batch is cut into as many micro-batches as the pipeline has stages.
+    ``compiles_fp8``: what runs in 8 bits is compiled. ``engine``: how it holds
     its tensors; ``bf16_engine``: where that differs in bf16.
     """
 
@@ -31,8 +33,14 @@ class Framework:
     recompute: Recompute = "none"
     attention: AttentionKernel | None = None
     spills: bool = False
+    passes_by_stages: bool = False
+    compiles_fp8: bool = False
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
+
+    def compiles(self, precision: Precision) -> bool:
+        """Whether a compiler fuses pointwise work without being asked."""
+        return self.jit_fused or (self.compiles_fp8 and precision == "fp8")
 
     def engine_in(self, precision: str) -> Engine:
         """The engine of a run whose table states this precision; where it states none nothing tells fp16 from bf16."""
@@ -116,7 +124,16 @@ FRAMEWORKS: dict[str, Framework] = {
     # Compiles what it can with nvFuser and takes cuDNN's attention first (thunder/__init__.py, add_default_executor).
     "thunder": Framework(jit_fused=True, attention="cudnn"),
     "lightning": Framework(gradient_bits=16, attention="flash1"),
-    "torchtitan": Framework(fused_kernels=False, gradient_bits=32, attention="flash2", engine="torchtitan"),
+    # pipeline_parallel_microbatches is pp where it is not given (parallelisms/pipelining_utils.py, December 2024);
+    # docs/float8.md has torch.compile "required for competitive performance" in 8 bits.
+    "torchtitan": Framework(
+        fused_kernels=False,
+        gradient_bits=32,
+        attention="flash2",
+        passes_by_stages=True,
+        compiles_fp8=True,
+        engine="torchtitan",
+    ),
 }
 
 

@@ -134,17 +134,19 @@ def _gpu(run: Run, row: Row) -> str:
 def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tuple[Plan, float]:
     num_gpus, tp, cp = row.whole("n_gpus"), row.whole("tp", 1), row.whole("cp", 1)
     pp = row.whole("pp", 1)
-    virtual = row.whole("vpp", 1) if pp > 1 else 1
+    usual = 2 if "interleav" in row.text("schedule") else 1
+    virtual = row.whole("vpp", usual) if pp > 1 else 1
     if model.num_layers < pp * virtual <= model.num_layers + 2:
         virtual = model.num_layers // pp
         row.assumed.append(f"vpp {virtual}: embedding and head stand in chunks of their own")
     world = num_gpus // (tp * pp)
     dp = max(world // cp, 1)
     batch = _sequences(row, dp)
-    micro, accumulation = _passes(row, batch, dp, pp, virtual)
+    micro, accumulation = _passes(row, framework, batch, dp, pp, virtual)
     sharding = row.text("sharding", "ddp")
     if "megatron" in sharding and not zero_stage(sharding):
         sharding = framework.sharding
+    precision = precision_in(row.text("precision", "bf16"))
     plan = Plan(
         strategy=sharding,
         num_gpus=num_gpus,
@@ -163,11 +165,11 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         sliced_update=framework.sliced_update,
         **shards(row, sharding, world, pp, cluster.gpus_per_node // tp),
         recompute=recompute_in(row.text("recompute", framework.recompute)),
-        precision=precision_in(row.text("precision", "bf16")),
+        precision=precision,
         gradient_bits=framework.gradient_bits or (16 if zero_stage(sharding) == 3 else 32),
         attention=_attention(row, framework, cluster),
         fused_kernels=framework.fused_kernels,
-        compiled=framework.jit_fused or row.flag("torch_compile", False),
+        compiled=framework.compiles(precision) or row.flag("torch_compile", False),
         prefetch=int(framework.overlap or zero_stage(sharding) == 3),
         bucket_bytes=framework.bucket_bytes,
         state_bytes=0 if OFFLOADED.search(row.text("framework") + " " + row.text("sharding")) else 12,
@@ -184,7 +186,7 @@ def _sequences(row: Row, dp: int) -> float:
     return row.number("global_batch_seqs", row.number("micro_batch", 1) * passes * dp)
 
 
-def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
+def _passes(row: Row, framework: Framework, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
     """Sequences per pass and passes per step."""
     passes = row.number("grad_accum", 0.0) if row.has("grad_accum") else 0.0
     # A pipeline is filled with the smallest micro-batches there are; alone, a GPU is given larger ones.
@@ -194,8 +196,9 @@ def _passes(row: Row, batch: float, dp: int, pp: int, virtual: int) -> tuple[int
     accumulation = max(round(batch / (dp * micro)), 1)
     if pp > 1 and accumulation == 1 and micro > 1:
         # No pipeline runs a single micro-batch: the table states the batch that is cut into them.
-        row.assumed.append(f"a local batch of {micro} passes through the pipeline one sequence at a time")
-        micro, accumulation = 1, micro
+        passes = pp if framework.passes_by_stages and micro % pp == 0 else micro
+        row.assumed.append(f"a local batch of {micro} passes through the pipeline in {passes} micro-batches")
+        micro, accumulation = micro // passes, passes
     if virtual > 1:
         accumulation = -(-accumulation // pp) * pp
     return micro, accumulation

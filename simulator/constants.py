@@ -38,6 +38,7 @@ class Constants:
     network_share: float
     nvlink_share: float
     pipeline_share: float
+    network_congestion: float
     step_overhead_s: float
     reserved_bytes: float
     allocator_slack: float

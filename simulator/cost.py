@@ -20,6 +20,8 @@ from flopcast.simulator.operation import (
 from flopcast.simulator.plan import CHOICES
 
 HEAD_DIM_OF_TABLE = 128
+# The most nodes but in one series that the cost of collectives was fitted to.
+MEASURED_NODES = 4
 # Unfused attention multiplies by heads of this many features or a multiple on the tensor cores: rows of 16-bit numbers
 # must start on 16 bytes (cuBLAS, "Tensor Core Usage"). Others run where fp32 does, at this share of the 16-bit peak.
 ALIGNED_FEATURES = 8
@@ -104,7 +106,7 @@ def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Consta
 
 
 def collective_seconds(work: Collective, hardware: Hardware, constants: Constants) -> Array:
-    """The collective alone; between two products or stages, slowed by what the step leaves it of the links.
+    """The collective alone, slower on many nodes; between two products or stages, by what the step leaves of the links.
 
     Gathers and reductions are slowed where something runs beside them, which is for the reader of the step to say.
     """
@@ -115,7 +117,8 @@ def collective_seconds(work: Collective, hardware: Hardware, constants: Constant
         "pipeline": constants.pipeline_share,
     }.get(work.purpose, 1.0)
     alone = COLLECTIVES[work.collective].cost(work.tensor_bytes, work.group, hardware.fabric).time_s
-    return np.asarray(alone / share, dtype=np.float64)
+    doublings = np.log2(np.maximum(work.group.num_nodes / MEASURED_NODES, 1.0))
+    return np.asarray(alone * (1 + constants.network_congestion * doublings) / share, dtype=np.float64)
 
 
 def _gemm_share(hardware: Hardware, constants: Constants) -> Array:

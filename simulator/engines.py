@@ -32,7 +32,8 @@ class Habits:
     before attention; ``splits_gate``: one product makes both halves of a gated projection, whose gradients are joined.
     ``accumulates_in_products``: the product that makes a weight's gradient adds it to the accumulator.
     ``waits_for_sends``: interleaved stages wait for what they send, too; ``sends_parts``: of a tensor-parallel group
-    each rank sends its part, which is gathered on the other side.
+    each rank sends its part, which is gathered on the other side. ``gathers_fp8``: matrices that
+    are multiplied in 8 bits are gathered so.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
@@ -61,6 +62,7 @@ class Habits:
     accumulates_in_products: bool = False
     waits_for_sends: bool = False
     sends_parts: bool = False
+    gathers_fp8: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
     keeps_intermediates: bool = False
@@ -85,7 +87,8 @@ ENGINES: dict[Engine, Habits] = {
     "fsdp2": Habits(folds_residual=True, keeps_graph=True),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
-    # every second mm (parallelisms/parallelize_llama.py, December 2024).
+    # every second mm (parallelisms/parallelize_llama.py, December 2024). Its fp8 recipes set
+    # enable_fsdp_float8_all_gather (train_configs/llama3_405b.toml, docs/float8.md, August 2024).
     "torchtitan": Habits(
         logit_bytes=14,
         parallel_logit_bytes=18,
@@ -93,6 +96,7 @@ ENGINES: dict[Engine, Habits] = {
         keeps_intermediates=True,
         alternate_products=True,
         keeps_graph=True,
+        gathers_fp8=True,
     ),
     # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
     # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose

@@ -135,6 +135,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
     layers = [unit for unit in parts if unit.section == "layer"]
     roots = [unit for unit in parts if unit.section != "layer"]
     layer = largest(_layer_elements(layers, plans))
+    gathered_layer = layer * np.where(layers[0].gathered_in_8_bits(plans), 0.5, 1.0)
     root = _sum(unit.count * unit.padded_elements(plans, o) for unit in roots)
     whole = _sum(unit.count * unit.padded_elements(plans, o) for unit in parts)
     gradients = width * _sum(unit.count * unit.sharded_elements(plans, g) for unit in parts)
@@ -182,7 +183,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
             gradients=np.where(accumulates, gradients, gradients * share_of_layer),
             activations=held.results + np.maximum(held.layers - held.one_layer, held.turned - held.one_put_off),
             workspace=held.workspace,
-            gathered=gathered(root + layer * (1 + plans.prefetch)) + reduction + head,
+            gathered=gathered(root + gathered_layer * (1 + plans.prefetch)) + reduction + head,
             quantised=payloads,
         ),
         moment(
@@ -190,7 +191,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
             gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
             activations=held.one_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
             workspace=held.workspace,
-            gathered=gathered(root + layer) + reduction + head,
+            gathered=gathered(root + gathered_layer) + reduction + head,
         ),
         moment(
             parameters=copies(np.where(sharded, whole, np.where(pipeline, last_unit, whole - root))),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flopcast.kernels.nf4.format import aligned, payload_bytes
 from flopcast.simulator import placement
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Block, Model, ParameterTensor
 from flopcast.simulator.operation import Array, Section
 from flopcast.simulator.plan import Plans
@@ -86,12 +87,17 @@ class Unit:
             parts.append(adds * (-(-rows // optimizer_ways) * rest))
         return _total(parts)
 
+    def gathered_in_8_bits(self, plans: Plans) -> NDArray[np.bool_]:
+        """Whether the matrices of this unit, all but a per mille of it, are cast to 8 bits before they are gathered."""
+        products = plans.has(precision="fp8") & (self.section == "layer")
+        return np.asarray(products & has_habit("gathers_fp8", plans.engine))
+
     def gather_bytes(self, plans: Plans, shard: IntArray) -> IntArray:
-        """Bytes of the gathered tensor: 2 per padded element, or NF4 payloads.
+        """Bytes of the gathered tensor: 2 per padded element, 1 where an engine casts before, or NF4 payloads.
 
         There one-dimensional tensors travel raw, and every tensor's part starts on 16 bytes.
         """
-        raw = 2 * self.padded_elements(plans, shard)
+        raw = np.where(self.gathered_in_8_bits(plans), 1, 2) * self.padded_elements(plans, shard)
         if not np.any(plans.gather_bits == 4):
             return raw
         parts = []

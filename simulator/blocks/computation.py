@@ -154,14 +154,18 @@ def tensor_parallel(
     One all-reduce of (T, D) forward and one backward; under sequence parallelism an all-gather and a reduce-scatter
     of the same tensor each way. Megatron-LM (arXiv:1909.08053, figure 3; arXiv:2205.05198, figure 5). The sum that ends
     a layer is not computed again: no gradient depends on its result (torch.utils.checkpoint stops before it). Absent
-    where not ``present``.
+    where not ``present``. What 8-bit products take is cast before it is gathered (Transformer Engine 1.8,
+    pytorch/module/layernorm_linear.py and base.py; torchao/float8/float8_tensor_parallel.py).
     """
     split = load.plans.sequence_parallel
     whole = (load.plans.tp > 1) & ~split
+    gathered = np.where(load.plans.has(precision="fp8"), 1, ACTIVATION_BYTES)
     return [
         _exchange(load, f"{name}.sum", "all_reduce", "all_reduce", whole & present, not last_of_layer),
-        _exchange(load, f"{name}.gather", "all_gather", "reduce_scatter", split & present),
-        _exchange(load, f"{name}.scatter", "reduce_scatter", "all_gather", split & present, not last_of_layer),
+        _exchange(load, f"{name}.gather", "all_gather", "reduce_scatter", split & present, True, gathered),
+        _exchange(
+            load, f"{name}.scatter", "reduce_scatter", "all_gather", split & present, not last_of_layer, gathered
+        ),
     ]
 
 
@@ -190,14 +194,16 @@ def _exchange(
     backward: str | None,
     present: NDArray[np.bool_],
     recomputed: bool = True,
+    gather_bytes: Array | int = ACTIVATION_BYTES,
 ) -> Computation:
-    """Collectives of (T, D) between tensor-parallel ranks, one each way."""
+    """Collectives of (T, D) between tensor-parallel ranks, one each way; elements are gathered as ``gather_bytes``."""
     plans = load.plans
     group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
-    tensor_bytes = load.tokens * load.hidden * ACTIVATION_BYTES
+    elements = load.tokens * load.hidden
 
     def work(kind: str) -> Collective:
-        return Collective(kind, tensor_bytes, group, "tp", "tensor")
+        element_bytes = gather_bytes if kind == "all_gather" else ACTIVATION_BYTES
+        return Collective(kind, elements * element_bytes, group, "tp", "tensor")
 
     there = work(forward) if forward else None
     back = (work(backward),) if backward else ()

@@ -137,9 +137,30 @@ def test_an_unversioned_flash_attention_is_the_one_the_software_was_built_with()
 
 
 def test_a_local_batch_in_a_pipeline_is_cut_into_micro_batches() -> None:
-    plan = changed(pp=8, n_gpus=64, micro_batch=32, global_batch_seqs=256, sharding="fsdp_full").plan
+    """torchtitan makes as many as there are stages, if that divides the batch; of others the smallest are assumed."""
+    cells = {"pp": 8, "n_gpus": 64, "sharding": "fsdp_full"}
+    for framework, batch, passes in (("torchtitan", 32, 8), ("torchtitan", 12, 12), ("Megatron-LM", 32, 32)):
+        run = changed(**cells, framework=framework, micro_batch=batch, global_batch_seqs=8 * batch)
+        assert run.plan is not None
+        assert (run.plan.micro_batch, run.plan.grad_accum) == (batch // passes, passes)
+        assert any(f"a local batch of {batch} passes through the pipeline in {passes}" in said for said in run.assumed)
+
+
+def test_an_interleaved_schedule_has_two_stages_a_rank_where_a_table_does_not_say() -> None:
+    plan = changed(pp=8, n_gpus=64, schedule="Interleaved 1F1B", micro_batch=1, sharding="ddp").plan
     assert plan is not None
-    assert (plan.micro_batch, plan.grad_accum) == (1, 32)
+    assert (plan.schedule, plan.virtual_pp) == ("interleaved", 2)
+
+
+def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
+    for framework, precision, compiled in (
+        ("torchtitan", "Float8", True),
+        ("torchtitan", "bf16", False),
+        ("x", "fp8", False),
+    ):
+        plan = changed(framework=framework, precision=precision, gpu="H100").plan
+        assert plan is not None
+        assert plan.compiled == compiled
 
 
 @pytest.mark.parametrize(

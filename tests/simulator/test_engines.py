@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import cluster, plan, small_model
+from builders import H100, cluster, plan, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flopcast.simulator.constants import default_constants
@@ -242,3 +242,16 @@ def test_ranks_that_send_parts_gather_what_they_receive() -> None:
         "pipeline.send": ("point_to_point", whole / 4),
         "pipeline.gather": ("all_gather", whole),
     }
+
+
+def test_torchtitan_gathers_the_matrices_of_8_bit_products_in_8_bits() -> None:
+    found = {}
+    for engine, precision in (("torchtitan", "bf16"), ("torchtitan", "fp8"), ("fsdp2", "fp8")):
+        of = forecast(MODEL, cluster(H100), plan("zero3", 16, engine=engine, precision=precision))
+        names = ("transformer.gather", "root.gather")
+        sizes = {op.name: op.work.tensor_bytes[0] for op in of.operations if op.name in names}  # type: ignore[union-attr]
+        found[engine, precision] = tuple(sizes[name] for name in names)
+    layer_elements = sum(tensor.num_parameters for tensor in MODEL.layers[0].tensors(D))
+    root = MODEL.num_parameters - MODEL.num_layers * layer_elements
+    assert found["torchtitan", "bf16"] == found["fsdp2", "fp8"] == pytest.approx((2 * layer_elements, 2 * root))
+    assert found["torchtitan", "fp8"] == pytest.approx((layer_elements, 2 * root))

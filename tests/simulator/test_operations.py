@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import cluster, plan, small_model
+from builders import H100, cluster, plan, small_model
 
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.forecast import forecast
@@ -80,6 +80,20 @@ def test_sequence_parallelism_replaces_each_all_reduce_by_its_halves() -> None:
             counts[o.work.collective] = counts.get(o.work.collective, 0) + o.count[0]
     # A sequential block: two gathers and two scatters forward, and the same with roles exchanged backward.
     assert counts == {"all_gather": 4 * MODEL.num_layers, "reduce_scatter": 4 * MODEL.num_layers}
+
+
+def test_what_8_bit_products_take_is_gathered_in_8_bits_and_their_results_summed_in_16() -> None:
+    fields = {"strategy": "tp8", "num_gpus": 8, "tp": 8, "seq_len": 2048, "precision": "fp8", "sequence_parallel": True}
+    found = {
+        (op.section, op.work.collective): float(op.work.tensor_bytes[0])
+        for op in forecast(MODEL, cluster(H100), Plan(**fields)).operations
+        if isinstance(op.work, Collective) and op.work.purpose == "tensor" and "sum" not in op.name and op.count[0] > 0
+    }
+    elements = 2048 * MODEL.hidden
+    assert found["layer", "all_gather"] == elements
+    assert found["layer", "reduce_scatter"] == 2 * elements
+    # The embedding's rows and the head's logits are 16-bit work.
+    assert found["embedding", "all_gather"] == found["head", "all_gather"] == 2 * elements
 
 
 def test_grouped_and_tiled_heads_that_a_rank_holds() -> None:

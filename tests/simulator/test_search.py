@@ -144,7 +144,7 @@ def test_the_front_of_a_few_points() -> None:
 
 
 def test_memory_is_bounded_by_the_piece_not_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight times the plans take hardly more memory."""
+    """Four times the plans take hardly more memory."""
     monkeypatch.setattr(searching, "CHUNK", 5_000)
 
     def peak(**fixed: Any) -> tuple[int, float]:
@@ -155,9 +155,9 @@ def test_memory_is_bounded_by_the_piece_not_the_space(monkeypatch: pytest.Monkey
         return number, most
 
     few, small = peak(gradient_bits=[32])
-    varied = {"compiled": [False, True], "fused_kernels": [False, True], "precision": ["bf16", "fp8"]}
+    varied = {"compiled": [False, True], "fused_kernels": [False, True]}
     many, large = peak(gradient_bits=[32], **varied)
-    assert many == 8 * few
+    assert many == 4 * few
     assert large < 1.5 * small
 
 

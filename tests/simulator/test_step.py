@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from builders import A100, H100, cluster, plan, small_model
 
+from flopcast.collectives import COLLECTIVES
+from flopcast.collectives.group import Group
 from flopcast.simulator.constants import default_constants
-from flopcast.simulator.cost import attention_seconds, gemm_seconds
+from flopcast.simulator.cost import attention_seconds, gemm_seconds, work_seconds
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.hardware import Hardware
-from flopcast.simulator.operation import AttentionCore, Gemm
+from flopcast.simulator.operation import AttentionCore, Collective, Gemm
 from flopcast.simulator.plan import CHOICES
 
 C = default_constants()
@@ -119,3 +121,13 @@ def test_a_sliced_update_copies_every_tensor_of_every_rank_twice() -> None:
     assert sliced.optimizer[0] - whole.optimizer[0] == pytest.approx(copies * C.copy_launch_s)
     sharded = [forecast(model, cluster(), plan("zero3", 16, sliced_update=s)).step.total[0] for s in (0, 1)]
     assert sharded[0] == sharded[1]
+
+
+def test_collectives_take_longer_on_more_nodes_than_four() -> None:
+    """Beyond what the same collective costs by itself, by the constant for every doubling: 1.077 on 8, 1.231 on 32."""
+    for nodes, longer in ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.077), (32, 1.231)):
+        group = Group(8 * nodes, 8)
+        work = Collective("all_gather", array(1e9), group, "world", "gather")
+        hardware = Hardware.of([cluster()])
+        alone = COLLECTIVES["all_gather"].cost(array(1e9), group, hardware.fabric).time_s
+        assert work_seconds(work, hardware, C) == pytest.approx(longer * alone)
