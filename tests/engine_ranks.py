@@ -25,12 +25,10 @@ from flopcast.trainer.checkpoint import Checkpoints
 from flopcast.trainer.engine import Engine, OptimizerSettings, build
 from flopcast.trainer.engine.weights import draw
 from flopcast.trainer.model import Decoder
-from flopcast.trainer.numerics import Numerics
 
 WORLD_SIZE, NODE = 8, 4
 STEPS, SEED, SEQ_LEN, MICRO_BATCHES = 10, 7, 16, 2
 SETTINGS = OptimizerSettings(lr=1e-3, max_grad_norm=0.5)
-NUMERICS = Numerics()
 QUANTISED = ("zero3+q4", "zero3-node+q4", "hsdp+q4")
 
 # Nothing divides by eight: hidden 72, intermediate 100, vocabulary 101, six tiled query heads on three.
@@ -123,9 +121,11 @@ TURNS = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-
     Case("tiny-plamo", "zero1", pp=2),
     Case("tiny-plamo", "ddp"),
 ]
+# Weights in shards of rows, of shards of rows and columns, of stages.
+RELOADED = [case for case in TURNS if case.strategy == "zero3-node" or case.tp * case.pp > 1]
 
 
-def batch(model: Model, step: int) -> torch.Tensor:
+def batch(step: int) -> torch.Tensor:
     """Tokens [micro-batches, global sequences, S + 1] of a step, few of the vocabulary; the same on every rank."""
     generator = torch.Generator().manual_seed(1000 + step)
     shape = (MICRO_BATCHES, WORLD_SIZE, SEQ_LEN + 1)
@@ -134,8 +134,8 @@ def batch(model: Model, step: int) -> torch.Tensor:
 
 def reference(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     """One process, plain PyTorch: fp32 master weights, products in ``dtype``, clipping, AdamW."""
-    master = {name: tensor.requires_grad_() for name, tensor in draw(model, NUMERICS, SEED).items()}
-    decoder = Decoder(model, NUMERICS)
+    master = {name: tensor.requires_grad_() for name, tensor in draw(model, SEED).items()}
+    decoder = Decoder(model)
     groups = [
         {"params": [p for p in master.values() if p.ndim > 1], "weight_decay": SETTINGS.weight_decay},
         {"params": [p for p in master.values() if p.ndim == 1], "weight_decay": 0.0},
@@ -144,7 +144,7 @@ def reference(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     losses, norms = [], []
     for step in range(STEPS):
         total = 0.0
-        sequences = batch(model, step).flatten(0, 1)
+        sequences = batch(step).flatten(0, 1)
         for tokens in sequences.split(1):
             weights = {name: tensor.to(dtype) for name, tensor in master.items()}
             logits = torch.func.functional_call(decoder, weights, (tokens[:, :-1],))
@@ -155,7 +155,7 @@ def reference(model: Model, dtype: torch.dtype) -> dict[str, Any]:
         norms.append(float(torch.nn.utils.clip_grad_norm_(list(master.values()), SETTINGS.max_grad_norm)))
         optimizer.step()
         optimizer.zero_grad()
-    unseen = batch(model, STEPS).flatten(0, 1)
+    unseen = batch(STEPS).flatten(0, 1)
     with torch.no_grad():
         weights = {name: tensor.to(dtype) for name, tensor in master.items()}
         logits = torch.func.functional_call(decoder, weights, (unseen[:, :-1],)).float()
@@ -172,15 +172,14 @@ def built(case: Case, z_loss: float = 0.0) -> Engine:
         dtype=getattr(torch, case.dtype),
         seed=SEED,
         optimizer=SETTINGS,
-        numerics=NUMERICS,
         z_loss=z_loss,
     )
 
 
-def one_step(engine: Engine, case: Case, step: int) -> tuple[float, float]:
+def one_step(engine: Engine, step: int) -> tuple[float, float]:
     """The mean loss over all ranks, and the gradients' norm."""
     plan = engine.plan
-    sequences = batch(MODELS[case.model], step).view(plan.grad_accum, -1, SEQ_LEN + 1)
+    sequences = batch(step).view(plan.grad_accum, -1, SEQ_LEN + 1)
     total = torch.zeros(())
     for index, tokens in enumerate(sequences.chunk(plan.dp, dim=1)[engine.data_rank]):
         is_last = index == plan.grad_accum - 1
@@ -192,24 +191,31 @@ def one_step(engine: Engine, case: Case, step: int) -> tuple[float, float]:
 
 def train(case: Case) -> dict[str, Any]:
     engine = built(case)
-    losses, norms = zip(*(one_step(engine, case, step) for step in range(case.steps)), strict=True)
-    return {"losses": losses, "norms": norms, "evaluation": evaluation(engine, case)}
+    losses, norms = zip(*(one_step(engine, step) for step in range(case.steps)), strict=True)
+    return {"losses": losses, "norms": norms, "evaluation": evaluation(engine)}
 
 
-def evaluation(engine: Engine, case: Case) -> float:
+def evaluation(engine: Engine) -> float:
     """The mean loss over all ranks of the first sequences of a batch that was not trained on."""
-    sequences = batch(MODELS[case.model], STEPS).flatten(0, 1)[: engine.plan.micro_batch * engine.plan.dp]
+    sequences = batch(STEPS).flatten(0, 1)[: engine.plan.micro_batch * engine.plan.dp]
     tokens = sequences.chunk(engine.plan.dp)[engine.data_rank]
     loss = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
     dist.all_reduce(loss)
     return float(loss) / WORLD_SIZE
 
 
+def reloaded(case: Case) -> float:
+    """How far weights dealt out by ``load_weights`` are from what ``whole_weights`` collects of them."""
+    engine, whole = built(case), draw(MODELS[case.model], SEED + 1)
+    engine.load_weights(whole)
+    return max(float((tensor - whole[name]).abs().max()) for name, tensor in engine.whole_weights())
+
+
 def z_loss(case: Case) -> dict[str, Any]:
     """The loss of a batch without and with z-loss, evaluated and trained on."""
     return {
-        "evaluated": [evaluation(built(case, weight), case) for weight in (0.0, 1.0)],
-        "trained": [one_step(built(case, weight), case, 0)[0] for weight in (0.0, 1.0)],
+        "evaluated": [evaluation(built(case, weight)) for weight in (0.0, 1.0)],
+        "trained": [one_step(built(case, weight), 0)[0] for weight in (0.0, 1.0)],
     }
 
 
@@ -217,11 +223,11 @@ def quantised(case: Case, folder: Path) -> dict[str, Any]:
     """Losses under the 4-bit all-gather, and whether every rank computed with the same weights."""
     engine = built(case)
     checkpoints = Checkpoints(folder / case.strategy, keep=1)
-    losses = [one_step(engine, case, step)[0] for step in range(2)]
+    losses = [one_step(engine, step)[0] for step in range(2)]
     checkpoints.save(2, engine.state(), {})
-    losses += [one_step(engine, case, step)[0] for step in range(2, 4)]
+    losses += [one_step(engine, step)[0] for step in range(2, 4)]
     checkpoints.wait()
-    tokens = batch(PLAMO, 0)[0, :1]
+    tokens = batch(0)[0, :1]
     own = engine.evaluate(tokens[:, :-1], tokens[:, 1:])
     both = torch.stack([own, -own])
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
@@ -234,7 +240,7 @@ def quantised_resumed(case: Case, folder: Path) -> list[float]:
     state = engine.state()
     Checkpoints(folder / case.strategy, keep=1).load(2, state, {})
     engine.load(state)
-    return [one_step(engine, case, step)[0] for step in range(2, 4)]
+    return [one_step(engine, step)[0] for step in range(2, 4)]
 
 
 def resumed(turn: int, folder: Path) -> float:
@@ -246,7 +252,7 @@ def resumed(turn: int, folder: Path) -> float:
         state = engine.state()
         checkpoints.load(turn, state, {})
         engine.load(state)
-    loss, _ = one_step(engine, case, turn)
+    loss, _ = one_step(engine, turn)
     checkpoints.save(turn + 1, engine.state(), {})
     checkpoints.wait()
     return loss
@@ -270,6 +276,7 @@ def main() -> int:
         todo |= {name: (quantised, case, folder), f"{name} resumed": (quantised_resumed, case, folder)}
     todo |= {f"resumed {turn}": (resumed, turn, folder) for turn in range(len(TURNS))}
     todo |= {f"z-loss {pp}": (z_loss, Case("tiny-plamo", "zero1", pp=pp)) for pp in (1, 2)}
+    todo |= {f"reloaded {case.key}": (reloaded, case) for case in RELOADED}
 
     gc.freeze()  # or the collector would write to what the ranks share, and copy it
     forking = multiprocessing.get_context("fork")

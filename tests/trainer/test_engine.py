@@ -63,6 +63,11 @@ def test_a_quantised_run_goes_on_to_the_last_bit(results: dict[str, Any], strate
     assert results[f"{strategy} resumed"] == results[strategy]["losses"][2:]
 
 
+@pytest.mark.parametrize("case", engine_ranks.RELOADED, ids=str)
+def test_whole_weights_are_dealt_out_and_collected_again(results: dict[str, Any], case: engine_ranks.Case) -> None:
+    assert results[f"reloaded {case.key}"] == 0
+
+
 @pytest.mark.parametrize("stages", [1, 2])
 def test_what_is_evaluated_is_cross_entropy_alone(results: dict[str, Any], stages: int) -> None:
     found = results[f"z-loss {stages}"]

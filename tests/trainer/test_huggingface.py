@@ -178,5 +178,5 @@ def test_what_is_not_a_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None
 def test_a_model_of_no_saved_type_is_refused(tmp_path: Path) -> None:
     neox = Model("neox", 64, 96, 32, (TransformerBlock(Attention(4, 4, 16, fused_qkv=True), Mlp(96), parallel=True),))
     with pytest.raises(InputError, match="neither of type llama nor plamo"):
-        save(neox, Numerics(), draw(neox, Numerics(), 0).items(), tmp_path / "neox")
+        save(neox, Numerics(), draw(neox, 0).items(), tmp_path / "neox")
     assert not (tmp_path / "neox").exists()

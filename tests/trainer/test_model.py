@@ -128,7 +128,7 @@ def test_attention_sees_what_it_should(monkeypatch: pytest.MonkeyPatch, window: 
 
 def test_documents_of_a_packed_sequence_do_not_see_each_other() -> None:
     decoder = Decoder(TINY)
-    decoder.load_state_dict(draw(TINY, Numerics(), 3))
+    decoder.load_state_dict(draw(TINY, 3))
     lengths = (9, 15)
     positions = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1).contiguous()
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_recomputing_changes_no_gradient(recompute: str) -> None:
     gradients = []
     for mode in ("none", recompute):
         decoder = Decoder(TINY, recompute=mode)  # type: ignore[arg-type]
-        decoder.load_state_dict(draw(TINY, Numerics(), 3))
+        decoder.load_state_dict(draw(TINY, 3))
         decoder(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
         gradients.append([parameter.grad for parameter in decoder.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def test_kernels_compute_what_eager_pytorch_does(activation: str) -> None:
     found = []
     for fused in (True, False):
         decoder = Decoder(model, numerics, fused_kernels=fused)
-        decoder.load_state_dict(draw(model, numerics, 3))
+        decoder.load_state_dict(draw(model, 3))
         loss = decoder(TOKENS[:, :-1], TOKENS[:, 1:])
         loss.backward()
         found.append([loss.detach(), *(parameter.grad for parameter in decoder.parameters())])

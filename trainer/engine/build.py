@@ -42,7 +42,6 @@ def build(
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
-    numerics = numerics or Numerics()
     skeleton = assemble(
         model,
         plan,
@@ -53,7 +52,7 @@ def build(
         numerics=numerics,
     )
     engine = skeleton.materialise(device, optimizer)
-    weights.initialise(engine.module, model, skeleton.ranks, numerics, seed)
+    weights.initialise(engine.module, model, skeleton.ranks, seed)
     return engine
 
 

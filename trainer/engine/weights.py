@@ -14,29 +14,31 @@ from flopcast.simulator.model import Model
 from flopcast.trainer.engine.mesh import SHARDS, TENSOR, Ranks
 from flopcast.trainer.engine.split import placements
 from flopcast.trainer.model import parameter_tensors
-from flopcast.trainer.numerics import Numerics
 
 # Rows drawn from one random stream: a rank draws only those that hold a row of its own.
 ROWS_PER_STREAM = 64
+# Of matrices; those that write to the residual stream are drawn with 1/sqrt(2 L) of it (Radford et al. 2019, GPT-2,
+# section 2.3).
+INITIAL_STD = 0.02
 
 # Rows [first, last) of a whole parameter, all columns.
 Rows = Callable[[int, int], torch.Tensor]
 
 
-def initialise(module: nn.Module, model: Model, ranks: Ranks, numerics: Numerics, seed: int) -> None:
+def initialise(module: nn.Module, model: Model, ranks: Ranks, seed: int) -> None:
     """Matrices from N(0, std^2), norms one, biases zero; every strategy and number of ranks gets the same model."""
     shapes = {name: tensor.shape for name, tensor in parameter_tensors(model).items()}
 
     def rows_of(name: str) -> Rows:
-        return lambda first, last: _drawn(name, shapes[name], first, last, model, numerics, seed)
+        return lambda first, last: _drawn(name, shapes[name], first, last, model, seed)
 
     _fill(module, model, ranks, rows_of)
 
 
-def draw(model: Model, numerics: Numerics, seed: int) -> dict[str, torch.Tensor]:
+def draw(model: Model, seed: int) -> dict[str, torch.Tensor]:
     """The whole tensors that :func:`initialise` deals out, by parameter name."""
     tensors = parameter_tensors(model).items()
-    return {name: _drawn(name, t.shape, 0, t.shape[0], model, numerics, seed) for name, t in tensors}
+    return {name: _drawn(name, t.shape, 0, t.shape[0], model, seed) for name, t in tensors}
 
 
 def load(module: nn.Module, model: Model, ranks: Ranks, whole: Mapping[str, torch.Tensor]) -> None:
@@ -80,13 +82,11 @@ def _chunk(first: int, last: int, num: int, index: int) -> tuple[int, int]:
     return min(first + index * size, last), min(first + (index + 1) * size, last)
 
 
-def _drawn(
-    name: str, shape: tuple[int, ...], first: int, last: int, model: Model, numerics: Numerics, seed: int
-) -> torch.Tensor:
+def _drawn(name: str, shape: tuple[int, ...], first: int, last: int, model: Model, seed: int) -> torch.Tensor:
     if len(shape) == 1:
         return torch.full((last - first,), 0.0 if name.endswith(".bias") else 1.0)
     writes_residual = name.endswith(("o.weight", "down.weight"))
-    std = numerics.initial_std / (math.sqrt(2 * model.num_layers) if writes_residual else 1.0)
+    std = INITIAL_STD / (math.sqrt(2 * model.num_layers) if writes_residual else 1.0)
     start = first // ROWS_PER_STREAM
     keys = (f"{seed} {name} {stream}" for stream in range(start, math.ceil(last / ROWS_PER_STREAM)))
     # PyTorch draws on one core; a thread for each of the others, as a billion numbers take it half a minute.
