@@ -9,7 +9,7 @@ of the range is its standard deviation. One with few rows is then a published va
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,11 +139,6 @@ def errors(forecast_s: Floats, given: Rows) -> list[float]:
     """Mean |forecast / measured - 1| in each bin of ``BIN_NAMES``."""
     relative = np.abs(forecast_s / given.measured_s - 1)
     return [float(np.mean(relative[given.bins == k])) for k in range(len(BIN_NAMES))]
-
-
-def as_source(constants: Constants) -> str:
-    """The fields as they stand in :mod:`flopcast.collectives.constants`, to three digits."""
-    return "\n".join(f"    {name}: float = {value:.3g}" for name, value in asdict(constants).items())
 
 
 def _subset(table: Table, keep: NDArray[np.int64]) -> Table:

@@ -23,8 +23,7 @@ PAT_SHARE = 0.75
 # 20.6 of 25 on Hopper, 40.1 of 50 on Blackwell; other GPUs as Ampere.  Order of ARCHITECTURES.
 LINK_SHARE = np.array([0.8, 0.8, 0.824, 0.802, 0.8])
 
-# LL carries 4 of every 8 bytes, LL128 120 of every 128; NCCL counts 0.5 and 0.92 of the bus for them.
-LL_PAYLOAD = 0.5
+# LL128 carries 120 of every 128 bytes; NCCL counts 0.92 of the bus for it.
 LL128_PAYLOAD = 0.92
 # A tree's bus over the ring's: 0.92, and 0.85 of it for the plain tree pattern. The search begins with balanced trees
 # and tries plain ones from Hopper on only (search.cc, "Try a simpler tree"). Order of ARCHITECTURES.

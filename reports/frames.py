@@ -1,6 +1,5 @@
 """Rows of a DataFrame as objects, for code that writes them out one by one."""
 
-from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
@@ -9,8 +8,3 @@ import pandas as pd
 def rows_of(frame: pd.DataFrame) -> list[Any]:
     """One object per row with the columns as attributes; a column's type is its maker's to state."""
     return list(frame.itertuples(index=False))
-
-
-def row_at(frame: pd.DataFrame, label: Hashable) -> Any:
-    """The row of that index label, columns as attributes."""
-    return rows_of(frame.loc[[label]])[0]

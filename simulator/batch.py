@@ -14,7 +14,7 @@ from flopcast.simulator.forecast import check
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.memory import Memory, memory
 from flopcast.simulator.model import Model
-from flopcast.simulator.operation import Array, Collective, Operation
+from flopcast.simulator.operation import Collective, Operation
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.step import StepTime, step_time
@@ -28,11 +28,11 @@ class Case:
     cluster: Cluster
     plan: Plan
 
-    def memory(self, constants: Constants | None = None) -> Memory:
+    def memory(self) -> Memory:
         """Memory per GPU, arrays of one plan."""
         plans = Plans.of([self.plan])
         operations = step_operations(self.model, plans, np.array([self.cluster.gpus_per_node]))
-        return memory(self.model, operations, plans, constants or default_constants())
+        return memory(self.model, operations, plans, default_constants())
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,6 @@ class Batch:
         """Seconds of one step of every case."""
         constants = constants or default_constants()
         return step_time(self.operations, self.plans, self.num_layers, self.hardware, constants)
-
-    def memory_bytes(self, constants: Constants | None = None) -> Array:
-        """Peak memory per GPU of every case."""
-        return np.array([case.memory(constants).total[0] for case in self.cases])
 
 
 def _laid_end_to_end(

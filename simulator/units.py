@@ -107,11 +107,6 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def format_bytes(num_bytes: float, unit: Literal["GB", "GiB", "MB", "MiB"] = "GB") -> str:
-    """``format_bytes(40 * 2**30, "GiB")`` -> ``"40.0 GiB"``; one decimal below 100, none from there."""
-    return f"{_digits(num_bytes / _UNITS['memory'][unit])} {unit}"
-
-
 def format_seconds(seconds: float) -> str:
     """A time in the unit that suits it: ``"850 us"``, ``"12.5 ms"``, ``"1.25 s"``, ``"41.7 days"``."""
     if not math.isfinite(seconds):

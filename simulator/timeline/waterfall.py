@@ -32,8 +32,8 @@ class Streams:
     """Shares of the time from a rank's first kernel to its last, as Holistic Trace Analysis has them.
 
     ``compute``: a computation runs. ``communication``: only a collective does. ``idle``: nothing does; the three add
-    up to 1. ``overlap``: of the time of collectives, that beside a computation. ``kernel_s`` is the whole in seconds.
-    ``speed``: the share of its usual speed at which the rank computes; ``stage``: of the pipeline.
+    up to 1. ``overlap``: of the time of collectives, that beside a computation. ``speed``: the share of its usual speed
+    at which the rank computes; ``stage``: of the pipeline.
     """
 
     rank: int
@@ -44,7 +44,6 @@ class Streams:
     communication: float
     idle: float
     overlap: float
-    kernel_s: float
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,6 @@ def _shares(place: Place, found: Sequence[Event]) -> Streams:
         communication=(any_kernel - computing) / whole,
         idle=1 - any_kernel / whole,
         overlap=both / communicating if communicating else 0.0,
-        kernel_s=whole,
     )
 
 

@@ -102,7 +102,7 @@ def test_a_batch_of_models_and_clusters_is_the_same_as_each() -> None:
     for index, case in enumerate(cases):
         alone = forecast(case.model, case.cluster, case.plan)
         assert batch.step_time().total[index] == pytest.approx(alone.step_s[0], rel=1e-12)
-        assert batch.memory_bytes()[index] == pytest.approx(alone.memory.total[0], rel=1e-12)
+        assert case.memory().total[0] == pytest.approx(alone.memory.total[0], rel=1e-12)
 
 
 def test_frame_has_a_row_per_plan_and_units_in_its_names() -> None:

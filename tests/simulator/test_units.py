@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from flopcast.errors import InputError
 from flopcast.simulator.units import (
     Kind,
-    format_bytes,
     format_count,
     format_seconds,
     parse_bandwidth,
@@ -105,19 +104,6 @@ def test_any_value_is_a_positive_quantity_or_refused(value: object) -> None:
 )
 def test_a_written_bandwidth_reads_back(number: float, unit: tuple[str, float]) -> None:
     assert parse_bandwidth(f"{number!r} {unit[0]}") == pytest.approx(number * unit[1], rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "unit", "text"),
-    [
-        (40 * 2**30, "GiB", "40.0 GiB"),
-        (40 * 2**30, "GB", "42.9 GB"),
-        (1280 * 2**20, "MiB", "1,280 MiB"),
-        (0, "GB", "0.0 GB"),
-    ],
-)
-def test_bytes_are_printed_in_the_unit_asked_for(num_bytes: float, unit: str, text: str) -> None:
-    assert format_bytes(num_bytes, unit) == text  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,6 @@ class Dataset:
             first = start + rank * micro_batch
             yield _stack(rows[first : first + micro_batch])
 
-    @property
-    def num_validation_sequences(self) -> int:
-        """Sequences kept out of training."""
-        return sum(packed.num_sequences for packed in self._validation)
-
     def state(self) -> dict[str, Any]:
         """Where the order stands and which tokenizer the sequences are made with, as JSON holds it."""
         return {"tokenizer": self.identity, **self.order.state()}

@@ -29,13 +29,12 @@ class TokenFile:
     """The tokens of one source, each document closed by the tokenizer's end token.
 
     ``tokens``: [num_tokens]. ``ends``: [num_documents], the position just after each document's end token.
-    ``identity`` is the tokenizer's, ``fingerprint`` the checksum of all that the folder holds.
+    ``identity`` is the tokenizer's.
     """
 
     tokens: NDArray[np.uint16] | NDArray[np.uint32]
     ends: NDArray[np.uint64]
     identity: str
-    fingerprint: str
 
 
 def write_tokens(folder: Path, texts: Iterable[str], tokenizer: Tokenizer, origin: Origin) -> None:
@@ -119,5 +118,4 @@ def open_tokens(folder: Path, tokenizer: Tokenizer, verify: bool = True) -> Toke
         np.memmap(folder / TOKENS, dtype=kind, mode="r"),
         np.memmap(folder / DOCUMENTS, dtype=np.uint64, mode="r"),
         identity,
-        checksums[TOKENS] + checksums[DOCUMENTS],
     )
