@@ -95,16 +95,13 @@ def forecast_rows(
     constants: Constants = DEFAULT,
     *,
     calibrated: bool = False,
-    settings: bool = True,
 ) -> tuple[Floats, NDArray[np.str_]]:
     """Seconds of every row, not-a-number where it is skipped, and the reason for skipping it ("" otherwise).
 
-    From specifications alone; ``calibrated`` fits each series' launch time and hops to its own smallest rows.
-    ``settings`` honours what the notes say the run forced (NCCL_ALGO, NCCL_NVLS_ENABLE=0).
+    From specifications alone and what the notes say the run forced (NCCL_ALGO, NCCL_NVLS_ENABLE=0); ``calibrated`` fits
+    each series' launch time and hops to its own smallest rows.
     """
     table = read(columns)
-    if not settings:
-        table = replace(table, algorithm=np.full_like(table.algorithm, ""))
     if calibrated:
         table = replace(table, fabric=_calibrate(columns, table, constants))
     return times(table, constants), table.skip_reason

@@ -63,7 +63,7 @@ class RunSet:
         share = np.array([run.share_of_step for run in self.runs])
         return np.asarray(self.batch.step_time(constants).total * share)
 
-    def log_errors(self, constants: Constants | None = None) -> Array:
+    def log_errors(self, constants: Constants) -> Array:
         """log(predicted / measured)."""
         return np.log(self.predicted_s(constants) / self.measured_s)
 

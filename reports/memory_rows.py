@@ -77,6 +77,6 @@ class MemoryRows:
             reserved + constants.reserved_bytes,
         )
 
-    def log_errors(self, constants: Constants | None = None) -> Array:
+    def log_errors(self, constants: Constants) -> Array:
         """log(predicted / measured)."""
         return np.log(self.predicted_bytes(constants) / self.measured_bytes)

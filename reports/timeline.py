@@ -70,7 +70,7 @@ def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> di
     return document
 
 
-def print_to(console: Console, timeline: Timeline, comparison: TraceComparison | None = None) -> None:
+def print_to(console: Console, timeline: Timeline, comparison: TraceComparison | None) -> None:
     """Print the step, the waterfall, the collectives, the rank classes and, where given, the real trace beside it."""
     for part in render(timeline, comparison):
         console.print(part)

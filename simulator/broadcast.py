@@ -15,7 +15,7 @@ class Sum:
     Terms of a list of plans are all of one shape and are added in their order.
     """
 
-    def __init__(self, terms: Iterable[Array] = ()) -> None:
+    def __init__(self, terms: Iterable[Array]) -> None:
         self._by_shape: dict[tuple[int, ...], Array] = {}
         for term in terms:
             self.add(term)

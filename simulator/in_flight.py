@@ -22,12 +22,12 @@ def micro_batches_in_flight(plans: Plans, stage: NDArray[np.int64] | int = 0) ->
     return np.where(p == 1, 1.0 + more, flight)
 
 
-def left_in_flight(plans: Plans, stage: NDArray[np.int64] | int = 0) -> Array:
+def left_in_flight(plans: Plans, stage: NDArray[np.int64] | int) -> Array:
     """The same of zero bubble right after a backward, when most weights' gradients are put off."""
     return np.maximum(np.minimum(plans.pp, plans.grad_accum) - stage - 1.0, 0.0)
 
 
-def put_off_weights(plans: Plans, stage: NDArray[np.int64] | int = 0) -> tuple[Array, Array]:
+def put_off_weights(plans: Plans, stage: NDArray[np.int64] | int) -> tuple[Array, Array]:
     """Micro-batches whose weights' gradients a stage has yet to compute: with :func:`micro_batches_in_flight`, and
     right after a backward with :func:`left_in_flight`, the step's last backward included.
 

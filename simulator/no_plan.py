@@ -40,7 +40,7 @@ def has_plan(space: Space) -> bool:
     return any(True for region in space.regions() for _ in region.parts(CHUNK))
 
 
-def too_large(space: Space, smallest: Row, num_plans: int, mend: bool = True) -> str:
+def too_large(space: Space, smallest: Row, num_plans: int, mend: bool) -> str:
     """How much memory the smallest plan lacks, and with ``mend`` what would make room."""
     limit = space.cluster.gpu.memory_bytes
     plan = smallest.plan

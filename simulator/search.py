@@ -198,9 +198,9 @@ def search(
     )
 
 
-def fastest_plan(space: Space, convention: str, memory_margin: float = MEMORY_MARGIN) -> Row | None:
-    """The fastest plan of a space that leaves ``memory_margin`` of the GPU's memory, or failing that fits; or None."""
-    for margin in (memory_margin, 0.0):
+def fastest_plan(space: Space, convention: str) -> Row | None:
+    """The fastest plan of a space that leaves the usual margin of the GPU's memory, or failing that fits; or None."""
+    for margin in (MEMORY_MARGIN, 0.0):
         limit_bytes = (1 - margin) * space.cluster.gpu.memory_bytes
         ranking, complete = _ranked(space, SearchRequest([space.num_gpus], convention=convention), limit_bytes)
         if not complete:

@@ -119,7 +119,7 @@ def layers_by_kind(model: Model, plans: Plans, stage: int | None) -> dict[Block,
     return {block: np.array([float(counter[block]) for counter in held]) for block in model.kinds}
 
 
-def units(model: Model, plans: Plans, stage: int | None = None) -> list[Unit]:
+def units(model: Model, plans: Plans, stage: int | None) -> list[Unit]:
     """One unit for each kind of layer, another for its experts, and the root: embedding, final norm, head.
 
     In a pipeline the root is what ``stage`` holds of it, or the larger of what the first and the last stage hold.

@@ -44,22 +44,22 @@ def traffic(operations: Sequence[Operation], plans: Plans) -> Traffic:
     return Traffic(intra, inter)
 
 
-def collective_totals(operations: Sequence[Operation], plans: Plans, index: int) -> list[CollectiveTotal]:
-    """Of one plan: calls and bytes by collective, group and phase, as an engine's log of collectives would sum them.
+def collective_totals(operations: Sequence[Operation], plans: Plans) -> list[CollectiveTotal]:
+    """The one plan's calls and bytes by collective, group and phase, as an engine's log of collectives would sum them.
 
     Only what the engine moves because of sharding and tensor parallelism: gathers, reductions, tensor-parallel sums.
     """
     totals: dict[tuple[str, str, str], list[float]] = {}
     for operation in operations:
         work = operation.work
-        if not isinstance(work, Collective) or operation.count[index] == 0:
+        if not isinstance(work, Collective) or operation.count[0] == 0:
             continue
-        group = work.group_name if isinstance(work.group_name, str) else str(work.group_name[index])
+        group = work.group_name if isinstance(work.group_name, str) else str(work.group_name[0])
         phase = "backward" if operation.phase == "recompute" else operation.phase
-        times = operation.times(plans.grad_accum)[index]
+        times = operation.times(plans.grad_accum)[0]
         total = totals.setdefault((work.collective, group, phase), [0.0, 0.0])
         total[0] += times
-        total[1] += times * work.tensor_bytes[index]
+        total[1] += times * work.tensor_bytes[0]
     return [
         CollectiveTotal(collective, group, phase, round(count), round(tensor_bytes))
         for (collective, group, phase), (count, tensor_bytes) in totals.items()

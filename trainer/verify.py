@@ -126,7 +126,7 @@ def _forecast(model: Model, plan: Plan, gpus_per_node: int, stage: int | None = 
     operations = step_operations(model, plans, np.array([gpus_per_node]), stage)
     totals = {
         (total.collective, total.group, total.phase): total.tensor_bytes
-        for total in collective_totals(operations, plans, 0)
+        for total in collective_totals(operations, plans)
         if total.count
     }
     held = memory(model, operations, plans, default_constants(), stage)

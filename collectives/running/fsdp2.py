@@ -24,7 +24,7 @@ class FSDP2AllGather:
     ``node_size`` is that of ``reshard_after_forward``, or None where nothing is kept between forward and backward.
     """
 
-    def __init__(self, buffer: GatherBuffer, node_size: int | None = None) -> None:
+    def __init__(self, buffer: GatherBuffer, node_size: int | None) -> None:
         if node_size is not None and buffer.num_shards % node_size:
             raise InputError(f"node_size is {node_size}; give a divisor of the {buffer.num_shards} ranks of the shard")
         self.buffer = buffer

@@ -147,7 +147,7 @@ def pointwise(
 
 
 def tensor_parallel(
-    load: Workload, name: str, last_of_layer: bool = False, present: NDArray[np.bool_] | bool = True
+    load: Workload, name: str, last_of_layer: bool, present: NDArray[np.bool_] | bool
 ) -> Sequence[Computation]:
     """What a column-split then row-split pair of matrices needs: its output summed over the tensor-parallel ranks.
 

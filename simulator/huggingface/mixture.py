@@ -13,7 +13,7 @@ from flopcast.simulator.model import Block, Model
 from flopcast.simulator.units import shown
 
 
-def mixture_model(fields: Fields, mixers: Sequence[Mixer], parts: Sequence[FeedForward], tied: bool = False) -> Model:
+def mixture_model(fields: Fields, mixers: Sequence[Mixer], parts: Sequence[FeedForward]) -> Model:
     """A model of RMSNorm, one mixer and one feed-forward part for every layer."""
 
     def block(mixer: Mixer, part: FeedForward) -> Block:
@@ -27,7 +27,7 @@ def mixture_model(fields: Fields, mixers: Sequence[Mixer], parts: Sequence[FeedF
         vocab_size=fields.size("vocab_size"),
         context=fields.size("max_position_embeddings"),
         layers=tuple(block(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
-        tied_embeddings=fields.flag("tie_word_embeddings", default=tied),
+        tied_embeddings=fields.flag("tie_word_embeddings", default=False),
     )
 
 

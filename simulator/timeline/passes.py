@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -45,11 +45,11 @@ class Station:
 
     layer: int
     segment: Segment
-    gathers: tuple[TransferKind, ...] = ()
-    reductions: tuple[TransferKind, ...] = ()
-    exchanges: tuple[TransferKind, ...] = ()
-    reduced_before: int = 0
-    num_of_kind: int = 1
+    gathers: tuple[TransferKind, ...]
+    reductions: tuple[TransferKind, ...]
+    exchanges: tuple[TransferKind, ...]
+    reduced_before: int
+    num_of_kind: int
 
 
 @dataclass
@@ -57,9 +57,9 @@ class _Draft:
     layer: int
     kind: str
     pieces: list[Piece]
-    gathers: list[TransferKind] = field(default_factory=list)
-    reductions: list[TransferKind] = field(default_factory=list)
-    exchanges: list[TransferKind] = field(default_factory=list)
+    gathers: list[TransferKind]
+    reductions: list[TransferKind]
+    exchanges: list[TransferKind]
 
 
 class Passes:

@@ -83,7 +83,6 @@ def play(
     cluster: Cluster,
     plan: Plan,
     disturbance: Disturbance | None = None,
-    constants: Constants | None = None,
     schedule: Callable[[int, int, int, int], Sequence[Action]] | None = None,
 ) -> Timeline:
     """Play one optimizer step of ``model`` on ``cluster`` under ``plan``, event by event.
@@ -91,9 +90,9 @@ def play(
     ``schedule``: (stage, p, m, v) to the stage's actions; by default the plan's own. Raises InputError as
     :func:`forecast` does and for nodes that the job does not have; DeadlockError where the schedule cannot finish.
     """
-    constants = machine_constants(cluster, constants)
+    constants = machine_constants(cluster)
     disturbance = disturbance or Disturbance()
-    found = forecast(model, cluster, plan, constants=constants)
+    found = forecast(model, cluster, plan)
     hardware = Hardware.of([cluster])
     program = build(model, found.operations, found.plans, hardware, constants)
     passes = Passes(model, program, plan.pp, plan.virtual_pp, plan.schedule == "zero-bubble")

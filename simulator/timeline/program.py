@@ -62,12 +62,12 @@ class Piece:
     host_s: float
     flop: float
     bytes: float
-    when: When = "every"
-    collective: str = ""
-    group: str = ""
-    group_size: int = 1
-    link: Link | None = None
-    of_weights: bool = False
+    when: When
+    collective: str
+    group: str
+    group_size: int
+    link: Link | None
+    of_weights: bool
 
 
 @dataclass(frozen=True)

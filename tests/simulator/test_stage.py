@@ -65,7 +65,7 @@ def test_what_each_stage_sends() -> None:
     sent = [
         {
             total.phase: total.count
-            for total in collective_totals(step_operations(model, plans, NODE, stage), plans, 0)
+            for total in collective_totals(step_operations(model, plans, NODE, stage), plans)
             if total.collective == "point_to_point"
         }
         for stage in range(4)
@@ -107,5 +107,5 @@ def test_it_does_so_where_weights_are_put_off(pp: int, micro_batches: int, recom
 def test_without_a_pipeline_the_only_stage_is_the_whole_model() -> None:
     model, plans = small_model(), pipeline(16, 1, 2)
     assert held_bytes(model, plans, 0) == held_bytes(model, plans, None)
-    whole, stage = (collective_totals(step_operations(model, plans, NODE, s), plans, 0) for s in (None, 0))
+    whole, stage = (collective_totals(step_operations(model, plans, NODE, s), plans) for s in (None, 0))
     assert whole == stage

@@ -20,7 +20,7 @@ ABCI = load_cluster("abci-a")
 def totals(strategy: str, num_gpus: int = 480, **fields: object) -> dict[tuple[str, str, str], tuple[int, int]]:
     p = plan(strategy, num_gpus, **{"seq_len": 4096, "recompute": "full", **fields})
     cast = forecast(PLAMO, ABCI, p)
-    rows = collective_totals(cast.operations, cast.plans, 0)
+    rows = collective_totals(cast.operations, cast.plans)
     return {
         (t.collective, t.group, t.phase): (t.count, t.tensor_bytes)
         for t in rows

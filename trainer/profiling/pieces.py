@@ -72,8 +72,8 @@ def _forward_and_backward(
     }
 
 
-def _random(*shape: int, device: torch.device, dtype: torch.dtype = DTYPE) -> torch.Tensor:
-    return torch.randn(shape, device=device).to(dtype).requires_grad_()
+def _random(*shape: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(shape, device=device).to(DTYPE).requires_grad_()
 
 
 def _norm(tokens: int, width: int, device: torch.device) -> Callable[[], Any]:

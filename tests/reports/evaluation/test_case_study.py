@@ -39,7 +39,7 @@ def test_table_3_is_as_published() -> None:
 
 def test_gathered_bytes_are_those_of_the_traffic() -> None:
     found = forecast(load_model("plamo-13b"), load_cluster("abci-a"), ASSUMED_PLAN)
-    totals = collective_totals(found.operations, found.plans, 0)
+    totals = collective_totals(found.operations, found.plans)
     assert gathers(found)[0] == sum(total.tensor_bytes for total in totals if total.collective == "all_gather")
 
 

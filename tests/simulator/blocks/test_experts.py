@@ -86,7 +86,7 @@ def test_every_copy_of_a_token_travels_twice_each_way(recompute: str) -> None:
         phase: (count, bytes_)
         for (collective, group, phase), count, bytes_ in (
             ((t.collective, t.group, t.phase), t.count, t.tensor_bytes)
-            for t in collective_totals(found.operations, found.plans, 0)
+            for t in collective_totals(found.operations, found.plans)
         )
         if collective == "all_to_all" and group == "ep"
     }
