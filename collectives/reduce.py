@@ -1,26 +1,8 @@
-"""Reduce: every rank holds a whole tensor and one rank ends with the sum."""
+"""Reduce: every rank holds a whole tensor and one rank ends with the sum: a broadcast with every arrow turned round.
 
-import numpy as np
+The chain runs towards the root along the same ring, and sends as much.
+"""
 
-from flopcast.collectives.constants import DEFAULT, Constants
-from flopcast.collectives.cost import Candidate, Cost, Floats, checked_bytes, evaluate
-from flopcast.collectives.group import Fabric, FloatArray, Group
-from flopcast.collectives.links import links
-from flopcast.collectives.ring import ring
+from flopcast.collectives.broadcast import cost, sent_bytes
 
-
-def cost(tensor_bytes: FloatArray, group: Group, fabric: Fabric, constants: Constants = DEFAULT) -> Cost:
-    """A pipelined chain towards the root along the ring: S over the slowest link, after n - 1 steps of latency."""
-    return evaluate(_candidates, tensor_bytes, group, fabric, constants)
-
-
-def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
-    """(inside, between): bytes one node's ranks send, the mean over nodes: (g-1) S and (N-1)/N S."""
-    size = checked_bytes(tensor_bytes)
-    nodes = np.asarray(group.num_nodes, dtype=np.float64)
-    return np.asarray((np.asarray(group.ranks_per_node) - 1.0) * size), np.asarray((nodes - 1) / nodes * size)
-
-
-def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
-    on = links(group, fabric, constants)
-    return ring(tensor_bytes, 1, on, constants, ll_share=0.5, chain=True)
+__all__ = ["cost", "sent_bytes"]
