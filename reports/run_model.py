@@ -51,10 +51,10 @@ def model_of(row: Row) -> Model:
     block: Block
     if _num_experts(row):
         experts = Experts(_num_experts(row), row.whole(_column(row, PER_TOKEN)), width)
-        block = MixedBlock(attention, experts, parallel, norm=norm, norm_bias=not gated)
+        block = MixedBlock(attention, experts, parallel=parallel, norm=norm, norm_bias=not gated)
     else:
         mlp = Mlp(width, gated=gated, bias=not gated)
-        block = TransformerBlock(attention, mlp, parallel, norm=norm, norm_bias=not gated)
+        block = TransformerBlock(attention, mlp, parallel=parallel, norm=norm, norm_bias=not gated)
     seq_len, vocabulary = row.whole("seq_len"), row.whole("vocab", DEFAULT_VOCABULARY)
     return Model(
         name=str(row.cells.get("model_name", "")),

@@ -64,17 +64,18 @@ class FeedForward(Protocol):
         """Raise InputError where ``tp`` ranks cannot share it."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class ResidualBlock(ABC):
-    """What such layers have in common; the classes below are dataclasses with these fields.
+    """What such layers have in common.
 
     ``parallel``: both parts read the same normalised input and their outputs are added together. ``num_norms``: norms
     on the block's inputs (1 is shared by both parts, as in PLaMo-13B; 2; 4 with post-norms, as in Gemma 2).
     """
 
-    parallel: bool
-    num_norms: int
-    norm: Norm
-    norm_bias: bool
+    parallel: bool = False
+    num_norms: int = 2
+    norm: Norm = "rmsnorm"
+    norm_bias: bool = False
 
     @abstractmethod
     def parts(self) -> tuple[Mixer, FeedForward]:
@@ -183,10 +184,6 @@ class MixedBlock(ResidualBlock):
 
     mixer: Mixer
     feed_forward: FeedForward
-    parallel: bool = False
-    num_norms: int = 2
-    norm: Norm = "rmsnorm"
-    norm_bias: bool = False
 
     def parts(self) -> tuple[Mixer, FeedForward]:
         """What mixes tokens, and what works on each of them."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from flopcast.errors import InputError
 from flopcast.simulator.blocks import transformer_pass
 from flopcast.simulator.blocks.computation import Computation, Workload
-from flopcast.simulator.blocks.residual import FeedForward, Mixer, ResidualBlock
+from flopcast.simulator.blocks.residual import FeedForward, MixedBlock, Mixer, ResidualBlock
 from flopcast.simulator.blocks.scores import flop_per_token
-from flopcast.simulator.model import Norm, ParameterTensor
+from flopcast.simulator.model import ParameterTensor
 
 KeyValueLayout = Literal["grouped", "tiled"]
 
@@ -148,14 +148,17 @@ class TransformerBlock(ResidualBlock):
 
     attention: Attention
     mlp: Mlp
-    parallel: bool = False
-    num_norms: int = 2
-    norm: Norm = "rmsnorm"
-    norm_bias: bool = False
 
     def parts(self) -> tuple[Mixer, FeedForward]:
         """Attention and the MLP."""
         return self.attention, self.mlp
+
+
+def block_of(mixer: Mixer, feed_forward: FeedForward, **residual: Any) -> ResidualBlock:
+    """The block of such parts; ``residual``: fields of :class:`ResidualBlock`."""
+    if isinstance(mixer, Attention) and isinstance(feed_forward, Mlp):
+        return TransformerBlock(mixer, feed_forward, **residual)
+    return MixedBlock(mixer, feed_forward, **residual)
 
 
 def linear(

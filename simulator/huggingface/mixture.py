@@ -5,28 +5,22 @@ from dataclasses import replace
 
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.experts import Experts
-from flopcast.simulator.blocks.residual import FeedForward, MixedBlock, Mixer
-from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
+from flopcast.simulator.blocks.residual import FeedForward, Mixer
+from flopcast.simulator.blocks.transformer import Attention, Mlp, block_of
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.huggingface.llama import head_dim, heads, upper_windows
-from flopcast.simulator.model import Block, Model
+from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
 
 
 def mixture_model(fields: Fields, mixers: Sequence[Mixer], parts: Sequence[FeedForward]) -> Model:
     """A model of RMSNorm, one mixer and one feed-forward part for every layer."""
-
-    def block(mixer: Mixer, part: FeedForward) -> Block:
-        if isinstance(mixer, Attention) and isinstance(part, Mlp):
-            return TransformerBlock(mixer, part)
-        return MixedBlock(mixer, part)
-
     return Model(
         name=fields.name,
         hidden=fields.size("hidden_size"),
         vocab_size=fields.size("vocab_size"),
         context=fields.size("max_position_embeddings"),
-        layers=tuple(block(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
+        layers=tuple(block_of(mixer, part) for mixer, part in zip(mixers, parts, strict=True)),
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
     )
 

@@ -7,9 +7,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from flopcast.simulator.blocks.experts import Experts
 from flopcast.simulator.blocks.latent_attention import LatentAttention
-from flopcast.simulator.blocks.residual import FeedForward, MixedBlock, Mixer
+from flopcast.simulator.blocks.residual import FeedForward, Mixer
 from flopcast.simulator.blocks.state_space import StateSpace
-from flopcast.simulator.blocks.transformer import Attention, KeyValueLayout, Mlp, TransformerBlock
+from flopcast.simulator.blocks.transformer import Attention, KeyValueLayout, Mlp, block_of
 from flopcast.simulator.model import Block, Norm
 from flopcast.simulator.specification.document import MAX_COUNT, Table
 
@@ -102,10 +102,8 @@ class LayerTable(Table):
 
     def block(self, norm: Norm, norm_bias: bool) -> Block:
         """The layer as the block that the operations are made from."""
-        mixer, feed_forward = self._mixer(), self._feed_forward()
-        if isinstance(mixer, Attention) and isinstance(feed_forward, Mlp):
-            return TransformerBlock(mixer, feed_forward, self.parallel, self.num_norms, norm, norm_bias)
-        return MixedBlock(mixer, feed_forward, self.parallel, self.num_norms, norm, norm_bias)
+        shape = {"parallel": self.parallel, "num_norms": self.num_norms, "norm": norm, "norm_bias": norm_bias}
+        return block_of(self._mixer(), self._feed_forward(), **shape)
 
     def _mixer(self) -> Mixer:
         if self.kind == "latent-attention":
