@@ -5,20 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from flopcast.errors import InputError
-from flopcast.reports.figures.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    blank,
-    in_style,
-)
+from flopcast.reports.figures.canvas import GREY, INK, SERIES, blank, in_style
 
-COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, INK)
+COLOURS = (*SERIES, INK)
 MARKERS = "os^Dv<>P"
 HEIGHT = 6.4  # inches
 TOLERANCE = 1.2

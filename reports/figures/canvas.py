@@ -16,6 +16,8 @@ BAR = 0.38  # inches of height per bar
 BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#f0e442"
 INK, GREY, PAPER = "#000000", "#888888", "#ffffff"
+# Of series, in their order.
+SERIES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
 
 
 def blank(height: float, columns: int = 1, share_y: bool = False) -> tuple[Figure, list[Axes]]:

@@ -7,21 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from flopcast.reports.figures.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    blank,
-    in_style,
-)
+from flopcast.reports.figures.canvas import BLUE, GREY, INK, SERIES, blank, in_style
 from flopcast.simulator.search import SearchResult
 
-COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
 MARKERS = "osD^vP"
 MOST_TICKS = 5
 FEW_DECADES = 100.0
@@ -45,10 +33,10 @@ def scaling_figure(frame: pd.DataFrame, fastest: pd.DataFrame, num_gpus: int, st
         else:
             left.yaxis.set_minor_locator(NullLocator())
         left.legend(loc="lower left")
-        for place, strategy in enumerate(strategies[: len(COLOURS)]):
+        for place, strategy in enumerate(strategies[: len(SERIES)]):
             rows = frame[(frame["strategy"] == strategy) & frame["fits"]]
             right.plot(
-                rows["num_gpus"], 100 * rows["mfu"], "-", marker=MARKERS[place], color=COLOURS[place], label=strategy
+                rows["num_gpus"], 100 * rows["mfu"], "-", marker=MARKERS[place], color=SERIES[place], label=strategy
             )
         right.set(title="MFU, %", xlabel="GPUs", ylim=(0, None))
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)

@@ -3,19 +3,9 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from flopcast.reports.figures.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    blank,
-    in_style,
-)
+from flopcast.reports.figures.canvas import GREY, SERIES, blank, in_style
 
-COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
+COLOURS = (*SERIES, GREY)
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 
