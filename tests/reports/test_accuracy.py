@@ -1,17 +1,19 @@
 """The error on published runs: stored by source, better than the null model, and not allowed to get worse."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 
 from flopcast import InputError
-from flopcast.reports.accuracy import Accuracy, accuracy
+from flopcast.reports.accuracy import Accuracy, accuracy, null_step_s
 from flopcast.reports.accuracy_table import render, render_constants
 from flopcast.reports.figures.accuracy import accuracy_figure
 from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
-from flopcast.reports.runs import read_runs
+from flopcast.reports.runs import express, read_runs
 from flopcast.simulator.band import residual_quantiles
 from flopcast.simulator.constants import FILE, default_constants, entries
 
@@ -72,11 +74,17 @@ def test_json_keys(result: Accuracy) -> None:
     assert not any("skipped" in row for row in document["rows"])
 
 
-def test_the_null_model_is_one_efficiency_per_gpu(result: Accuracy) -> None:
-    """Its ratio to the ideal time at peak is one number for each GPU type and precision."""
-    ratio = result.rows["null_step_s"] / result.rows["predicted_step_s"]
-    assert np.isfinite(ratio).all()
-    assert result.rows["null_step_s"].gt(0).all()
+def test_the_null_model_is_one_efficiency_per_gpu_and_precision() -> None:
+    run = express(published.rows()[0])
+    assert run.plan is not None
+    seconds = run.measured_step_s
+    # Efficiencies of 1 and 1/3 of the first run's: their median makes the same step take 3/2 of its time.
+    slow = replace(run, measured_step_s=3 * seconds)
+    other = replace(run, plan=replace(run.plan, precision="fp8"), measured_step_s=5 * seconds)
+    assert null_step_s((run, slow, other)) == pytest.approx([1.5 * seconds, 1.5 * seconds, 5 * seconds])
+    # Sources count alike, however many runs each has: the median of 2/3 and 1/4.
+    elsewhere = replace(run, source="another", measured_step_s=4 * seconds)
+    assert null_step_s((run, slow, elsewhere)) == pytest.approx([seconds / np.mean([2 / 3, 1 / 4])] * 3)
 
 
 def test_the_table_names_every_source(result: Accuracy) -> None:
@@ -93,7 +101,7 @@ def test_the_table_names_every_source(result: Accuracy) -> None:
 
 def test_a_fit_finds_the_constants_that_made_the_times() -> None:
     """Times made by other constants, from a slice of the published runs: the fit moves from the defaults to them."""
-    runs = [run for run in read_runs(Path(__file__).parents[2] / "reports/measurements/training_runs.csv")][::8]
+    runs = [express(cells) for cells in published.rows()[::8]]
     made = default_constants().with_values(gemm_share_ampere=0.75, launch_s=4e-5, pointwise_scale=1.2)
     kept = RunSet.of(runs)
     for run, seconds in zip(kept.runs, kept.predicted_s(made), strict=True):
@@ -122,7 +130,7 @@ def test_constants_and_residuals_are_rewritten_in_place(tmp_path: Path) -> None:
     assert table["network_leak"]["meaning"] == next(e for e in entries() if e.name == "network_leak").meaning
     assert table["memory_share"]["value"] == default_constants().memory_share
 
-    runs = RunSet.of(read_runs(Path(__file__).parents[2] / "reports/measurements/training_runs.csv")[:40])
+    runs = RunSet.of([express(cells) for cells in published.rows()[:40]])
     write_residuals(runs, np.linspace(-0.3, 0.3, 40), tmp_path / "residuals.toml")
     written = tomllib.loads((tmp_path / "residuals.toml").read_text())
     assert set(written) == set(residual_quantiles())
