@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.collectives.calibration import PiecewiseFit, fit_piecewise
-from flopcast.collectives.running.nccl_tests_log import Log
+from flopcast.collectives.running.nccl_tests import Log
 from flopcast.collectives.running.results import COLUMNS, Row, records
 from flopcast.errors import InputError
 

@@ -1,0 +1,169 @@
+"""Reads the tables that nccl-tests prints, as launchers and forks of it write them.
+
+Formats: NVIDIA/nccl-tests 2.19.6, src/util.cu (``writeBenchmarkLinePreamble``, ``writeBenchmarkLineBody``), the older
+tables without ``root`` or with ``error`` instead of ``#wrong``, those of 2019 in milliseconds, and rccl-tests'. The
+columns are taken from the table's own header; out of place may stand alone. What launchers put before every line
+(mpirun --tag-output, srun --label, Kubernetes' and Ray's) is taken off. What this benchmark prints is read back too.
+"""
+
+import re
+from pathlib import Path
+
+from flopcast.collectives.running.nccl_tests import COLLECTIVES, Log, collective_of, number, version_of
+from flopcast.collectives.running.results import Row
+from flopcast.errors import InputError
+
+_DEVICE = re.compile(r"#\s+Rank\s+(\d+)\s+(?:Group\s+\d+\s+)?(?:Pid\s+\d+\s+)?on\s+(\S+)\s+(.*)")
+_OLD_DEVICE = re.compile(r"device\s+\d+\s+\[[^\]]*\]\s*")
+_STARTING = re.compile(r"#\s*Collective test starting:\s*(\S+)")
+_CONCLUDED = re.compile(r"[#\s]*(Out of bounds values|Avg bus bandwidth|Collective test concluded)")
+_ARGUMENTS = re.compile(r"#?\s*nThread\s+\d+\s+nGpus\s+(\d+)")
+_LIBRARY = re.compile(r"[nr]ccl-library=(\d+)")
+_ANNOUNCED = re.compile(r"[NR]CCL version\s*:?\s*(\d+\.\d+\.\d+)")
+# "[1,0]<stdout>:" may stand inside a line too, where the output of a rank came in pieces.
+_TAG = re.compile(r"\[\d+(?:,\d+)?\](?:<std(?:out|err)>:?)?(?=\s|$|#)")
+_LABEL = re.compile(r"\s*(?:\d+:\s|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s|\([^()]*\bpid=\d+[^()]*\)\s)")
+_NAMES = ("size", "count", "type", "redop", "root")
+_MEANINGS = {
+    **{name: name for name in (*_NAMES, "time", "algbw", "busbw")},
+    **{"cputime": "time", "#wrong": "wrong", "error": "wrong"},
+    # The table of 2019, whose times are milliseconds.
+    **{"bytes": "size", "N": "count", "op": "redop", "res": "wrong"},
+}
+_PER_PLACE = ("time", "algbw", "busbw", "wrong")
+
+
+def read_text(path: Path, text: str, named: str | None) -> Log:
+    """The log; InputError says the line of what is not as it should be."""
+    reader = _Reader(named)
+    last = 0
+    for last, written in enumerate(text.splitlines(), start=1):
+        reader.take(_bare(written), f"{path}: line {last}")
+    return reader.log(f"{path}: line {last}")
+
+
+class _Reader:
+    """What the lines so far have said; ``listing``: they are within a list of ranks or behind it, before any row."""
+
+    def __init__(self, named: str | None) -> None:
+        self.named = named
+        self.collective = COLLECTIVES.get(named or "", named)
+        self.rows: list[Row] = []
+        self.hosts: dict[int, tuple[str, str]] = {}
+        self.heading: list[str] = []
+        self.unit_s, self.version, self.gpus_per_process = 1e-6, "", 1
+        self.concluded = self.listing = False
+
+    def take(self, line: str, where: str) -> None:
+        """One line."""
+        words = line.split()
+        names = words[1:] if words[:1] == ["#"] else words
+        if device := _DEVICE.match(line):
+            if not self.listing:
+                self.hosts, self.listing = {}, True
+            self._enter(int(device.group(1)), device.group(2), device.group(3), where)
+        elif starting := _STARTING.match(line):
+            self.collective = collective_of(starting.group(1), where, self.named)
+        elif arguments := _ARGUMENTS.match(line):
+            self.gpus_per_process = int(arguments.group(1))
+        elif library := _LIBRARY.search(line):
+            self.version = version_of(int(library.group(1)))
+        elif announced := _ANNOUNCED.match(line):
+            self.version = self.version or announced.group(1)
+        elif names[:2] in (["size", "count"], ["bytes", "N"]):
+            self.unit_s = 1e-3 if names[0] == "bytes" else 1e-6
+            self.heading, self.concluded = _places(names, where), False
+        elif _CONCLUDED.match(line):
+            self.concluded = True
+        elif words and words[0].isdecimal() and self.heading:
+            if self.collective is None:
+                raise InputError(f"{where}: the log does not say which collective this is; name it, such as all_reduce")
+            self.rows += _row(words, self.heading, self.collective, self.unit_s, where)
+            self.concluded = self.listing = False
+
+    def _enter(self, rank: int, host: str, device: str, where: str) -> None:
+        """Note where a rank sits; refuse one that two hosts claim."""
+        if rank in self.hosts and self.hosts[rank][0] != host:
+            raise InputError(
+                f"{where}: rank {rank} is on {host} and on {self.hosts[rank][0]}; expected one run, these are several "
+                "side by side: build nccl-tests with MPI=1"
+            )
+        self.hosts[rank] = (host, _OLD_DEVICE.sub("", device).strip())
+
+    def log(self, where: str) -> Log:
+        """All of it; InputError where the file ends too early."""
+        if not self.heading:
+            raise InputError(
+                f"{where}: the file ends without a line '# size count type redop ...'; name a log of nccl-tests"
+            )
+        if not self.rows:
+            raise InputError(f"{where}: the file ends after the heading; expected rows of numbers")
+        if not self.concluded:
+            raise InputError(
+                f"{where}: the file is cut off; expected more rows or '# Avg bus bandwidth', "
+                "rerun the benchmark or close the file with that line"
+            )
+        known = sorted(self.hosts)
+        # A rank that the list leaves out sits with the one before it.
+        ranks = range(known[0], known[-1] + 1) if known else ()
+        hosts, devices = [], []
+        for rank in ranks:
+            host, device = self.hosts[max(other for other in known if other <= rank)]
+            hosts.append(host)
+            devices.append(device)
+        return Log(tuple(self.rows), tuple(hosts), tuple(devices), self.version, self.gpus_per_process)
+
+
+def _bare(line: str) -> str:
+    """The line without what a launcher wrote before or into it."""
+    line = _TAG.sub("", line)
+    while label := _LABEL.match(line):
+        line = line[label.end() :]
+    return line.lstrip() if line.lstrip().startswith("#") else line
+
+
+def _places(names: list[str], where: str) -> list[str]:
+    """The meaning of every column: ``names`` are the words of the heading, the columns of each placement in turn."""
+    meaning = [_MEANINGS.get(name, "other") for name in names if name != "timestamp"]
+    counts = [meaning.count(name) for name in _PER_PLACE]
+    if counts[0] not in (1, 2) or counts[1:3] != counts[:1] * 2 or counts[3] not in (0, counts[0]):
+        raise InputError(f"{where}: expected time, algbw, busbw and #wrong twice, out of place and in place, or once")
+    return meaning
+
+
+def _row(words: list[str], heading: list[str], collective: str, unit_s: float, where: str) -> list[Row]:
+    """One or two rows, out of place and in place, of a line of numbers."""
+    last = max(place for place, name in enumerate(heading) if name in _PER_PLACE)
+    # A collective without a reduction leaves the columns redop and root empty in the oldest tables.
+    missing = len(heading) - len(words)
+    if 0 < missing <= 2 and len(words) > last - missing:
+        absent = ("redop",) if missing == 1 and "root" not in heading else ("redop", "root")[-missing:]
+        heading = [name for name in heading if name not in absent]
+        last -= missing
+    if len(words) <= last:
+        raise InputError(f"{where}: has {len(words)} columns; expected at least {last + 1}, as the heading names them")
+    common = {name: words[place] for place, name in enumerate(heading) if name in _NAMES}
+    split = [place for place, name in enumerate(heading) if name == "time"]
+    found = []
+    for in_place, first, end in zip((False, True), split, [*split[1:], len(heading)], strict=False):
+        cells = {name: words[place] for place, name in enumerate(heading[first:end], start=first) if place <= last}
+        if cells["time"] == "N/A":
+            continue
+        values = {name: number(cells[name], name, where) for name in ("time", "algbw", "busbw")}
+        wrong = None if cells.get("wrong", "N/A") == "N/A" else int(number(cells["wrong"], "#wrong", where))
+        found.append(
+            Row(
+                collective=collective,
+                num_bytes=int(number(common["size"], "size", where)),
+                count=int(number(common.get("count", "0"), "count", where)),
+                dtype=common.get("type", ""),
+                reduction=common.get("redop", "none"),
+                root=int(number(common.get("root", "-1"), "root", where)),
+                in_place=in_place,
+                time_s=values["time"] * unit_s,
+                algbw_bytes_per_s=values["algbw"] * 1e9,
+                busbw_bytes_per_s=values["busbw"] * 1e9,
+                num_wrong=wrong,
+            )
+        )
+    return found
