@@ -5,13 +5,13 @@ time, ranks in place of nodes: what can be told is filled in, and what cannot st
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.collectives.cost import Floats
+from flopcast.collectives.cells import BITS, gbit, numbers, text_of
 from flopcast.collectives.machines import NETWORK
 from flopcast.errors import InputError
 
@@ -73,12 +73,7 @@ _COLLECTIVES = {
 # What stands before a quantity's name, and the unit behind a size's.
 _QUALIFIER = re.compile(r"^(?:outofplace|oop|average|avg|mean|median|measured)+")
 _SIZE_IN = re.compile(r"((?:data|message|msg|buffer)?size|payload|bytes)([kmgt])i?b")
-# "Gbps" and "Gbit/s" are bits; "GBps", "GB/s" and, as scripts write nccl-tests' columns, "gbps" are bytes.
-_BITS = re.compile(r"[GT]b(?:it)?(?:ps|/s|s\b)")
-_INFINIBAND_GBIT = {"SDR": 10, "DDR": 20, "QDR": 40, "FDR": 56, "EDR": 100, "HDR": 200, "NDR": 400, "XDR": 800}
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*(.*)", re.IGNORECASE)
 _COUNTED = re.compile(r"\b([0-9]{1,3})\s*[x*\u00d7]\s*([0-9]+\s*G\S*|[A-Z]DR[0-9]*)", re.IGNORECASE)
-_YES = {"yes": 1.0, "true": 1.0, "in-place": 1.0, "in_place": 1.0, "no": 0.0, "false": 0.0, "out-of-place": 0.0}
 # What a node is taken to hold where a table does not say: boards of four superchips, racks of 72, else eight.
 _GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
 # Boards of four superchips share the NVLink switches of their rack, which hold up to 72 GPUs (GB200 NVL72 datasheet).
@@ -112,12 +107,12 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
     found: Columns = {}
     for name, aliases in _WORDS.items():
         cells = column(aliases)
-        found[name] = np.array([_word(cell) for cell in cells] if cells is not None else [""] * count, dtype=np.str_)
+        found[name] = np.array([text_of(cell) for cell in cells] if cells is not None else [""] * count, dtype=np.str_)
     for name, aliases in _NUMBERS.items():
         cells = column(aliases)
         found[name] = np.full(count, np.nan)
         if cells is not None:
-            found[name] = _numbers(cells, _READERS.get(name, _plain)) * scale(aliases)
+            found[name] = numbers(name, cells) * scale(aliases)
     # Of several nodes the interconnect often names the network.
     network = np.array([bool(NETWORK.search(words.upper())) for words in found["interconnect"]], dtype=np.bool_)
     found["fabric"] = np.where((found["fabric"] == "") & network, found["interconnect"], found["fabric"])
@@ -141,7 +136,7 @@ def _named(given: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, float]]:
     for written in reversed(list(given)):
         name = re.sub("[^a-z0-9]", "", str(written).lower())
         short = _QUALIFIER.sub("", name)
-        bits = 0.125 if re.search("bw|bandwidth", short) and _BITS.search(str(written)) else 1.0
+        bits = 0.125 if re.search("bw|bandwidth", short) and BITS.search(str(written)) else 1.0
         exact[name] = other[short] = (written, bits)
         if size := _SIZE_IN.fullmatch(short):
             other[size.group(1)] = (written, 1024.0 ** ("kmgt".index(size.group(2)) + 1))
@@ -150,13 +145,13 @@ def _named(given: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, float]]:
 
 def _count_nics(found: Columns, cells: NDArray[Any] | None) -> None:
     """NICs and their rate where a cell says both, such as ``16x200G``: in the NIC's column, or the network's."""
-    written = [""] * len(found["fabric"]) if cells is None else [_word(cell) for cell in cells]
+    written = [""] * len(found["fabric"]) if cells is None else [text_of(cell) for cell in cells]
     for place, words in enumerate(zip(written, found["fabric"], strict=True)):
         counted = next((match for match in map(_COUNTED.search, words) if match), None)
         if counted and not found["nics_per_node"][place] >= 1:
             found["nics_per_node"][place] = float(counted.group(1))
         if counted and not found["nic_gbit"][place] > 0:
-            found["nic_gbit"][place] = _gbit(counted.group(2))
+            found["nic_gbit"][place] = gbit(counted.group(2))
 
 
 def collective_name(word: str) -> str:
@@ -208,71 +203,3 @@ def _fill_times(found: Columns) -> None:
         rate = np.where((rate > 0) & np.isfinite(rate), rate, np.nan)
         found["time_us"] = np.where(time > 0, time, found["bytes"] / rate / 1e3)
         found["bytes"] = np.where(found["bytes"] >= 0, found["bytes"], np.round(found["time_us"] * rate * 1e3))
-
-
-def _word(cell: Any) -> str:
-    """A cell as text; empty where it is missing."""
-    if cell is None or (isinstance(cell, float) and np.isnan(cell)):
-        return ""
-    return str(cell).strip()
-
-
-def _numbers(cells: NDArray[Any], read: Callable[[str], float]) -> Floats:
-    if cells.dtype.kind in "iufb":
-        return cells.astype(np.float64)
-    return np.array([read(_word(cell)) for cell in cells], dtype=np.float64)
-
-
-def _plain(text: str) -> float:
-    """The number at the beginning of ``text``, or yes and no as 1 and 0."""
-    match = _NUMBER.match(text.replace(",", ""))
-    return float(match.group(1)) if match else _YES.get(text.lower(), np.nan)
-
-
-def _bytes(text: str) -> float:
-    """``512M``, ``1 GiB``: powers of 1024, as nccl-tests counts."""
-    match = _NUMBER.match(text.replace(",", ""))
-    if not match:
-        return np.nan
-    power = "KMGT".find(match.group(2)[:1].upper()) + 1 if match.group(2) else 0
-    return float(match.group(1)) * 1024.0**power
-
-
-def _gbit(text: str) -> float:
-    """``400``, ``400 Gbit/s``, ``50 GB/s``, ``8x400G`` and ``NDR`` as Gbit/s of one NIC."""
-    words = re.sub(r"^\s*[0-9]+\s*[x*]\s*(?=[0-9A-Z])", "", text)
-    match = _NUMBER.match(words)
-    if match:
-        scale = (8.0 if re.match(r"G(i)?B\b|GB/", match.group(2)) else 1.0) * (
-            1e3 if match.group(2)[:1] == "T" else 1.0
-        )
-        return float(match.group(1)) * scale
-    return next((float(rate) for name, rate in _INFINIBAND_GBIT.items() if name in words.upper()), np.nan)
-
-
-def _microseconds(text: str) -> float:
-    """``25.3ms``; microseconds where no unit is given."""
-    match = _NUMBER.match(text.replace(",", ""))
-    if not match:
-        return np.nan
-    units = {"n": 1e-3, "u": 1.0, "\u00b5": 1.0, "\u03bc": 1.0, "m": 1e3, "s": 1e6}
-    return float(match.group(1)) * units.get(match.group(2)[:1].lower(), 1.0)
-
-
-def _gigabytes_per_s(text: str) -> float:
-    """``310 GB/s``, ``2800 Gbps``; gigabytes per second where no unit is given."""
-    match = _NUMBER.match(text.replace(",", ""))
-    if not match:
-        return np.nan
-    unit = match.group(2)
-    bits = 0.125 if _BITS.match(unit) else 1.0
-    return float(match.group(1)) * bits * {"T": 1e3, "M": 1e-3}.get(unit[:1].upper(), 1.0)
-
-
-_READERS: dict[str, Callable[[str], float]] = {
-    "bytes": _bytes,
-    "nic_gbit": _gbit,
-    "time_us": _microseconds,
-    "algbw_GBps": _gigabytes_per_s,
-    "busbw_GBps": _gigabytes_per_s,
-}
