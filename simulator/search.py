@@ -167,10 +167,7 @@ def search(
         def heard(done: int, num_plans: int, before: int = before, forecast_before: int = forecast_before) -> None:
             progress((before + done) / sum(sizes), forecast_before + num_plans)
 
-        for margin in (request.memory_margin, 0.0):
-            ranking, complete = _ranked(space, request, (1 - margin) * cluster.gpu.memory_bytes, heard)
-            if ranking.num_fitting or not complete or ranking.least_bytes > cluster.gpu.memory_bytes:
-                break
+        ranking, margin, complete = _fitting(space, request, heard)
         if not complete and not (ranking.num_fitting or found):
             raise KeyboardInterrupt
         if ranking.num_fitting:
@@ -200,21 +197,30 @@ def search(
 
 def fastest_plan(space: Space, convention: str) -> Row | None:
     """The fastest plan of a space that leaves the usual margin of the GPU's memory, or failing that fits; or None."""
-    for margin in (MEMORY_MARGIN, 0.0):
-        limit_bytes = (1 - margin) * space.cluster.gpu.memory_bytes
-        ranking, complete = _ranked(space, SearchRequest([space.num_gpus], convention=convention), limit_bytes)
-        if not complete:
-            raise KeyboardInterrupt
-        if ranking.num_fitting:
-            return forecast(space.model, space.cluster, ranking.best_of_placements(), convention).rows()[0]
-    return None
+    ranking, _, complete = _fitting(space, SearchRequest([space.num_gpus], convention=convention))
+    if not complete:
+        raise KeyboardInterrupt
+    if not ranking.num_fitting:
+        return None
+    return forecast(space.model, space.cluster, ranking.best_of_placements(), convention).rows()[0]
+
+
+def _fitting(
+    space: Space,
+    request: SearchRequest,
+    heard: Callable[[int, int], None] = lambda done, num_plans: None,
+) -> tuple[Ranking, float, bool]:
+    """The plans that leave the margin of memory asked for, or where none does all that fit; the margin; all ranked."""
+    memory_bytes = space.cluster.gpu.memory_bytes
+    for margin in (request.memory_margin, 0.0):
+        ranking, complete = _ranked(space, request, (1 - margin) * memory_bytes, heard)
+        if ranking.num_fitting or not complete or ranking.least_bytes > memory_bytes:
+            break
+    return ranking, margin, complete
 
 
 def _ranked(
-    space: Space,
-    request: SearchRequest,
-    limit_bytes: float,
-    heard: Callable[[int, int], None] = lambda done, num_plans: None,
+    space: Space, request: SearchRequest, limit_bytes: float, heard: Callable[[int, int], None]
 ) -> tuple[Ranking, bool]:
     """The space's plans ranked within a limit of memory, and whether all were: a KeyboardInterrupt ends it early."""
     ranking = Ranking(limit_bytes, request.objective == "memory")

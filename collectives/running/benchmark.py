@@ -99,22 +99,7 @@ def run(
         _agree_on(options, device)
         found = topology(device)
         mesh = init_device_mesh(device.type, found.grid)
-        about = {
-            "tool": "flopcast bench collectives",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "arguments": asdict(options),
-            "backend": dist.get_backend(),
-            "versions": versions(),
-            "settings": nccl_settings(),
-            "topology": {
-                "ranks": len(found.hosts),
-                "nodes": found.num_nodes,
-                "ranks_per_node": found.ranks_per_node,
-                "torus": list(found.grid),
-                "hosts": list(found.hosts),
-            },
-            "devices": list(found.devices),
-        }
+        about = _about(options, found)
         main = dist.get_rank() == 0
         say = show if show is not None and main else lambda _: None
         for text in results.introduction(about):
@@ -135,6 +120,25 @@ def run(
                     say(text)
                 rows += mine
         return Report(tuple(rows), about) if main else None
+
+
+def _about(options: Options, found: Topology) -> dict[str, Any]:
+    return {
+        "tool": "flopcast bench collectives",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": asdict(options),
+        "backend": dist.get_backend(),
+        "versions": versions(),
+        "settings": nccl_settings(),
+        "topology": {
+            "ranks": len(found.hosts),
+            "nodes": found.num_nodes,
+            "ranks_per_node": found.ranks_per_node,
+            "torus": list(found.grid),
+            "hosts": list(found.hosts),
+        },
+        "devices": list(found.devices),
+    }
 
 
 def _agree_on(options: Options, device: torch.device) -> None:

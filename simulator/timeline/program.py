@@ -117,6 +117,10 @@ class UnitProgram:
     exchanges: list[TransferKind] = field(default_factory=list)
     step: list[Piece] = field(default_factory=list)
 
+    def pieces(self, phase: Phase) -> list[Piece]:
+        """Those of the pass that the phase is in: what is computed again is, in the backward."""
+        return {"forward": self.forward, "step": self.step}.get(phase, self.backward)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -157,15 +161,14 @@ def build(
             piece = _piece(operation, spent, times, plans, constants)
             if isinstance(work, Collective) and work.purpose == "expert":
                 unit.exchanges.append(_transfer(operation, work, spent, times, piece.host_s))
-            if unit_name == "pipeline" and operation.phase != "step":
-                once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
-                sent = sends.setdefault(operation.phase, once)
-                if sent is not once:
-                    sends[operation.phase] = replace(sent, seconds=sent.seconds + once.seconds)
-            elif operation.phase == "step":
-                unit.step.append(piece)
+            if unit_name != "pipeline" or operation.phase == "step":
+                unit.pieces(operation.phase).append(piece)
+            elif operation.phase in sends:
+                sent = sends[operation.phase]
+                sends[operation.phase] = replace(sent, seconds=sent.seconds + spent)
             else:
-                (unit.forward if operation.phase == "forward" else unit.backward).append(piece)
+                once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
+                sends[operation.phase] = once
     for unit in units.values():
         unit.forward.sort(key=_place(unit.forward))
         unit.backward.sort(key=_place(unit.backward))
