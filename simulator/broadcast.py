@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,11 @@ class Sum:
     def total(self) -> Array:
         """The sum of all terms; there is at least one."""
         return reduce(np.add, sorted(self._by_shape.values(), key=np.size))
+
+
+def total(terms: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """The sum of the terms in their order."""
+    return np.asarray(sum(terms))
 
 
 def largest(terms: Iterable[Array]) -> Array:

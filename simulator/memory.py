@@ -2,23 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flopcast.kernels.nf4.cost import payload_bytes
-from flopcast.simulator import placement
-from flopcast.simulator.blocks.computation import Workload
-from flopcast.simulator.broadcast import Sum, largest
+from flopcast.simulator.activations import Activations, activations, head_gradient_bytes
+from flopcast.simulator.broadcast import Sum, largest, total
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.engines import habit, has_habit
-from flopcast.simulator.in_flight import left_in_flight, micro_batches_in_flight, put_off_weights
 from flopcast.simulator.model import Model
-from flopcast.simulator.operation import Array, Gemm, Operation, Section
+from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.sharding import Unit, layers_by_kind, units
+from flopcast.simulator.sharding import Unit, units
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,9 @@ def memory(
     ``stage``, whose ``operations`` are given then.
     """
     parts = units(model, plans, stage)
-    sharded = _sum(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
+    sharded = total(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
     update = habit("update_bytes", plans.engine) * (plans.state_bytes > 0) * sharded
-    held = _activations(model, operations, plans, stage)
+    held = activations(model, operations, plans, stage)
     moments = _moments(model, plans, parts, held)
     in_one_piece = update + habit("bucket_bytes", plans.engine)
     return Memory(
@@ -91,29 +88,7 @@ def memory(
     )
 
 
-@dataclass(frozen=True)
-class _Activations:
-    """What a stage's micro-batches keep: all their layers, and the one whose backward is first.
-
-    ``layers``: right after a forward; ``turned``: right after a backward, where weights' gradients are put off, and
-    ``left``: after the step's last; ``one_put_off``: what those of one layer need. ``workspace``: what one layer's
-    backward works in. ``logits``: what the loss works in. ``results``: what a stage of a pipeline keeps of its own
-    outputs, and the gradient it received. ``is_last``: whether it has the head.
-    """
-
-    layers: Array
-    turned: Array
-    left: Array
-    one_layer: Array
-    one_put_off: Array
-    workspace: Array
-    logits: Array
-    results: Array
-    in_flight: Array
-    is_last: NDArray[np.bool_]
-
-
-def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activations) -> list[dict[str, Array]]:
+def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activations) -> list[dict[str, Array]]:
     """What is held, beside the optimizer's state, at the four moments of a step that can be its peak.
 
     The loss: every layer's activations and the logits. The backward of the last layers: nearly every layer's
@@ -136,19 +111,19 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
     roots = [unit for unit in parts if unit.section != "layer"]
     layer = largest(_layer_elements(layers, plans))
     gathered_layer = layer * np.where(layers[0].gathered_in_8_bits(plans), 0.5, 1.0)
-    root = _sum(unit.count * unit.padded_elements(plans, o) for unit in roots)
-    whole = _sum(unit.count * unit.padded_elements(plans, o) for unit in parts)
-    gradients = width * _sum(unit.count * unit.sharded_elements(plans, g) for unit in parts)
-    kept_bytes = _sum(unit.count * unit.gather_bytes(plans, o) / unit.ways(plans, p) for unit in parts)
+    root = total(unit.count * unit.padded_elements(plans, o) for unit in roots)
+    whole = total(unit.count * unit.padded_elements(plans, o) for unit in parts)
+    gradients = width * total(unit.count * unit.sharded_elements(plans, g) for unit in parts)
+    kept_bytes = total(unit.count * unit.gather_bytes(plans, o) / unit.ways(plans, p) for unit in parts)
     share_of_layer = layer / whole
-    head = held.is_last * _head_gradient_bytes(model, plans)
+    head = held.is_last * head_gradient_bytes(model, plans)
     sharded, in_node, replicated = p > 1, (p > 1) & (p < o), p == 1
     nothing = plans.zeros
     reduced = plans.shard_ranks > 1
     # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
     kept = pipeline | (accumulates & (plans.gradient_shard > 1))
 
-    shards = 2.0 * static * _sum(unit.count * unit.sharded_elements(plans, p) for unit in parts)
+    shards = 2.0 * static * total(unit.count * unit.sharded_elements(plans, p) for unit in parts)
     live = np.minimum(whole, habit("live_elements", plans.engine))
 
     def gathered(elements: Array) -> Array:
@@ -201,77 +176,6 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: _Activatio
     ]
 
 
-def _activations(model: Model, operations: Sequence[Operation], plans: Plans, stage: int | None) -> _Activations:
-    layers, head = plans.zeros, plans.zeros
-    workspace: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
-    for operation in operations:
-        if operation.section == "layer":
-            layers = layers + operation.count * operation.saved_bytes
-            kind = operation.name.split(".")[0]
-            workspace[kind] = workspace[kind] + (operation.count > 0) * operation.workspace_bytes
-        else:
-            head = head + operation.count * operation.saved_bytes
-    working = largest(workspace.values())
-    number = _sum(layers_by_kind(model, plans, stage).values())
-    load = Workload(plans, model.hidden, plans.num_gpus)
-    # A stage keeps its results until their gradients have come, the last one the logits of one micro-batch.
-    # Engines with buffers of their own let go of them.
-    keeps = (plans.pp > 1) & ~has_habit("static_buffers", plans.engine)
-    logits = keeps * 2.0 * load.tokens * model.vocab_size / plans.tp
-    inputs, gradients = _kept_for_weights(operations, plans, "layer")
-    put_off = np.where(has_habit("keeps_graph", plans.engine), np.maximum(layers, inputs), inputs) + gradients
-    head_put_off = _sum(_kept_for_weights(operations, plans, "head"))
-    one_layer, one_put_off = layers / number, plans.has(schedule="zero-bubble") * put_off / number
-
-    def held(index: NDArray[np.int64] | int, share: Array | float, is_last: NDArray[np.bool_] | bool) -> _Activations:
-        in_flight = micro_batches_in_flight(plans, index)
-        forward, backward = put_off_weights(plans, index)
-        waiting = share * put_off + is_last * head_put_off
-        return _Activations(
-            layers=share * layers * in_flight + forward * waiting,
-            turned=share * layers * left_in_flight(plans, index) + backward * waiting,
-            left=backward * waiting,
-            one_layer=one_layer,
-            one_put_off=one_put_off,
-            workspace=working,
-            logits=np.where(is_last, head, 0.0),
-            results=np.where(is_last, logits, keeps * (in_flight + 1) * load.residual_bytes),
-            in_flight=share * in_flight,
-            is_last=np.asarray(is_last),
-        )
-
-    if stage is not None:
-        return held(stage, 1.0, stage == plans.pp - 1)
-    # What is put off may be more than an activation: then the last of the fullest stages holds most, else the first.
-    late = plans.has(schedule="zero-bubble") & (put_off > layers)
-    num_full = np.where(model.num_layers % plans.pp == 0, plans.pp - 1, model.num_layers % plans.pp)
-    full = held(np.where(late, np.maximum(num_full - 1, 0), 0), 1.0, plans.pp == 1)
-    if not np.any(plans.pp > 1):
-        return full
-    last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
-    last = held(plans.pp - 1, last_share, True)
-    of_loss = last.layers + last.results + np.maximum(head, working + _head_gradient_bytes(model, plans))
-    of_backward = last.turned + last.results + working + _head_gradient_bytes(model, plans)
-    most = np.maximum(full.layers, full.turned) + full.results + working
-    last_is_worse = (plans.pp > 1) & (np.maximum(of_loss, of_backward) > most)
-    pairs = {f.name: (getattr(last, f.name), getattr(full, f.name)) for f in fields(full)}
-    return _Activations(**{n: a if a is b else np.where(last_is_worse, a, b) for n, (a, b) in pairs.items()})
-
-
-def _kept_for_weights(operations: Sequence[Operation], plans: Plans, section: Section) -> tuple[Array, Array]:
-    """What the gradients of a section's weights need of one micro-batch: inputs, and gradients of results."""
-    inputs, gradients = plans.zeros, plans.zeros
-    for operation in operations:
-        if operation.section == section and isinstance(operation.work, Gemm) and operation.work.of_weights:
-            inputs = inputs + operation.count * operation.input_bytes
-            gradients = gradients + operation.count * operation.work.result_gradient_bytes
-    return inputs, gradients
-
-
-def _head_gradient_bytes(model: Model, plans: Plans) -> Array:
-    return np.asarray(2.0 * model.vocab_size * model.hidden / plans.tp)
-
-
 def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array]:
     """Gathered elements of one layer of each kind, its experts included."""
     by_kind: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
@@ -279,8 +183,3 @@ def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array
         kind = unit.name.partition(".")[0]
         by_kind[kind] = by_kind[kind] + unit.padded_elements(plans, plans.optimizer_shard)
     return list(by_kind.values())
-
-
-def _sum(parts: "object") -> Array:
-    total: Array = sum(parts)  # type: ignore[call-overload]
-    return total

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flopcast.kernels.nf4.format import aligned, payload_bytes
 from flopcast.simulator import placement
+from flopcast.simulator.broadcast import total
 from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Block, Model, ParameterTensor
 from flopcast.simulator.operation import Array, Section
@@ -57,7 +58,7 @@ class Unit:
 
     def elements(self, plans: Plans) -> IntArray:
         """Elements on one rank, not sharded."""
-        return _total(rows * rest for _, rows, rest in self.local_shapes(plans))
+        return total(rows * rest for _, rows, rest in self.local_shapes(plans))
 
     def padded_elements(self, plans: Plans, shard: IntArray) -> IntArray:
         """Elements when each tensor's dim 0 is split evenly :meth:`ways`: sum of n ceil(dim0 / n) rest.
@@ -65,7 +66,7 @@ class Unit:
         PyTorch FSDP2 pads every parameter so (torch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_param.py).
         """
         ways = self.ways(plans, shard)
-        return _total(-(-rows // ways) * ways * rest for _, rows, rest in self.local_shapes(plans))
+        return total(-(-rows // ways) * ways * rest for _, rows, rest in self.local_shapes(plans))
 
     def sharded_elements(self, plans: Plans, shard: IntArray) -> Array:
         """Elements of one rank's part of :meth:`padded_elements`."""
@@ -85,7 +86,7 @@ class Unit:
                 "whole": plans.sequence_parallel,
             }.get(tensor.split, plans.zeros > 0)
             parts.append(adds * (-(-rows // optimizer_ways) * rest))
-        return _total(parts)
+        return total(parts)
 
     def gathered_in_8_bits(self, plans: Plans) -> NDArray[np.bool_]:
         """Whether the matrices of this unit, all but a per mille of it, are cast to 8 bits before they are gathered."""
@@ -105,7 +106,7 @@ class Unit:
         for tensor, rows, rest in self.local_shapes(plans):
             per_rank = -(-rows // ways) * rest
             parts.append(ways * (aligned(2 * per_rank) if len(tensor.shape) == 1 else payload_bytes(per_rank)))
-        return np.where(plans.gather_bits == 4, _total(parts), raw)
+        return np.where(plans.gather_bits == 4, total(parts), raw)
 
 
 def layers_by_kind(model: Model, plans: Plans, stage: int | None) -> dict[Block, Array]:
@@ -165,8 +166,3 @@ def _local_shape(
         values, where = np.unique(tp, return_inverse=True)
         rows = np.array([head_rows * kv_heads_per_rank(int(t)) for t in values], dtype=np.int64)[where]
     return rows, rest
-
-
-def _total(parts: "object") -> IntArray:
-    total: IntArray = sum(parts)  # type: ignore[call-overload]
-    return total
