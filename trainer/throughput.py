@@ -208,8 +208,7 @@ def _clocks_at_work(engine: Engine, tokens: torch.Tensor, device: torch.device) 
     """Clocks, power and temperature while the device is in the middle of a step; nothing of a CPU."""
     if device.type != "cuda":
         return {}
-    for number, batch in enumerate(tokens):
-        engine.accumulate(batch[:, :-1], batch[:, 1:], is_last=number == len(tokens) - 1)
+    _passes(engine, tokens)
     found = clocks(device)
     engine.step()
     torch.cuda.synchronize(device)
@@ -218,15 +217,20 @@ def _clocks_at_work(engine: Engine, tokens: torch.Tensor, device: torch.device) 
 
 def _step(engine: Engine, tokens: torch.Tensor) -> float:
     """One optimizer step; reading the loss waits for the device."""
-    losses = [
-        engine.accumulate(batch[:, :-1], batch[:, 1:], is_last=number == len(tokens) - 1)
-        for number, batch in enumerate(tokens)
-    ]
+    losses = _passes(engine, tokens)
     engine.step()
     loss = float(torch.stack(losses).mean())
     if tokens.is_cuda:
         torch.cuda.synchronize()
     return loss
+
+
+def _passes(engine: Engine, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Forward and backward of every micro-batch of a step; their losses."""
+    last = len(tokens) - 1
+    return [
+        engine.accumulate(batch[:, :-1], batch[:, 1:], is_last=number == last) for number, batch in enumerate(tokens)
+    ]
 
 
 def _summary(records: list[dict[str, Any]], load: Load, meter: Meter) -> dict[str, Any]:
