@@ -45,7 +45,7 @@ def test_the_wheel_holds_what_git_tracks(wheel: Path) -> None:
 
 
 def test_every_module_of_the_planners_install_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    """In an environment that sees the base dependencies, with torch, cupy and matplotlib hidden."""
+    """In an environment that sees the base dependencies, with torch and cupy hidden."""
     environment = tmp_path / "venv"
     venv.create(environment, system_site_packages=False, with_pip=False)
     target = tmp_path / "site"

@@ -221,4 +221,4 @@ def test_waiting_for_the_slowest_rank() -> None:
 
 
 def test_the_document_is_plain_json() -> None:
-    json.loads(to_json(cpu_profile()))
+    json.loads(to_json(cpu_profile()), parse_constant=pytest.fail)  # JSON has no NaN and no Infinity

@@ -35,19 +35,19 @@ def by_hand(space: Space) -> set[Plan]:
         if tp * cp * pp > gpus:
             continue
         node = max(8 // tp, 1)
-        sharding = [("ddp", 1)]
+        strategies = ["ddp"]
         if world > 1:
-            sharding += [("zero1", 1), ("zero2", 1), ("zero3", 1), ("zero3+q4", 1)]
+            strategies += ["zero1", "zero2", "zero3", "zero3+q4"]
         if 1 < node < world:
-            sharding += [(name, 1) for name in ("zero3-node", "zero3-node+q4", "hsdp", "hsdp+q4")]
+            strategies += ["zero3-node", "zero3-node+q4", "hsdp", "hsdp+q4"]
         if 1 < 2 * node < world:
-            sharding += [(f"hsdp{2 * node}", 1), (f"hsdp{2 * node}+q4", 1)]
+            strategies += [f"hsdp{2 * node}", f"hsdp{2 * node}+q4"]
         stage = -(-model.num_layers // pp)
         schedules = [("1f1b", 1)]
         if pp > 1:
             schedules += [("gpipe", 1), ("zero-bubble", 1)]
             schedules += [("interleaved", v) for v in range(2, stage + 1) if stage % v == 0 and pp * v <= 4]
-        for (name, _), (schedule, v), micro in product(sharding, schedules, MICRO_BATCHES):
+        for name, (schedule, v), micro in product(strategies, schedules, MICRO_BATCHES):
             dp = world // cp
             if space.num_sequences % (dp * micro):
                 continue
