@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from flopcast.reports.runs import Run
-from flopcast.simulator.batch import Case
+from flopcast.simulator.batch import Case, by_model, memory_of
 from flopcast.simulator.constants import Constants, default_constants
 from flopcast.simulator.operation import Array
 
@@ -45,14 +45,16 @@ class MemoryRows:
     def of(cls, runs: Sequence[Run]) -> "MemoryRows":
         """The runs that are not skipped and state their memory."""
         stated = [(run, run.measured_memory_bytes) for run in runs if not run.skipped and run.measured_memory_bytes]
-        held = []
+        cases = []
         for run, _ in stated:
             assert run.model is not None
             assert run.cluster is not None
             assert run.plan is not None
-            held.append(Case(run.model, run.cluster, run.plan).memory())
-        allocated = np.array([memory.allocated[0] for memory in held], dtype=np.float64)
-        pieces = np.array([memory.in_one_piece[0] for memory in held], dtype=np.float64)
+            cases.append(Case(run.model, run.cluster, run.plan))
+        allocated, pieces = np.empty(len(cases)), np.empty(len(cases))
+        for places in by_model(cases).values():
+            held = memory_of([cases[place] for place in places])
+            allocated[places], pieces[places] = held.allocated, held.in_one_piece
         measured = np.array([size for _, size in stated], dtype=np.float64)
         return cls(tuple(run for run, _ in stated), allocated, pieces, measured)
 

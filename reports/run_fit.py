@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from flopcast.simulator.batch import Case
+from flopcast.simulator.batch import Case, memory_of
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.model import Model
@@ -31,7 +31,7 @@ def made_to_fit(model: Model, cluster: Cluster, plan: Plan, blank: set[str]) -> 
 
 
 def _share_of_memory(model: Model, cluster: Cluster, plan: Plan) -> float:
-    return float(Case(model, cluster, plan).memory().total[0]) / cluster.gpu.memory_bytes
+    return float(memory_of([Case(model, cluster, plan)]).total[0]) / cluster.gpu.memory_bytes
 
 
 def _may_need_less(plan: Plan, blank: set[str]) -> bool:

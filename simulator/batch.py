@@ -28,11 +28,20 @@ class Case:
     cluster: Cluster
     plan: Plan
 
-    def memory(self) -> Memory:
-        """Memory per GPU, arrays of one plan."""
-        plans = Plans.of([self.plan])
-        operations = step_operations(self.model, plans, np.array([self.cluster.gpus_per_node]))
-        return memory(self.model, operations, plans, default_constants())
+
+def by_model(cases: Sequence[Case]) -> dict[tuple[Model, int], list[int]]:
+    """The cases of each model on nodes of one size, by their places: their operations are one list."""
+    groups: dict[tuple[Model, int], list[int]] = {}
+    for index, case in enumerate(cases):
+        groups.setdefault((case.model, case.cluster.gpus_per_node), []).append(index)
+    return groups
+
+
+def memory_of(cases: Sequence[Case]) -> Memory:
+    """Memory per GPU of cases of one model on nodes of one size, arrays over the cases."""
+    model, plans = cases[0].model, Plans.of([case.plan for case in cases])
+    operations = step_operations(model, plans, np.array([case.cluster.gpus_per_node for case in cases]))
+    return memory(model, operations, plans, default_constants())
 
 
 @dataclass(frozen=True)
@@ -51,10 +60,9 @@ class Batch:
 
         Raises InputError as :func:`forecast` does.
         """
-        groups: dict[tuple[Model, int], list[int]] = {}
-        for index, case in enumerate(cases):
+        for case in cases:
             check(case.model, case.cluster, Plans.of([case.plan]), "causal")
-            groups.setdefault((case.model, case.cluster.gpus_per_node), []).append(index)
+        groups = by_model(cases)
         lists = [
             step_operations(model, Plans.of([cases[i].plan for i in group]), np.full(len(group), gpus_per_node))
             for (model, gpus_per_node), group in groups.items()

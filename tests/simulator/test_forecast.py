@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flopcast import InputError
-from flopcast.simulator.batch import Batch, Case
+from flopcast.simulator.batch import Batch, Case, memory_of
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import CHOICES, Plan
 
@@ -102,7 +102,7 @@ def test_a_batch_of_models_and_clusters_is_the_same_as_each() -> None:
     for index, case in enumerate(cases):
         alone = forecast(case.model, case.cluster, case.plan)
         assert batch.step_time().total[index] == pytest.approx(alone.step_s[0], rel=1e-12)
-        assert case.memory().total[0] == pytest.approx(alone.memory.total[0], rel=1e-12)
+        assert memory_of([case]).total[0] == pytest.approx(alone.memory.total[0], rel=1e-12)
 
 
 def test_frame_has_a_row_per_plan_and_units_in_its_names() -> None:
