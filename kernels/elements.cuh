@@ -27,6 +27,17 @@ __device__ __forceinline__ unsigned bfloat_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
     return bits;
 }
+// Of two pairs of magnitudes the larger ones; NaN if one is.
+__device__ __forceinline__ unsigned larger_halves(unsigned a, unsigned b) {
+    unsigned larger;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+}
+__device__ __forceinline__ unsigned larger_bfloats(unsigned a, unsigned b) {
+    unsigned larger;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+}
 // Written out because the compiler splits some uint4 stores into four.
 __device__ __forceinline__ void store_whole(void* to, unsigned a, unsigned b, unsigned c, unsigned d) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
@@ -42,6 +53,9 @@ __device__ __forceinline__ float to_float(bfloat16 x) { return __uint_as_float(u
 __device__ __forceinline__ void from_float(float x, float& y) { y = x; }
 __device__ __forceinline__ void from_float(float x, float16& y) { y.bits = half_bits(x); }
 __device__ __forceinline__ void from_float(float x, bfloat16& y) { y.bits = bfloat_bits(x); }
+__device__ __forceinline__ float largest_finite(float) { return __uint_as_float(0x7f7fffffu); }
+__device__ __forceinline__ float largest_finite(float16) { return 65504.0f; }
+__device__ __forceinline__ float largest_finite(bfloat16) { return __uint_as_float(0x7f7f0000u); }
 // Two in a word, the first in its low half, which is the lower address.
 __device__ __forceinline__ unsigned from_floats(float low, float high, float16) { return half_pair(low, high); }
 __device__ __forceinline__ unsigned from_floats(float low, float high, bfloat16) { return bfloat_pair(low, high); }

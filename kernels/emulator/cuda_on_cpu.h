@@ -38,11 +38,18 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline int __float2int_rn(float x) { return int(lrintf(x)); }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const uint64_t bytes = uint64_t(b) << 32 | a;
+    unsigned made = 0;
+    for (int i = 0; i < 4; ++i) made |= unsigned(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+    return made;
+}
 // The exact operations of nf4/exact.cuh; the compiler is told not to contract.
 inline float plus(float a, float b) { return a + b; }
 inline float minus(float a, float b) { return a - b; }
 inline float times(float a, float b) { return a * b; }
 inline float over(float a, float b) { return a / b; }
+inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 extern "C" char __start_shared_memory[] __attribute__((weak)), __stop_shared_memory[] __attribute__((weak));
@@ -250,6 +257,11 @@ inline T __shfl_sync(unsigned, T value, int lane, int width = emulator::WARP) {
     return emulator::exchange(value, self / width * width + (lane & (width - 1)));
 }
 
+inline bool __any_sync(unsigned mask, bool value) {
+    for (int offset = emulator::WARP / 2; offset > 0; offset /= 2) value |= __shfl_xor_sync(mask, int(value), offset);
+    return value;
+}
+
 template <int BYTES>
 inline void copy_asynchronously(void* shared, const void* global) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
@@ -272,6 +284,12 @@ inline unsigned short bfloat_bits(float x) {
 }
 inline unsigned half_pair(float low, float high) { return half_bits(low) | unsigned(half_bits(high)) << 16; }
 inline unsigned bfloat_pair(float low, float high) { return bfloat_bits(low) | unsigned(bfloat_bits(high)) << 16; }
+// Magnitudes are ordered as their bits are, and those of NaN are above all others.
+inline unsigned larger_halves(unsigned a, unsigned b) {
+    const unsigned low = (a & 0xffff) > (b & 0xffff) ? a : b, high = a >> 16 > b >> 16 ? a : b;
+    return (low & 0xffff) | (high & 0xffff0000);
+}
+inline unsigned larger_bfloats(unsigned a, unsigned b) { return larger_halves(a, b); }
 inline void store_whole(void* to, unsigned a, unsigned b, unsigned c, unsigned d) {
     *reinterpret_cast<uint4*>(to) = make_uint4(a, b, c, d);
 }

@@ -11,4 +11,10 @@ EXACT(plus, "add.rn.f32")
 EXACT(minus, "sub.rn.f32")
 EXACT(times, "mul.rn.f32")
 EXACT(over, "div.rn.f32")
+// a * b + c, rounded once.
+__device__ __forceinline__ float fused(float a, float b, float c) {
+    float d;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+    return d;
+}
 #endif

@@ -14,27 +14,39 @@ __constant__ float VALUES[16] = {
     float(0.44070982933044434), float(0.5626170039176941), float(0.7229568362236023), float(1.0),
 };
 
-// Halfway between neighbours, as fp64 rounds it and then fp32.
-__constant__ float THRESHOLDS[15] = {
-    float(-0.8480964004993439), float(-0.6106329262256622), float(-0.4599952697753906), float(-0.33967943489551544),
-    float(-0.23460740596055984), float(-0.13791173323988914), float(-0.045525018125772476), float(0.03979014977812767),
-    float(0.1202552504837513), float(0.2035212516784668), float(0.2920137718319893), float(0.3893125355243683),
-    float(0.5016634166240692), float(0.6427869200706482), float(0.8614784181118011),
+// Halfway between neighbours, to 2^-22.
+__constant__ constexpr float THRESHOLDS[15] = {
+    float(-0.848096489906311), float(-0.6106330156326294), float(-0.4599953889846802), float(-0.3396795988082886),
+    float(-0.23460757732391357), float(-0.13791191577911377), float(-0.045525193214416504),
+    float(0.03979003429412842), float(0.12025511264801025), float(0.20352113246917725), float(0.2920137643814087),
+    float(0.38931238651275635), float(0.501663327217102), float(0.6427868604660034), float(0.8614782094955444),
 };
 
 struct Layout {
-    long long blocks, constants, scales, bytes;
-    __device__ __forceinline__ explicit Layout(long long num_elements) {
+    unsigned long long blocks, constants, scales, bytes;
+    __device__ __forceinline__ explicit Layout(unsigned long long num_elements) {
         blocks = (num_elements + BLOCK - 1) / BLOCK;
         constants = blocks * (BLOCK / 2);
         scales = constants + (blocks + BLOCKS - 1) / BLOCKS * 8;
         bytes = (scales + blocks + 15) / 16 * 16;
     }
+    // Of the group: 256 but in the last one.
+    __device__ __forceinline__ int blocks_of(long long group) const {
+        const long long left = blocks - group * BLOCKS;
+        return left < BLOCKS ? int(left) : BLOCKS;
+    }
 };
 
+__device__ __forceinline__ float at_most(float x, float most) { return x > most ? most : x; }
+
+// A power of two that makes what is tiny or huge neither, so that its reciprocal is an ordinary number.
+__device__ __forceinline__ float lift(float x) {
+    const float size = __uint_as_float(__float_as_uint(x) & 0x7fffffffu);
+    return size < 0x1p-64f ? 0x1p64f : size > 0x1p64f ? 0x1p-64f : 1.0f;
+}
+
+template <typename T>
 __device__ __forceinline__ float decoded(int scale, float span, float mean) {
-    if (scale == NOT_FINITE) return mean == 0.0f ? 1.0f : mean;
-    const float s = plus(times(over(float(scale), 127.0f), span), mean);
-    const float largest = __uint_as_float(0x7f7fffffu);
-    return s > largest ? largest : s;
+    if (scale == NOT_FINITE) return (__float_as_uint(mean) & 0x7fffffffu) == 0 ? 1.0f : mean;
+    return at_most(plus(times(times(float(scale), 1.0f / 127), span), mean), largest_finite(T()));
 }

@@ -1,15 +1,19 @@
 """NF4 with doubly quantised scales in PyTorch: the CPU path, and what the CUDA kernel must match bit for bit.
 
-Every step below is one rounded fp32 operation, nothing is contracted into a fused multiply-add, and the sum has a
-fixed order, so that any other implementation can produce the same bytes. For a group of 256 blocks (fewer at the end):
+Every operation below is rounded to fp32 unless the text says otherwise, and the sum has a fixed order, so that any
+other implementation can produce the same bytes. For a group of 256 blocks (fewer at the end):
 
     absmax[b] = max |x| over the finite elements of block b
-    mean      = sum of absmax[b] / blocks, over 256 values filled up with zeros, halves added: v[i] + v[i + 128], ...
+    mean      = sum of absmax[b] / 256, over 256 values filled up with zeros, halves added: v[i] + v[i + 128], ...;
+                times 256 / blocks, at most the largest finite fp32
     span      = max |absmax[b] - mean|, the absmax of the payload
-    scale[b]  = (absmax[b] - mean) / span * 127, rounded to the nearest even integer; 0 where span is 0
-    s[b]      = scale[b] / 127 * span + mean, at most the largest finite value of x's type: what is multiplied by
-    code      = number of THRESHOLDS below x / s[b]; 7, the code of zero, where s[b] is 0
+    scale[b]  = (absmax[b] - mean) * (127 / span), rounded to the nearest even integer; 0 where span is 0
+    s[b]      = scale[b] * (1 / 127) * span + mean, at most the largest finite value of x's type: what is multiplied by
+    r[b]      = 1 / s[b], or 0 where s[b] is 0
+    code      = number of THRESHOLDS at or below x * r[b], the product not rounded
     x         ~ VALUES[code] * s[b], rounded to the type asked for
+
+What is tiny or huge is lifted by an exact power of two on the way to 127 / span and to r[b], which so never overflow.
 
 A block that holds NaN or an infinity has scale -128, which stands for s[b] = mean (1 where that is 0); its codes 0,
 14 and 15 are -inf, NaN and +inf, and its finite elements take the nearest of the codes 1 to 13. So what is not finite
@@ -138,22 +142,34 @@ def _scales(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     count = torch.full((groups, 1), per_group, dtype=torch.float32, device=x.device)
     count[-1] = blocks - (groups - 1) * per_group
-    total = by_group(absmax) / count
+    total = by_group(absmax) * (1 / per_group)
     while total.shape[1] > 1:
         half = total.shape[1] // 2
         total = total[:, :half] + total[:, half:]
-    residual = absmax - total.expand(-1, per_group).reshape(-1)[:blocks]
+    mean = (total * (per_group / count)).clamp(max=torch.finfo(torch.float32).max)
+
+    def by_block(values: torch.Tensor) -> torch.Tensor:
+        return values.expand(-1, per_group).reshape(-1)[:blocks]
+
+    residual = absmax - by_block(mean)
     span = by_group(residual.abs()).amax(1, keepdim=True)
-    divisor = torch.where(span == 0, 1.0, span).expand(-1, per_group).reshape(-1)[:blocks]
-    scale = torch.round(residual / divisor * layout.SCALE_LEVELS).to(torch.int8)
-    return torch.where(finite, scale, layout.NOT_FINITE).to(torch.int8), torch.cat((span, total), dim=1)
+    lift = _lift(span)
+    levels = torch.where(span == 0, 0.0, layout.SCALE_LEVELS / (span * lift))
+    scale = torch.round(residual * by_block(lift) * by_block(levels)).to(torch.int8)
+    return torch.where(finite, scale, layout.NOT_FINITE).to(torch.int8), torch.cat((span, mean), dim=1)
+
+
+def _lift(x: torch.Tensor) -> torch.Tensor:
+    """The power of two that makes what is tiny or huge neither, so that its reciprocal is an ordinary number."""
+    size = x.abs()
+    return torch.where(size < 2.0**-64, 2.0**64, torch.where(size > 2.0**64, 2.0**-64, 1.0))
 
 
 def _decoded(scale: torch.Tensor, constants: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What to multiply by, fp32 [..., blocks], from int8 scales [..., blocks] and constants [..., groups, 2]."""
     spread = constants.repeat_interleave(layout.SCALES_PER_GROUP, dim=-2)[..., : scale.shape[-1], :]
     span, mean = spread[..., 0], spread[..., 1]
-    s = (scale.float() / layout.SCALE_LEVELS * span + mean).clamp(max=torch.finfo(dtype).max)
+    s = (scale.float() * (1 / layout.SCALE_LEVELS) * span + mean).clamp(max=torch.finfo(dtype).max)
     return torch.where(scale == layout.NOT_FINITE, torch.where(mean == 0, 1.0, mean), s)
 
 
@@ -161,9 +177,12 @@ def _codes(x: torch.Tensor, scale: torch.Tensor, s: torch.Tensor) -> torch.Tenso
     """uint8 codes [blocks, 64] of fp32 blocks, nearest under the scale that the receiver will decode."""
     marked = (scale == layout.NOT_FINITE).unsqueeze(1)
     unusual = bool(marked.any())
-    # What cannot be told from zero at the receiver is divided by infinity, which gives the code of zero.
-    divisor = torch.where(s == 0, math.inf, s).unsqueeze(1)
-    code = _num_thresholds_below((_finite(x) if unusual else x) / divisor)
+    finite = _finite(x) if unusual else x
+    lift = _lift(s)
+    if bool((lift != 1).any()):
+        finite = finite * torch.where(s == 0, 0.0, lift).unsqueeze(1)
+    r = torch.where(s == 0, 0.0, 1 / (s * lift)).unsqueeze(1)
+    code = _num_thresholds_not_above(finite, r)
     if not unusual:
         return code
     lowest = torch.where(marked, layout.MINUS_INFINITY + 1, 0).to(torch.uint8)
@@ -174,24 +193,32 @@ def _codes(x: torch.Tensor, scale: torch.Tensor, s: torch.Tensor) -> torch.Tenso
     return torch.where(x.isnan(), layout.NAN, code)
 
 
-def _num_thresholds_below(ratio: torch.Tensor) -> torch.Tensor:
-    """For every element of ``ratio`` [blocks, 64] how many of ``THRESHOLDS`` are below it, uint8.
+def _num_thresholds_not_above(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """For every element of ``x`` [blocks, 64] how many of ``THRESHOLDS`` are at or below x * r, uint8; r [blocks, 1].
 
     A table tells how many thresholds lie in lower cells, and which one, if any, in the same: one comparison with that
     decides. As ``_cell`` never falls when its argument rises, this is exact, and far faster than a binary search.
     """
-    thresholds = torch.tensor(layout.THRESHOLDS, dtype=torch.float32, device=ratio.device)
+    # All comparisons are written as fp32, in place: PyTorch's CPU kernels that return bool take five times as long.
+    ratio = (x * r).clamp_(-1, 1)
+    thresholds = torch.tensor(layout.THRESHOLDS, dtype=torch.float32, device=x.device)
     own = _cell(thresholds)
-    below = (own < torch.arange(CELLS + 1, device=ratio.device).unsqueeze(1)).sum(1).to(torch.uint8)
-    in_cell = torch.full((CELLS + 1,), math.inf, device=ratio.device)
+    below = (own < torch.arange(CELLS + 1, device=x.device).unsqueeze(1)).sum(1).float()
+    in_cell = torch.full((CELLS + 1,), math.inf, device=x.device)
     in_cell[own] = thresholds
     cell = _cell(ratio).view(-1)
-    return (below.index_select(0, cell) + (ratio.view(-1) > in_cell.index_select(0, cell))).view(ratio.shape)
+    nearest = in_cell.index_select(0, cell).view(x.shape)
+    level = torch.eq(ratio, nearest, out=torch.empty_like(ratio))
+    code = ratio.ge_(nearest).add_(below.index_select(0, cell).view(x.shape))
+    # Rounding may have brought the product up to a threshold, never past one.
+    if level.sum() > 0:
+        code -= level * (x.double() * r.double() < nearest)
+    return code.to(torch.int32).to(torch.uint8)
 
 
 def _cell(ratio: torch.Tensor) -> torch.Tensor:
-    """The cell, 0 to ``CELLS``, that a ratio falls into; those beyond -1 and 1 fall into the outermost."""
-    return torch.add(ratio.clamp(-1, 1), 1).mul_(CELLS / 2).to(torch.int32)
+    """The cell, 0 to ``CELLS``, that a ratio from -1 to 1 falls into."""
+    return torch.add(ratio, 1).mul_(CELLS / 2).to(torch.int32)
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:

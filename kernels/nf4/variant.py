@@ -7,8 +7,8 @@ from flopcast.kernels.variant import ELEMENT_TYPES, Variant
 
 @cache
 def quantise(dtype: str, aligned: bool) -> Variant:
-    """One block of 1024 threads per group of 16384 elements."""
-    return Variant("nf4/quantise.cu", "nf4_quantise", _constants(dtype, aligned), 1024)
+    """One block of 256 threads per group of 16384 elements."""
+    return Variant("nf4/quantise.cu", "nf4_quantise", _constants(dtype, aligned), 256)
 
 
 @cache

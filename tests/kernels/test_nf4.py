@@ -11,6 +11,7 @@ from flopcast.kernels.nf4.op import dequantise, quantise
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ORDERS = ["forward", "reverse", "random"]
 GROUP = layout.GROUP
+BEYOND = torch.tensor(2.0)
 
 
 def weights(numel, dtype, seed=0):
@@ -72,6 +73,44 @@ def test_any_values_give_the_bytes_of_the_reference(numel, dtype, scale, special
     payload = run_quantise(values)
     assert torch.equal(payload, reference.quantise(values))
     assert same_bits(run_dequantise(payload, numel, dtype), reference.dequantise(payload, numel, dtype))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_product_at_a_threshold_and_beside_it_gets_the_code_of_the_reference(order, emulate):
+    emulate(order)
+    thresholds = torch.tensor(layout.THRESHOLDS)
+    beside = [thresholds]
+    for _ in range(2):
+        beside = [torch.nextafter(beside[0], -BEYOND), *beside, torch.nextafter(beside[-1], BEYOND)]
+    beside = torch.cat(beside)
+    # Blocks of one scale, the last of them in groups of their own: s is the block's largest value.
+    for largest in (1.0, 1.7, 0.0123, -3.9e-5):
+        values = torch.full((2, layout.BLOCK), largest)
+        values.view(-1)[1 : len(beside) + 1] = beside * largest
+        values[1, 0] = largest
+        assert torch.equal(run_quantise(values.view(-1)), reference.quantise(values))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_blocks_out_of_all_proportion_to_their_group_get_the_bytes_of_the_reference(dtype, emulate):
+    emulate("random")
+    spread = torch.logspace(-44, 38, 256).repeat_interleave(layout.BLOCK)
+    values = (weights(GROUP, FP32) * 40 * spread).clamp(-3e38, 3e38).to(dtype)
+    for lowest in (0, 100, 128, 200):
+        for highest in (lowest + 5, 256):
+            part = values[lowest * layout.BLOCK : highest * layout.BLOCK - 3].clone()
+            payload = run_quantise(part)
+            assert torch.equal(payload, reference.quantise(part))
+            assert same_bits(run_dequantise(payload, len(part), dtype), reference.dequantise(payload, len(part), dtype))
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16])
+def test_the_largest_values_of_each_type_stay_finite(dtype, emulate):
+    emulate("forward")
+    values = (torch.rand(5000, generator=torch.Generator().manual_seed(4)) * torch.finfo(dtype).max).to(dtype)
+    payload = run_quantise(values)
+    assert torch.equal(payload, reference.quantise(values))
+    assert run_dequantise(payload, 5000, dtype).isfinite().all()
 
 
 def test_payloads_of_several_ranks_into_strided_rows(emulate):

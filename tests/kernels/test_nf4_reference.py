@@ -1,6 +1,7 @@
 """The NF4 payload against a second implementation in NumPy, written block by block from the definition."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +21,10 @@ TORCHAO_ERROR = {torch.float32: 0.091987, torch.bfloat16: 0.092108}
 SIZES = (1, 2, 63, 64, 65, 127, 128, 1000, 16383, 16384, 16385, 20011, 64 * 16384 + 77)
 
 
+def lift(value: np.float32) -> np.float32:
+    return np.float32(2.0**64 if abs(value) < 2.0**-64 else 2.0**-64 if abs(value) > 2.0**64 else 1)
+
+
 def by_definition(values: np.ndarray) -> bytes:
     """The payload of fp32 values, one group and one block at a time."""
     f = np.float32
@@ -34,19 +39,22 @@ def by_definition(values: np.ndarray) -> bytes:
             group = x[first : first + 256]
             absmax = np.array([np.abs(b[np.isfinite(b)]).max(initial=0) for b in group], dtype=f)
             total = np.zeros(256, dtype=f)
-            total[: len(group)] = absmax / f(len(group))
+            total[: len(group)] = absmax * f(1 / 256)
             while len(total) > 1:
                 total = total[: len(total) // 2] + total[len(total) // 2 :]
-            mean = total[0]
+            mean = min(total[0] * (f(256) / f(len(group))), np.finfo(f).max)
             span = np.abs(absmax - mean).max()
+            levels = f(127) / (span * lift(span)) if span else f(0)
             constants += [span, mean]
             for block, top in zip(group, absmax, strict=True):
                 finite = np.isfinite(block).all()
-                scale = int(np.rint((top - mean) / span * f(127))) if span else 0
-                s = min(f(f(scale) / f(127)) * span + mean, np.finfo(f).max) if finite else (mean or f(1))
+                scale = int(np.rint((top - mean) * lift(span) * levels))
+                s = min(f(scale) * (f(1) / f(127)) * span + mean, np.finfo(f).max) if finite else (mean or f(1))
                 scales.append(scale if finite else -128)
+                r = float(f(1) / (s * lift(s))) * float(lift(s)) if s else 0.0
                 for value in block:
-                    code = 7 if s == 0 else int((value / s > thresholds).sum())
+                    # In fp64 the product is exact.
+                    code = int((thresholds <= float(value) * r).sum()) if math.isfinite(value) else 0
                     if not finite:
                         code = min(max(code, 1), 13)
                         code = 14 if math.isnan(value) else 15 if value == np.inf else 0 if value == -np.inf else code
@@ -219,7 +227,24 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
 def test_codes_by_table_are_those_by_search_at_every_threshold_and_beside_it() -> None:
     thresholds = torch.tensor(layout.THRESHOLDS)
     up, down = (torch.nextafter(thresholds, torch.tensor(end)) for end in (2.0, -2.0))
-    ends = torch.tensor([-math.inf, -1.5, -1.0, -0.0, 0.0, 1e-45, 1.0, 1.5, math.inf])
+    ends = torch.tensor([-3e38, -1.5, -1.0, -0.0, 0.0, 1e-45, 1.0, 1.5, 3e38])
     ratio = torch.cat([thresholds, up, down, ends, torch.linspace(-1.1, 1.1, 100_001)])
-    expected = torch.bucketize(ratio, thresholds).to(torch.uint8)
-    assert torch.equal(reference._num_thresholds_below(ratio), expected)
+    expected = torch.bucketize(ratio, thresholds, right=True).to(torch.uint8)
+    assert torch.equal(reference._num_thresholds_not_above(ratio, torch.ones(())), expected)
+
+
+def test_a_product_that_rounding_brings_up_to_a_threshold_stays_below_it() -> None:
+    threshold = torch.tensor(layout.THRESHOLDS[9])
+    # Products of 48 bits, of which some round to the threshold from below, some from above.
+    r = 1 + torch.arange(1, 2**16, dtype=torch.float32) * 2.0**-23
+    x = (threshold.double() / r.double()).float()
+    product = x.double() * r.double()
+    rounded_up = (x * r == threshold) & (product < threshold)
+    assert rounded_up.any()
+    assert torch.equal(reference._num_thresholds_not_above(x, r) == 10, product >= threshold)
+
+
+def test_thresholds_are_halfway_between_values() -> None:
+    halfway = np.array([(a + b) / 2 for a, b in pairwise(layout.VALUES)])
+    assert np.abs(np.array(layout.THRESHOLDS) - halfway).max() <= 2.0**-22
+    assert all(t * 2**23 % 2 == 1 for t in layout.THRESHOLDS)
