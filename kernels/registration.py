@@ -1,6 +1,7 @@
 """Registering an op with torch.library: one name, a CPU and a CUDA implementation, and one that only knows shapes."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +19,12 @@ def register(schema: str, reference: Callable[..., Any], kernel: Callable[..., A
     """
     name = schema.split("(")[0]
 
+    @cache
+    def chosen() -> Callable[..., Any]:
+        return kernel if backend().name == "cupy" else reference
+
     def on_gpu(*arguments: Any) -> Any:
-        return (kernel if backend().name == "cupy" else reference)(*arguments)
+        return chosen()(*arguments)
 
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, reference, "CPU")  # type: ignore[no-untyped-call]

@@ -11,7 +11,8 @@ from flopcast.kernels.variant import ACCESS_BYTES, elements_per_access
 
 def log_z_and_picked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """One launch that reads every logit once."""
-    log_z, picked = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
+    rows = logits.shape[0]
+    log_z, picked = logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.float32)
     _launch("cross_entropy_statistics", logits, (targets, log_z, picked))
     return log_z, picked
 

@@ -21,10 +21,12 @@ def quantise(values: Tensor, out: Tensor) -> None:
 
 def dequantise(payloads: Tensor, numel: int, out: Tensor) -> None:
     """``payloads`` [rows, bytes] into ``out`` [rows, numel]; rows may lie apart, and each is dense."""
-    row_bytes = out.stride(0) * out.element_size() if len(out) > 1 else 0
+    rows = out.shape[0]
+    row_bytes = out.stride(0) * out.element_size() if rows > 1 else 0
     aligned = (out.data_ptr() | row_bytes) % layout.ALIGNMENT == 0
     chosen = variant.dequantise(element_type(out), aligned)
-    for first in range(0, len(payloads), _MOST_PAYLOADS):
-        some, into = payloads[first : first + _MOST_PAYLOADS], out[first : first + _MOST_PAYLOADS]
-        arguments = (some, into, np.int64(numel), np.int64(some.stride(0)), np.int64(into.stride(0)))
-        launch.launch(chosen, (layout.num_groups(numel), len(some)), arguments, out.device)
+    numbers = (np.int64(numel), np.int64(payloads.stride(0)), np.int64(out.stride(0)))
+    for first in range(0, rows, _MOST_PAYLOADS):
+        some, into = (payloads[first:], out[first:]) if first else (payloads, out)
+        grid = (layout.num_groups(numel), min(rows - first, _MOST_PAYLOADS))
+        launch.launch(chosen, grid, (some, into, *numbers), out.device)

@@ -83,7 +83,7 @@ def _dequantise(payloads: Tensor, numel: int, out: Tensor) -> None:
 
 
 def _check_start(op: str, name: str, payload: Tensor) -> None:
-    apart = payload.stride(0) if payload.dim() == 2 and len(payload) > 1 else 0
+    apart = payload.stride(0) if payload.dim() == 2 and payload.shape[0] > 1 else 0
     if (payload.data_ptr() | apart) % layout.ALIGNMENT:
         raise InputError(f"{op}: {name} does not start on a multiple of {layout.ALIGNMENT} bytes; allocate it alone")
 

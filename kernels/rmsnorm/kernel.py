@@ -14,13 +14,13 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One launch that reads every row once."""
     hidden = x.shape[-1]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = launch.dense_like(x)
     s = torch.empty_like(y) if first is not None else x.new_empty(0)
-    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    if y.numel():
+    rstd = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    rows = rstd.numel()
+    if rows:
         addends = (first is not None) + (second is not None)
         chosen = variant.forward(element_type(x), hidden, addends, round_before_weight)
-        rows = rstd.numel()
         tensors = [launch.dense(t) for t in (x, first, second, weight)]
         numbers = (np.int32(rows), np.float32(eps))
         launch.launch(chosen, (-(-rows // chosen["ROWS"]), 1), (*tensors, s, y, rstd, *numbers), x.device)
@@ -37,7 +37,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """A persistent launch, then a small one that adds up the blocks' weight gradients [blocks, D] in fp32."""
     hidden, rows = stream.shape[-1], rstd.numel()
-    dx = torch.empty(stream.shape, dtype=stream.dtype, device=stream.device)
+    dx = launch.dense_like(stream)
     if not rows:
         return dx, torch.zeros_like(weight)
     dw = torch.empty_like(weight)
@@ -46,7 +46,7 @@ def backward(
     chosen = variant.backward(element_type(stream), hidden, with_residual, round_before_weight, shared_bytes)
     resident = chosen["MIN_BLOCKS"] * launch.num_multiprocessors(stream.device)
     blocks = min(-(-rows // chosen["ROWS"]), resident)
-    partial = torch.empty((blocks, hidden), dtype=torch.float32, device=stream.device)
+    partial = stream.new_empty(blocks, hidden, dtype=torch.float32)
     tensors = [launch.dense(t) for t in (stream, weight, dy, residual_gradient)]
     launch.launch(chosen, (blocks, 1), (*tensors, rstd, dx, partial, np.int32(rows)), stream.device)
     summed = variant.weight_gradient(element_type(stream), hidden)

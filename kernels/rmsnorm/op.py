@@ -91,10 +91,11 @@ def _check(name: str, x: Tensor, branches: tuple[Tensor, ...], weight: Tensor) -
     check_element_type(name, "x", x)
     if x.dim() == 0:
         raise InputError(f"{name}: x has no dimension; give rows of shape [..., hidden]")
-    check_hidden(int(x.shape[-1]))
+    hidden = x.shape[-1]
+    check_hidden(int(hidden))
     check_dense_rows(name, "x", x)
-    if weight.shape != x.shape[-1:]:
-        raise InputError(f"{name}: weight has shape {list(weight.shape)}; rows of {x.shape[-1]} need [{x.shape[-1]}]")
+    if weight.dim() != 1 or weight.shape[0] != hidden:
+        raise InputError(f"{name}: weight has shape {list(weight.shape)}; rows of {hidden} need [{hidden}]")
     check_same(name, "weight", weight, "x", x)
     for branch in branches:
         check_dense_rows(name, "a branch", branch)
@@ -106,8 +107,8 @@ def _check(name: str, x: Tensor, branches: tuple[Tensor, ...], weight: Tensor) -
 def _fake_forward(
     x: Tensor, first: Tensor | None, second: Tensor | None, weight: Tensor, eps: float, round_before_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = x.new_empty(x.shape)
-    return y, x.new_empty(0) if first is None else torch.empty_like(y), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    y, rstd = x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    return y, x.new_empty(0) if first is None else torch.empty_like(y), rstd
 
 
 def _fake_backward(

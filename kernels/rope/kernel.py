@@ -12,19 +12,21 @@ from flopcast.kernels.rope import variant
 from flopcast.kernels.rope.positions import check_positions
 from flopcast.kernels.variant import ACCESS_BYTES, Variant, elements_per_access
 
+_FORWARD, _BACKWARD = np.float32(1), np.float32(-1)
+
 
 def rope(
     q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor | None, backward: bool
 ) -> tuple[Tensor, Tensor]:
     """One launch for queries and keys, into new tensors."""
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
-    _launch(q, k, q_out, k_out, cosines, sines, positions, -1.0 if backward else 1.0)
+    _launch(q, k, q_out, k_out, cosines, sines, positions, _BACKWARD if backward else _FORWARD)
     return q_out, k_out
 
 
 def rope_in_place(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor | None) -> None:
     """One launch that writes over ``q`` and ``k``, which may be views of one buffer."""
-    _launch(q, k, q, k, cosines, sines, positions, 1.0)
+    _launch(q, k, q, k, cosines, sines, positions, _FORWARD)
 
 
 def _launch(
@@ -35,37 +37,45 @@ def _launch(
     cosines: Tensor,
     sines: Tensor,
     positions: Tensor | None,
-    direction: float,
+    direction: np.float32,
 ) -> None:
-    batch, tokens = q.shape[:2]
-    if not batch * tokens:
+    shape = q.shape
+    if not shape[0] * shape[1]:
         return
+    table_rows, half = cosines.shape
+    batch_stride = 0
     if positions is not None:
-        check_positions(positions, len(cosines))
-    tensors = (q, k, q_out, k_out)
+        check_positions(positions, table_rows)
+        batch_stride = positions.stride(0) if positions.dim() == 2 else 0
     # In elements; of all together the lowest bit that is set says how well all are aligned.
     heads = q.data_ptr() | k.data_ptr() | q_out.data_ptr() | k_out.data_ptr()
-    offset = heads // q.element_size() | (cosines.data_ptr() | sines.data_ptr()) // cosines.element_size()
-    layouts = tuple((t.shape, t.stride()) for t in tensors)
-    chosen, strides = _chosen(element_type(q), layouts, cosines.shape[1], offset % ACCESS_BYTES)
-    batch_stride = positions.stride(0) if positions is not None and positions.dim() == 2 else 0
-    arguments = (
-        *(*tensors, cosines, sines, positions, np.int64(batch_stride)),
-        *(np.int32(tokens), np.int32(len(cosines)), np.float32(direction)),
-        *strides,
-    )
-    launch.launch(chosen, (-(-tokens // chosen["TOKENS"]), batch), arguments, q.device)
+    offset = (heads // q.element_size() | (cosines.data_ptr() | sines.data_ptr()) // 4) % ACCESS_BYTES
+    strides = (q.stride(), k.stride(), q_out.stride(), k_out.stride())
+    chosen, grid, behind = _chosen(element_type(q), shape, k.shape[2], half, offset, strides)
+    numbers = (np.int64(batch_stride), np.int32(shape[1]), np.int32(table_rows), direction)
+    launch.launch(chosen, grid, (q, k, q_out, k_out, cosines, sines, positions, *numbers, *behind), q.device)
 
 
 @lru_cache(1024)
 def _chosen(
-    element: str, layouts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], half: int, offset: int
-) -> tuple[Variant, list[np.int64]]:
-    """The variant for tensors of these shapes and strides, and their first three strides as the kernel takes them.
+    element: str,
+    shape: tuple[int, ...],
+    k_heads: int,
+    half: int,
+    offset: int,
+    layouts: tuple[tuple[int, ...], ...],
+) -> tuple[Variant, tuple[int, int], list[np.int64]]:
+    """The variant for q of this shape, its grid, and the first three strides of q, k and their results for the kernel.
 
     A dimension of one passes 0: its stride says nothing and must not narrow the accesses.
     """
-    strides = [s if n > 1 else 0 for shape, stride in layouts for n, s in zip(shape[:3], stride[:3], strict=True)]
-    (_, _, q_heads, head), (_, _, k_heads, _) = layouts[0][0], layouts[1][0]
+    batch, tokens, q_heads, head = shape
+    heads = (q_heads, k_heads, q_heads, k_heads)
+    strides = [
+        stride if size > 1 else 0
+        for number, layout in zip(heads, layouts, strict=True)
+        for size, stride in zip((batch, tokens, number), layout[:3], strict=True)
+    ]
     vector = elements_per_access(element, half, head - 2 * half, offset, *strides)
-    return variant.rope(element, q_heads, k_heads, head, half, vector), [np.int64(s) for s in strides]
+    chosen = variant.rope(element, q_heads, k_heads, head, half, vector)
+    return chosen, (-(-tokens // chosen["TOKENS"]), batch), [np.int64(s) for s in strides]

@@ -67,7 +67,7 @@ def check(module, tensors, branches, round_before_weight, assert_near):
     want_y, _, want_dx, want_dw = expected(tensors, branches, stream)
     if branches:
         assert_near(s, sum(t.double() for t in tensors[: 1 + branches]))
-    assert_near(rstd, (stream.double().square().mean(-1) + EPS).rsqrt())
+    assert_near(rstd, (stream.double().square().mean(-1, keepdim=True) + EPS).rsqrt())
     assert_near(y, want_y)
     assert_near(dx, want_dx)
     assert_near(dw, want_dw, scale=len(tensors[0]) ** 0.5)
@@ -213,7 +213,7 @@ def test_the_op_is_registered_as_pytorch_wants_it(branches):
     first, second = (*rest, None, None)[:2]
     ops = torch.ops.flopcast
     torch.library.opcheck(ops.rms_norm_forward.default, (x, first, second, weight, EPS, False))
-    rstd = torch.rand(3)
+    rstd = torch.rand(3, 1)
     torch.library.opcheck(ops.rms_norm_backward.default, (x, weight, dy, ds if branches else None, rstd, False))
 
 
