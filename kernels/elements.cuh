@@ -27,7 +27,7 @@ __device__ __forceinline__ unsigned bfloat_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
     return bits;
 }
-// Of two pairs of magnitudes the larger ones; NaN if one is.
+// Of two pairs the larger numbers; NaN if one is.
 __device__ __forceinline__ unsigned larger_halves(unsigned a, unsigned b) {
     unsigned larger;
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
@@ -60,6 +60,9 @@ __device__ __forceinline__ float largest_finite(bfloat16) { return __uint_as_flo
 __device__ __forceinline__ unsigned from_floats(float low, float high, float16) { return half_pair(low, high); }
 __device__ __forceinline__ unsigned from_floats(float low, float high, bfloat16) { return bfloat_pair(low, high); }
 
+__device__ __forceinline__ unsigned larger_pair(unsigned a, unsigned b, float16) { return larger_halves(a, b); }
+__device__ __forceinline__ unsigned larger_pair(unsigned a, unsigned b, bfloat16) { return larger_bfloats(a, b); }
+
 template <typename T>
 __device__ __forceinline__ float rounded(float x) {
     T y;
@@ -74,6 +77,13 @@ template <typename T>
 __device__ __forceinline__ float exponential(float x) {
     if constexpr (sizeof(T) == 4) return expf(x);
     else return __expf(x);
+}
+// e^(x - y): the hardware's power is that of two, so for 16 bits difference and change of base are one operation.
+template <typename T>
+__device__ __forceinline__ float exponential_less(float x, float y) {
+    constexpr float LOG2_E = 1.44269504f;
+    if constexpr (sizeof(T) == 4) return expf(x - y);
+    else return exp2f(x * LOG2_E - y * LOG2_E);
 }
 template <typename T>
 __device__ __forceinline__ float reciprocal(float x) {

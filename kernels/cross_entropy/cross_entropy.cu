@@ -13,6 +13,23 @@ using Elements = Pack<ELEMENT, VECTOR>;
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
+template <typename T>
+__device__ __forceinline__ float highest(const Pack<T, VECTOR>& x) {
+    if constexpr (sizeof(T) == 2 && VECTOR > 1) {
+        unsigned pair = x.words[0];
+#pragma unroll
+        for (int w = 1; w < VECTOR / 2; ++w) pair = larger_pair(pair, x.words[w], T());
+        Pack<T, 2> both;
+        both.words[0] = pair;
+        return fmaxf(both.get(0), both.get(1));
+    } else {
+        float found = x.get(0);
+#pragma unroll
+        for (int v = 1; v < VECTOR; ++v) found = fmaxf(found, x.get(v));
+        return found;
+    }
+}
+
 // The largest so far, and the sum of exponentials less it.
 struct Running {
     float highest, sum;
@@ -43,19 +60,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) cross_entropy_
 #pragma unroll
         for (int i = 0; i < UNROLLED; ++i)
             if (first + i * THREADS < PACKS) x[i].load(row + (first + i * THREADS) * VECTOR);
+        float top = minus_infinity(), sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < UNROLLED; ++i) {
-            if (first + i * THREADS < PACKS) {
-                float top = x[i].get(0);
+        for (int i = 0; i < UNROLLED; ++i)
+            if (first + i * THREADS < PACKS) top = fmaxf(top, highest(x[i]));
+        const float base = top == minus_infinity() ? 0.0f : top;
 #pragma unroll
-                for (int v = 1; v < VECTOR; ++v) top = fmaxf(top, x[i].get(v));
-                const float base = top == minus_infinity() ? 0.0f : top;
-                float sum = 0.0f;
+        for (int i = 0; i < UNROLLED; ++i)
+            if (first + i * THREADS < PACKS)
 #pragma unroll
-                for (int v = 0; v < VECTOR; ++v) sum += exponential<ELEMENT>(x[i].get(v) - base);
-                mine.add(top, sum);
-            }
-        }
+                for (int v = 0; v < VECTOR; ++v) sum += exponential_less<ELEMENT>(x[i].get(v), base);
+        mine.add(top, sum);
     }
     mine.add_over_warp();
     const int lane = threadIdx.x % 32;
@@ -92,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) cross_entropy_
                 float values[VECTOR];
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) {
-                    values[v] = exponential<ELEMENT>(x[i].get(v) - of_row) * steepness;
+                    values[v] = exponential_less<ELEMENT>(x[i].get(v), of_row) * steepness;
                     if (column + v == target) values[v] -= share;
                 }
                 x[i].set(values);

@@ -284,12 +284,15 @@ inline unsigned short bfloat_bits(float x) {
 }
 inline unsigned half_pair(float low, float high) { return half_bits(low) | unsigned(half_bits(high)) << 16; }
 inline unsigned bfloat_pair(float low, float high) { return bfloat_bits(low) | unsigned(bfloat_bits(high)) << 16; }
-// Magnitudes are ordered as their bits are, and those of NaN are above all others.
-inline unsigned larger_halves(unsigned a, unsigned b) {
-    const unsigned low = (a & 0xffff) > (b & 0xffff) ? a : b, high = a >> 16 > b >> 16 ? a : b;
+inline float bfloat_value(unsigned short bits) { return __uint_as_float(unsigned(bits) << 16); }
+template <float (*value)(unsigned short)>
+inline unsigned larger_of(unsigned a, unsigned b) {
+    const auto is_larger = [](unsigned short x, unsigned short y) { return !(value(x) < value(y)) && value(y) == value(y); };
+    const unsigned low = is_larger(a, b) ? a : b, high = is_larger(a >> 16, b >> 16) ? a : b;
     return (low & 0xffff) | (high & 0xffff0000);
 }
-inline unsigned larger_bfloats(unsigned a, unsigned b) { return larger_halves(a, b); }
+inline unsigned larger_halves(unsigned a, unsigned b) { return larger_of<half_value>(a, b); }
+inline unsigned larger_bfloats(unsigned a, unsigned b) { return larger_of<bfloat_value>(a, b); }
 inline void store_whole(void* to, unsigned a, unsigned b, unsigned c, unsigned d) {
     *reinterpret_cast<uint4*>(to) = make_uint4(a, b, c, d);
 }

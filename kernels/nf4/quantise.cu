@@ -17,8 +17,8 @@ static_assert(ROUNDS == UNIT, "lane i of the eight owns the block of round i");
 // The larger of two magnitudes, or of two pairs in a word each; not finite if one is not.
 __device__ __forceinline__ unsigned larger(unsigned a, unsigned b) { return a > b ? a : b; }
 __device__ __forceinline__ unsigned larger(unsigned a, unsigned b, float) { return larger(a, b); }
-__device__ __forceinline__ unsigned larger(unsigned a, unsigned b, float16) { return larger_halves(a, b); }
-__device__ __forceinline__ unsigned larger(unsigned a, unsigned b, bfloat16) { return larger_bfloats(a, b); }
+template <typename T>
+__device__ __forceinline__ unsigned larger(unsigned a, unsigned b, T) { return larger_pair(a, b, T()); }
 
 // Of a pack: the largest magnitude, or that of the even elements and that of the odd ones.
 __device__ __forceinline__ unsigned largest(const Elements& x) {
