@@ -49,6 +49,7 @@ inline float plus(float a, float b) { return a + b; }
 inline float minus(float a, float b) { return a - b; }
 inline float times(float a, float b) { return a * b; }
 inline float over(float a, float b) { return a / b; }
+inline float at_most(float a, float b) { return a < b ? a : b; }
 inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;

@@ -11,6 +11,7 @@ EXACT(plus, "add.rn.f32")
 EXACT(minus, "sub.rn.f32")
 EXACT(times, "mul.rn.f32")
 EXACT(over, "div.rn.f32")
+EXACT(at_most, "min.f32")
 // a * b + c, rounded once.
 __device__ __forceinline__ float fused(float a, float b, float c) {
     float d;

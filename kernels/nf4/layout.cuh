@@ -37,8 +37,6 @@ struct Layout {
     }
 };
 
-__device__ __forceinline__ float at_most(float x, float most) { return x > most ? most : x; }
-
 // A power of two that makes what is tiny or huge neither, so that its reciprocal is an ordinary number.
 __device__ __forceinline__ float lift(float x) {
     const float size = __uint_as_float(__float_as_uint(x) & 0x7fffffffu);
