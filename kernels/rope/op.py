@@ -73,17 +73,18 @@ def _check(op: str, q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positi
     if q.dim() != 4 or k.dim() != 4:
         raise InputError(f"{op}: q is {list(q.shape)}, k {list(k.shape)}; both are [batch, tokens, heads, head size]")
     check_same(op, "k", k, "q", q)
-    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+    (batch, tokens, q_heads, head), (k_batch, k_tokens, k_heads, k_head) = q.shape, k.shape
+    if (batch, tokens, head) != (k_batch, k_tokens, k_head):
         raise InputError(
             f"{op}: q is {list(q.shape)}, k {list(k.shape)}; they may differ in their number of heads only"
         )
-    if q.shape[2] < 1 or k.shape[2] < 1 or q.shape[2] % k.shape[2]:
-        raise InputError(f"{op}: {q.shape[2]} query heads do not share {k.shape[2]} key heads evenly")
+    if q_heads < 1 or k_heads < 1 or q_heads % k_heads:
+        raise InputError(f"{op}: {q_heads} query heads do not share {k_heads} key heads evenly")
     check_dense_rows(op, "q", q)
     check_dense_rows(op, "k", k)
-    if q.shape[0] > _MOST_BATCHES:
-        raise InputError(f"{op}: a batch of {q.shape[0]} is more than {_MOST_BATCHES}; fold it into the tokens")
-    if cosines.shape != sines.shape or cosines.dim() != 2 or cosines.dtype != torch.float32:
+    if batch > _MOST_BATCHES:
+        raise InputError(f"{op}: a batch of {batch} is more than {_MOST_BATCHES}; fold it into the tokens")
+    if cosines.dim() != 2 or cosines.dtype != torch.float32 or cosines.shape != sines.shape:
         raise InputError(
             f"{op}: the tables are {cosines.dtype} {list(cosines.shape)} and {list(sines.shape)}; "
             "make both float32 [P, R]"
@@ -91,21 +92,18 @@ def _check(op: str, q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positi
     check_same(op, "sines", sines, "cosines", cosines)
     if not (cosines.is_contiguous() and sines.is_contiguous()):
         raise InputError(f"{op}: the tables are not contiguous; call .contiguous() on them once")
-    if not 2 <= 2 * cosines.shape[1] <= q.shape[3]:
-        raise InputError(
-            f"{op}: {cosines.shape[1]} angles turn {2 * cosines.shape[1]} elements, a head has {q.shape[3]}"
-        )
+    rows, half = cosines.shape
+    if not 2 <= 2 * half <= head:
+        raise InputError(f"{op}: {half} angles turn {2 * half} elements, a head has {head}")
     if cosines.device != q.device:
         raise InputError(f"{op}: the tables are on {cosines.device} and q on {q.device}; move them")
-    _check_positions(op, q, cosines, positions)
+    if positions is not None:
+        _check_positions(op, positions, q, batch, tokens)
+    elif tokens > rows:
+        raise InputError(f"{op}: {tokens} tokens need as many rows, the tables have {rows}")
 
 
-def _check_positions(op: str, q: Tensor, cosines: Tensor, positions: Tensor | None) -> None:
-    batch, tokens = q.shape[:2]
-    if positions is None:
-        if tokens > cosines.shape[0]:
-            raise InputError(f"{op}: {tokens} tokens need as many rows, the tables have {cosines.shape[0]}")
-        return
+def _check_positions(op: str, positions: Tensor, q: Tensor, batch: int, tokens: int) -> None:
     if positions.dtype != torch.int64 or positions.device != q.device:
         raise InputError(f"{op}: positions are {positions.dtype} on {positions.device}; give torch.int64 on {q.device}")
     if positions.shape not in ((tokens,), (batch, tokens)):
