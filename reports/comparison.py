@@ -55,9 +55,7 @@ def as_json(comparison: Comparison, token_budget: float | None = None) -> dict[s
         "num_tokens": budget,
         "chosen": list(comparison.chosen),
         "layer_traffic": [asdict(row) for row in comparison.layer_traffic],
-        "rows": [
-            row_as_json(row, gpu.memory_bytes) | {"days": _days(row, comparison, budget)} for row in comparison.rows
-        ],
+        "rows": [row_as_json(row, gpu.memory_bytes) | {"days": days(row, budget)} for row in comparison.rows],
         "left_out": comparison.left_out,
     }
 
@@ -74,7 +72,7 @@ def render(comparison: Comparison, token_budget: float | None) -> Iterator[Rende
     budget = token_budget or TOKENS_PER_PARAMETER * model.num_parameters
     yield from _question(comparison, budget, token_budget is None)
     yield Text(f"\n{verdict(rows, cluster.gpu.memory_bytes)}\n", style="bold")
-    yield _strategies(rows, comparison, budget)
+    yield _strategies(rows, budget)
     yield _heading("Communication of one node's GPUs, and what bounds each strategy")
     yield _communication(rows, cluster.gpu.memory_bytes)
     yield _heading("Memory per GPU, GB")
@@ -177,12 +175,12 @@ def num_parameters(model: Model) -> str:
     return words if active == total else f"{words}, {format_count(active)} active"
 
 
-def _days(row: Row, comparison: Comparison, budget: float) -> float:
+def days(row: Row, budget: float) -> float:
     """Days that so many tokens take without failures."""
-    return budget / (row.tokens_per_s_per_gpu * comparison.num_gpus) / 86400
+    return float(budget / (row.tokens_per_s_per_gpu * row.plan["num_gpus"]) / 86400)
 
 
-def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table:
+def _strategies(rows: list[Row], budget: float) -> Table:
     table = _table("strategy")
     for heading in (
         "step, s\n(80 % band)",
@@ -195,7 +193,6 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
-        days = _days(row, comparison, budget)
         table.add_row(
             row.strategy,
             f"{_digits(row.step_s)} ({_digits(row.low_s)}-{_digits(row.high_s)})",
@@ -203,7 +200,7 @@ def _strategies(rows: list[Row], comparison: Comparison, budget: float) -> Table
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
             f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row)}",
-            f"{days:,.1f}" if row.fits else "-",
+            f"{days(row, budget):,.1f}" if row.fits else "-",
             runs_as(row),
             style="" if row.fits else "dim",
         )

@@ -9,8 +9,15 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.comparison import TOKENS_PER_PARAMETER, assumptions, long_context, num_parameters, row_as_json
-from flopcast.reports.document.numbers import digits, rounded
+from flopcast.reports.comparison import (
+    TOKENS_PER_PARAMETER,
+    assumptions,
+    days,
+    long_context,
+    num_parameters,
+    row_as_json,
+)
+from flopcast.reports.document.numbers import digits, rounded, tokens
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
@@ -29,9 +36,10 @@ SAID = {
 }
 
 
-def as_json(result: SearchResult) -> dict[str, Any]:
+def as_json(result: SearchResult, token_budget: float | None = None) -> dict[str, Any]:
     """The document that ``flopcast search --json`` prints; SI base units, rows as those of ``flopcast compare``."""
     cluster, limit = result.cluster, result.cluster.gpu.memory_bytes
+    budget = token_budget or float(TOKENS_PER_PARAMETER * result.model.num_parameters)
     return {
         "model": {"name": result.model.name, "num_parameters": result.model.num_parameters},
         "cluster": {"name": cluster.name, "gpu": cluster.gpu.name, "memory_bytes": limit},
@@ -40,12 +48,18 @@ def as_json(result: SearchResult) -> dict[str, Any]:
         "convention": result.request.convention,
         "seq_len": result.seq_len,
         "global_batch_tokens": result.global_batch_tokens,
+        "num_tokens": budget,
         "num_plans": result.num_plans,
         "elapsed_s": result.elapsed_s,
         "complete": result.complete,
         "memory_margin": result.request.memory_margin,
         "rows": [
-            {**row_as_json(row, limit), "objective": result.objective(row), "why_behind": why}
+            {
+                **row_as_json(row, limit),
+                "days": days(row, budget),
+                "objective": result.objective(row),
+                "why_behind": why,
+            }
             for found in result.found
             for row, why in top(result, found)
         ],
@@ -76,12 +90,12 @@ def top(result: SearchResult, found: Found) -> list[tuple[Row, str]]:
     return [(row, "" if row is first else why_behind(row, first, by_memory)) for row in rows]
 
 
-def render(result: SearchResult) -> Iterator[RenderableType]:
+def render(result: SearchResult, token_budget: float | None = None) -> Iterator[RenderableType]:
     """What the terminal shows, in order: the question, the winner, the runners-up, time against memory."""
     yield from _question(result)
     found, _ = result.winner
     yield Text(f"\n{verdict(result)}\n", style="bold")
-    for remark in remarks(result):
+    for remark in remarks(result, token_budget):
         yield Text(remark)
     yield Text()
     if len(result.found) > 1:
@@ -119,18 +133,19 @@ def verdict(result: SearchResult) -> str:
     )
 
 
-def remarks(result: SearchResult) -> list[str]:
+def remarks(result: SearchResult, token_budget: float | None = None) -> list[str]:
     """What a planner asks of the winner next: days, is it tight, is the arithmetic changed, would memory help."""
     found, row = result.winner
-    budget = TOKENS_PER_PARAMETER * result.model.num_parameters
+    budget = token_budget or TOKENS_PER_PARAMETER * result.model.num_parameters
+    assumed = "" if token_budget else f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it),"
     gpu_hours = budget / row.tokens_per_s_per_gpu / 3600
     price = result.cluster.costs.gpu_hour_price
     source = result.cluster.sources.get("operation.gpu_hour_price")
     whose = f" ({source})" if source else ""
     money = f", {rounded(gpu_hours * price)} at {price:g} per GPU-hour{whose}" if price is not None else ""
     said = [
-        f"At that rate {budget / 1e9:,.0f} G tokens, {TOKENS_PER_PARAMETER} per parameter, take "
-        f"{_days(gpu_hours / 24 / found.num_gpus)} and {rounded(gpu_hours)} GPU-hours{money}, without failures."
+        f"At that rate {tokens(budget)}{assumed} take {_duration(days(row, budget))} and "
+        f"{rounded(gpu_hours)} GPU-hours{money}, without failures."
     ]
     card = result.cluster.gpu.memory_bytes
     if found.memory_margin < result.request.memory_margin:
@@ -158,8 +173,8 @@ def remarks(result: SearchResult) -> list[str]:
     return said
 
 
-def _days(days: float) -> str:
-    return f"{digits(days)} days" if days >= 1 else f"{digits(24 * days)} hours"
+def _duration(num_days: float) -> str:
+    return f"{digits(num_days)} days" if num_days >= 1 else f"{digits(24 * num_days)} hours"
 
 
 def _compared(result: SearchResult, other: Row, row: Row) -> str:

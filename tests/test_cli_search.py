@@ -44,6 +44,15 @@ def test_several_gpu_counts_are_drawn_as_scaling(tmp_path: Path, capsys: pytest.
     assert "leave 20 % of 42.9 GB free" in capsys.readouterr().out
 
 
+def test_days_are_for_the_tokens_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*LLAMA, "--fix", "pp=1", "cp=1"])
+    assert "135 G tokens, 20 per parameter (--tokens sets it), take" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*LLAMA, "--fix", "pp=1", "cp=1", "--tokens", "2T"])
+    assert "2.00 T tokens take" in capsys.readouterr().out
+
+
 def test_the_default_margin_is_the_simulators() -> None:
     assert inspect.signature(search).parameters["memory_margin"].default == MEMORY_MARGIN
 
@@ -56,6 +65,7 @@ def test_the_default_margin_is_the_simulators() -> None:
         (["--objective", "cost"], "no gpu_hour_price"),
         (["--fix", "precision=fp8"], "a100-40gb has no 8-bit peak"),
         (["--memory-margin", "1"], "--memory-margin is 1"),
+        (["--tokens", "0"], "--tokens is 0"),
         (["--figure", "absent/folder/front.svg"], "there is no folder absent/folder"),
     ],
 )

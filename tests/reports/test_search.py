@@ -39,13 +39,16 @@ def printed(result: SearchResult) -> str:
 
 
 def test_the_document_has_rows_as_compares_and_what_the_search_adds() -> None:
-    document = as_json(RESULT)
+    document = as_json(RESULT, 1e12)
+    assert document["num_tokens"] == 1e12
     assert document["num_plans"] == RESULT.num_plans
     assert document["elapsed_s"] > 0
     assert len(document["rows"]) == 5
     row = RESULT.found[0].rows[0]
     first = document["rows"][0]
-    assert {**row_as_json(row, MACHINE.gpu.memory_bytes), "objective": row.step_s, "why_behind": ""} == first
+    days = 1e12 / (row.tokens_per_s_per_gpu * 16) / 86400
+    added = {"days": pytest.approx(days), "objective": row.step_s, "why_behind": ""}
+    assert {**row_as_json(row, MACHINE.gpu.memory_bytes), **added} == first
     assert all(row["why_behind"] for row in document["rows"][1:])
     assert forecast(MODEL, MACHINE, Plan(**first["plan"])).step_s[0] == first["step_s"]
     front = document["counts"][0]["front"]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.numbers import whole_numbers
+from flopcast.cli.numbers import amount, whole_numbers
 from flopcast.cli.output import PICTURES, check_place, console, print_json
 
 # A search that takes longer shows how far it is.
@@ -32,6 +32,7 @@ def search(
     memory_margin: float = 0.08,
     top: int = 5,
     convention: Literal["6n", "causal", "full"] = "causal",
+    tokens: Annotated[float | None, Parameter(converter=amount)] = None,
     figure: Path | None = None,
     json: Flag = False,
 ) -> None:
@@ -62,6 +63,8 @@ def search(
         Placements shown.
     convention
         What MFU and HFU count: 6n (no attention), causal (half the scores) or full.
+    tokens
+        Token budget of the whole training, e.g. 1.4T, 300B or 1.4e12; by default 20 per parameter.
     figure
         Draw all placements in time and memory, with the front (.svg, .png, .pdf); of several GPU counts the scaling.
     json
@@ -70,9 +73,12 @@ def search(
     """
     from flopcast.simulator.catalogue import load_cluster, load_model
     from flopcast.simulator.fixed import parse_fixed
+    from flopcast.simulator.goodput import check_tokens
     from flopcast.simulator.search import SearchRequest
     from flopcast.simulator.search import search as run
 
+    if tokens is not None:
+        check_tokens(tokens)
     if figure is not None:
         check_place("--figure", figure, PICTURES)
     request = SearchRequest(
@@ -97,12 +103,12 @@ def search(
     if json:
         from flopcast.reports.search import as_json
 
-        print_json(as_json(result))
+        print_json(as_json(result, tokens))
     else:
         from flopcast.reports.search import render
 
         out = console()
-        for part in render(result):
+        for part in render(result, tokens):
             out.print(part)
     if not result.complete:
         print("flopcast: interrupted, this is the best so far", file=sys.stderr)
