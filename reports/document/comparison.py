@@ -133,7 +133,10 @@ def why(study: Study) -> Section:
             ),
         ),
         tuple(tables),
-        (f"{played}; the closed form says {digits(best.step_s)} s" + (f": {departs}." if departs else "."),),
+        (
+            "Exposed communication is what is waited for, and what communication slows computation beside it by.",
+            f"{played}; the closed form says {digits(best.step_s)} s" + (f": {departs}." if departs else "."),
+        ),
     )
 
 

@@ -161,7 +161,7 @@ def bill(study: Study) -> Section:
         ),
         (
             "Low and high are the ends of the band that holds four in five comparable runs. Energy is at the nodes' "
-            f"full power.{about_price}",
+            f"full power, without switches, storage and cooling.{about_price}",
         ),
     )
 

@@ -62,6 +62,7 @@ def _recommended(study: Study) -> Recommendation:
         its_days = run_cost(study.model, study.cluster, other, study.num_tokens).days
         unit, per_day = time_unit(its_days)
         sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days * per_day)} {unit}."
+    sentence += _full_width(study)
     also = f"not told apart from {', '.join(study.equals)}" if study.equals else "clearly faster than the others"
     if study.same_plan:
         others = len(study.ranked) > 1 + len(study.same_plan) + len(study.equals)
@@ -77,6 +78,19 @@ def _recommended(study: Study) -> Recommendation:
         also = f"tight in memory; {also}"
     what = Answer("What to run", best.strategy, f"{_meaning(best)}; {in_words(best)}; {also}")
     return Recommendation(sentence, (what, *bill.answers))
+
+
+def _full_width(study: Study) -> str:
+    """What the fastest plan takes whose gathers leave the arithmetic of training as it is, where the best's do not."""
+    if study.best.plan["gather_bits"] == 16:
+        return ""
+    exact = [row for row in study.contenders if row.fits and row.plan["gather_bits"] == 16]
+    words = " The 4-bit gather changes the arithmetic of training"
+    if not exact:
+        return f"{words}."
+    days = run_cost(study.model, study.cluster, exact[0], study.num_tokens).days
+    unit, per_day = time_unit(days)
+    return f"{words}; without it {exact[0].strategy} takes {digits(days * per_day)} {unit}."
 
 
 @dataclass(frozen=True)

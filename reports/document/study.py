@@ -92,11 +92,16 @@ class Study:
         return [*([self.best] if self.searched else []), *ranked(self.comparison.rows)]
 
     @property
+    def contenders(self) -> list[Row]:
+        """The best and what it won against: strategies, or the placements shown of the search."""
+        if self.searched and self.further is not None:
+            return [named(row) for row in self.further.found[0].rows[:SHOWN]]
+        return self.ranked
+
+    @property
     def equals(self) -> list[str]:
         """Strategies, or placements of the search, that the forecast cannot tell from the best."""
-        if self.searched and self.further is not None:
-            return [row.strategy for row in equals([named(row) for row in self.further.found[0].rows[:SHOWN]])]
-        return [row.strategy for row in equals(self.ranked)] if self.best.fits else []
+        return [row.strategy for row in equals(self.contenders)] if self.best.fits else []
 
     @property
     def same_plan(self) -> list[str]:

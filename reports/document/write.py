@@ -17,6 +17,7 @@ from flopcast.reports.document.recommendation import Recommendation, recommend
 from flopcast.reports.document.section import Heading, Section
 from flopcast.reports.document.sections import sections
 from flopcast.reports.document.study import Study
+from flopcast.reports.figures.canvas import save
 
 FORMATS = ("html", "markdown")
 ENDINGS = ("svg", "png")
@@ -64,20 +65,17 @@ class Report:
 
     def write_figures(self, folder: Path) -> list[Path]:
         """Every figure as SVG and PNG into the folder, which is made where it is missing."""
-        written = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for section in self.sections:
-                for picture in section.pictures:
-                    for ending in ENDINGS:
-                        path = folder / f"{picture.name.removesuffix('-figure')}.{ending}"
-                        temporary = path.with_name(f".{path.name}.tmp")
-                        metadata = {"Date": None} if ending == "svg" else None
-                        picture.figure.savefig(temporary, format=ending, metadata=metadata)
-                        os.replace(temporary, path)
-                        written.append(path)
         except OSError as error:
-            raise InputError(f"--figures {folder}: cannot be written ({error.strerror or error})") from error
+            raise InputError(f"--figures {folder}: cannot be made ({error.strerror or error})") from error
+        written = []
+        for section in self.sections:
+            for picture in section.pictures:
+                for ending in ENDINGS:
+                    path = folder / f"{picture.name.removesuffix('-figure')}.{ending}"
+                    save(picture.figure, path)
+                    written.append(path)
         return written
 
 

@@ -4,7 +4,6 @@
 torus was published (arXiv:1811.05233).
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from flopcast.collectives import all_reduce
 from flopcast.collectives.group import Group
+from flopcast.reports.figures.canvas import save
 from flopcast.simulator.catalogue import load_cluster
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.hardware import Hardware
@@ -87,11 +87,7 @@ def main(path: Path) -> None:
     gpus = 4 * 2 ** np.arange(2, 11)
     times = all_reduce_times(load_cluster("abci-v"), RESNET_50_BYTES, gpus)
     figure = all_reduce_figure(times, "51 MB of gradients on ABCI (V): 4 V100 and 2 x 100 Gbit/s per node")
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(
-        temporary, format=path.suffix.lstrip("."), metadata={"Date": None} if path.suffix == ".svg" else None
-    )
-    os.replace(temporary, path)
+    save(figure, path)
 
 
 if __name__ == "__main__":

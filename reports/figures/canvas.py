@@ -1,5 +1,6 @@
 """What every figure of a report shares: one width, the style sheet, and colours with a meaning."""
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from flopcast.errors import InputError
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 8.0  # inches: text of 13 points stays readable at half that
@@ -36,6 +39,26 @@ def rows_from_the_top(axes: Axes, labels: list[str]) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=GREY, alpha=0.3, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: Path, **metadata: str) -> None:
+    """Write a figure whole or not at all, without date and chance names in it; the file's ending says as what.
+
+    Raises InputError for an ending that matplotlib does not know or a place it cannot write to. ``metadata``: what an
+    SVG says of itself besides.
+    """
+    FigureCanvasAgg(figure)
+    kind = path.suffix.lower().lstrip(".")
+    temporary = path.with_name(f".{path.name}.tmp")
+    dates = {"svg": "Date", "pdf": "CreationDate"}
+    dateless = {dates[kind]: None} if kind in dates else {}
+    try:
+        with in_style():
+            figure.savefig(temporary, format=kind or None, metadata=dateless | metadata)
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"figure {path}: cannot be written ({error})") from error
 
 
 def in_style() -> AbstractContextManager[None]:

@@ -2,12 +2,10 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from flopcast.errors import InputError
 from flopcast.reports.figures.canvas import (
     BLUE,
     GREEN,
@@ -28,14 +26,6 @@ COLOURS = {"ddp": GREY, "zero1": BLUE, "zero2": SKY, "zero3": GREEN, "zero3-node
 # Slower than the fastest by more than this a plan is not worth a place in the figure.
 SLOWEST = 3.0
 APART = 1.06
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; raises InputError for an ending that matplotlib does not know or a place it cannot write to."""
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--figure {path}: cannot be written ({error})") from error
 
 
 def draw(result: SearchResult) -> Figure:

@@ -4,11 +4,11 @@
 numbers drawn, so that a test can tell when the forecast has moved on.
 """
 
-import os
 import sys
 from pathlib import Path
 
 from flopcast.reports.document.study import Study, study
+from flopcast.reports.figures.canvas import save
 from flopcast.reports.figures.strategies import strategies_figure
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.compare import Request
@@ -28,9 +28,7 @@ def draw(path: Path) -> None:
     """Write the figure as SVG, the same bytes for the same forecast and the same matplotlib."""
     found = asked()
     figure = strategies_figure(found.strategies)
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="svg", metadata={"Date": None, "Description": description(found)})
-    os.replace(temporary, path)
+    save(figure, path, Description=description(found))
 
 
 if __name__ == "__main__":

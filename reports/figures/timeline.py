@@ -6,11 +6,9 @@ from pathlib import Path
 
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from flopcast.errors import InputError
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.timeline import Timeline, waterfall
 from flopcast.simulator.timeline.events import Event, events_of
@@ -47,15 +45,6 @@ NAMES = {
 }
 STREAMS = ("compute", "in-node", "between-nodes")
 MOST_STAGES = 16
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; raises InputError for an ending that matplotlib does not know or a place it cannot write to."""
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--figure {path}: cannot be written ({error})") from error
 
 
 def draw(timeline: Timeline) -> Figure:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from flopcast import InputError
 from flopcast.reports.comparison import row_as_json
-from flopcast.reports.figures.pareto import draw, save
+from flopcast.reports.figures.canvas import save
+from flopcast.reports.figures.pareto import draw
 from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.runner_up import why_behind
 from flopcast.reports.search import as_json, described, memory_steps, render, settings, varied, verdict
@@ -129,9 +130,13 @@ def test_the_figure_has_the_front_and_is_written(tmp_path: Path) -> None:
     assert max(line.get_xdata()) == pytest.approx(front.memory.total.max() / 1e9)  # type: ignore[arg-type]
     for ending in ("svg", "png"):
         save(figure, tmp_path / f"front.{ending}")
-        assert (tmp_path / f"front.{ending}").stat().st_size > 1000
+        save(draw(RESULT), tmp_path / f"again.{ending}")
+        written = (tmp_path / f"front.{ending}").read_bytes()
+        assert len(written) > 1000
+        assert written == (tmp_path / f"again.{ending}").read_bytes()
     with pytest.raises(InputError, match="cannot be written"):
         save(figure, tmp_path / "front.unknown")
+    assert {path.name for path in tmp_path.iterdir()} == {"front.svg", "front.png", "again.svg", "again.png"}
 
 
 def test_the_figure_of_several_gpu_counts_has_each_and_the_ideal(tmp_path: Path) -> None:

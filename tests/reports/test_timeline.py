@@ -9,7 +9,8 @@ from builders import plan
 from rich.console import Console
 
 from flopcast import InputError
-from flopcast.reports.figures.timeline import draw, save
+from flopcast.reports.figures.canvas import save
+from flopcast.reports.figures.timeline import draw
 from flopcast.reports.timeline import LABELS, as_json, print_to
 from flopcast.reports.trace import write_traces
 from flopcast.reports.trace_comparison import compare_with_trace
@@ -84,5 +85,5 @@ def test_the_figure_shows_streams_or_stages_and_the_waterfall(timeline: object, 
 
 def test_a_figure_that_cannot_be_written(tmp_path: Path) -> None:
     for name in ("step.xyz", "nowhere/step.png"):
-        with pytest.raises(InputError, match="--figure"):
+        with pytest.raises(InputError, match="figure .*step.xyz: cannot be written"):
             save(draw(EVEN), tmp_path / name)

@@ -96,7 +96,8 @@ def search(
     rate = result.num_plans / result.elapsed_s
     print(f"flopcast: {result.num_plans:,} plans in {result.elapsed_s:.2f} s, {rate:,.0f} plans/s", file=sys.stderr)
     if figure is not None:
-        from flopcast.reports.figures.pareto import draw, save
+        from flopcast.reports.figures.canvas import save
+        from flopcast.reports.figures.pareto import draw
         from flopcast.reports.figures.scaling import search_scaling
 
         save(draw(result) if len(result.found) == 1 else search_scaling(result), figure)

@@ -119,7 +119,8 @@ def timeline(
         for path in write_traces(step, trace):
             print(f"flopcast: wrote {path}", file=sys.stderr)
     if figure is not None:
-        from flopcast.reports.figures.timeline import draw, save
+        from flopcast.reports.figures.canvas import save
+        from flopcast.reports.figures.timeline import draw
 
         save(draw(step), figure)
     if json:

@@ -70,7 +70,7 @@ def accuracy(
     result = measure(runs or PUBLISHED_RUNS)
     if figure is not None:
         from flopcast.reports.figures.accuracy import accuracy_figure
-        from flopcast.reports.figures.pareto import save
+        from flopcast.reports.figures.canvas import save
 
         save(accuracy_figure(result.rows), figure)
     if json:

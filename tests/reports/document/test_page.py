@@ -125,6 +125,8 @@ def test_the_recommendation_says_what_to_run_what_it_costs_and_how_sure(report: 
     assert "GPU-hours (" in sentence
     assert "at 1.5 per GPU-hour" in sentence
     assert study.low.days < study.cost.days < study.high.days
+    assert study.best.plan["gather_bits"] == 4
+    assert "The 4-bit gather changes the arithmetic of training; without it zero3-node takes " in sentence
 
 
 def test_the_reports_table_of_one_layer_is_exact(page: Page) -> None:
