@@ -143,6 +143,7 @@ def test_a_config_json_and_a_toml_file_as_they_are(tmp_path: Path, capsys: pytes
         (["accuracy", "--figure", "missing/accuracy.svg"], "there is no folder missing"),
         (["timeline", *PLAMO[1:], "--strategy", "zero3", "--figure", "."], "is a folder"),
         (["calibrate", "--global", "-o", "missing/profile.json"], "there is no folder missing"),
+        (["calibrate", "--nccl-log", "all_reduce.log", "--json"], "takes --collective alone beside it"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

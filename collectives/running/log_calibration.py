@@ -47,12 +47,19 @@ def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 
 
 
 def residual_table(rows: Sequence[Row], fitted: PiecewiseFit) -> list[str]:
-    """The fit in lines: each range's latency and bandwidth, then size, measured, fitted and residual of every row."""
+    """The fit in lines: each range's latency and bandwidth, then size, measured, fitted and residual of every row.
+
+    A range without rows is left out; one with a single row has no latency of its own.
+    """
     lines = [f"# {'up to (B)':>14}  {'alpha (us)':>10}  {'B (GB/s)':>10}"]
-    for edge, alpha, rate in zip(fitted.edges, fitted.alpha_s, fitted.bytes_per_s, strict=True):
-        lines.append(f"# {edge:>14.0f}  {alpha * 1e6:>10.2f}  {rate / 1e9:>10.2f}")
-    lines.append(f"# {'size (B)':>14}  {'time (us)':>10}  {'fit (us)':>10}  residual (%)")
     used = [row for row in rows if not row.in_place and row.num_bytes > 0]
+    within = np.searchsorted(fitted.edges, [row.num_bytes for row in used])
+    for k, (edge, alpha, rate) in enumerate(zip(fitted.edges, fitted.alpha_s, fitted.bytes_per_s, strict=True)):
+        if num_rows := np.sum(within == k):
+            size = "more" if k == len(fitted.edges) - 1 else f"{edge:.0f}"
+            latency = f"{alpha * 1e6:.2f}" if num_rows > 1 else "-"
+            lines.append(f"# {size:>14}  {latency:>10}  {rate / 1e9:>10.2f}")
+    lines.append(f"# {'size (B)':>14}  {'time (us)':>10}  {'fit (us)':>10}  residual (%)")
     for row, residual in zip(used, fitted.residuals, strict=True):
         fitted_us = row.time_s * (1 + residual) * 1e6
         lines.append(f"  {row.num_bytes:>14}  {row.time_s * 1e6:>10.2f}  {fitted_us:>10.2f}  {100 * residual:>11.1f}")

@@ -132,6 +132,8 @@ def calibrate(
         Print the calibration of RUNS and nothing else.
 
     """
+    if nccl_log and (runs or cluster or output or json):
+        raise InputError("calibrate --nccl-log prints a fit to the log and takes --collective alone beside it")
     if output is not None:
         check_place("--output", output)
     if runs:

@@ -220,8 +220,10 @@ def test_piecewise_fit_shows_its_residuals() -> None:
     assert found.bytes_per_s[:2] == pytest.approx([10e9, 100e9], rel=1e-6)
     assert np.abs(found.residuals).max() < 1e-6
     lines = residual_table(rows, found)
-    assert len(lines) == 1 + 4 + 1 + len(sizes)
+    assert len(lines) == 1 + 3 + 1 + len(sizes)  # the sizes reach into three of the four ranges
     assert "20.00" in lines[1]
+    few = residual_table(rows[-1:] + rows[4::40], fit(rows[-1:] + rows[4::40]))
+    assert few[1:2] == [f"# {2**18:>14}  {'-':>10}  {rows[4].num_bytes / rows[4].time_s / 1e9:>10.2f}"], few
     with pytest.raises(InputError, match="one collective at a time"):
         fit([*rows, Row("reduce", 8, 2, "float", "sum", 0, False, 1e-5, 1.0, 1.0)])
 
