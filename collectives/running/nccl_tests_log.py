@@ -127,7 +127,7 @@ def _read_text(path: Path, text: str, named: str | None) -> Log:
         elif words and words[0].isdecimal() and heading:
             if collective is None:
                 raise InputError(
-                    f"{where}: the log does not say which collective this is (nccl-tests does so from 2.18 on); name it, "
+                    f"{where}: the log does not say which collective this is (nccl-tests does from 2.18 on); name it, "
                     "as in --collective all_reduce"
                 )
             rows += _row(words, heading, collective, unit_s, where)
