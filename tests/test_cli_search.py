@@ -110,3 +110,15 @@ def test_a_short_training_is_told_in_hours(capsys: pytest.CaptureFixture[str]) -
         main(["search", "gpt2", "--cluster", "dgx-h100", "--gpus", "8", "--fix", "pp=1", "tp=1"])
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"take [\d.]+ hours and [\d.]+ GPU-hours, without failures", said)
+
+
+def test_ctrl_c_before_there_is_anything_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flopcast.simulator.catalogue.load_model", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(LLAMA)
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "flopcast: interrupted\n")

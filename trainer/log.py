@@ -1,4 +1,7 @@
-"""What a run reports: a line of JSON per step, TensorBoard events, a progress bar. Only rank 0 writes."""
+"""What a run reports: a line of JSON per step, TensorBoard events, a progress bar or now and then a line.
+
+Only rank 0 writes.
+"""
 
 import json
 import os
@@ -16,6 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flopcast.errors import InputError
 
 FILE = "log.jsonl"
+# Where stderr is no terminal a line this often says that the run is alive, and how it does.
+LINE_EVERY_S = 60.0
+# What is said of an event, bar or none.
+SAID = {
+    "start": "trains from step {step} of {num_steps}, records in {file}",
+    "stopped": "stopped after step {step} as asked; the same command goes on from there",
+    "done": "done after step {step}",
+}
 
 
 class Log(AbstractContextManager["Log"]):
@@ -36,12 +47,15 @@ class Log(AbstractContextManager["Log"]):
             console=console,
             disable=not console.is_terminal,
         )
+        self._num_steps, self._path, self._said = num_steps, folder / FILE, -LINE_EVERY_S
         self._task = self._progress.add_task("training", total=num_steps, status="")
         self._progress.start()
 
     def event(self, event: str, **fields: Any) -> None:
         """Something that is not a step: a start, a checkpoint, a validation loss, a stop."""
         self._write({"event": event, "time": round(time.time(), 3), **fields})
+        if event in SAID:
+            self._say(SAID[event].format(step=fields["step"], num_steps=self._num_steps, file=self._path))
         if self._events is not None and event == "validation":
             self._events.add_scalar("validation loss", fields["loss"], fields["step"])
 
@@ -51,10 +65,16 @@ class Log(AbstractContextManager["Log"]):
         rate = fields.get("tokens_per_s")
         status = f"loss {fields['loss']:.4f}" + (f", {rate:,.0f} tokens/s" if rate else "")
         self._progress.update(self._task, completed=step, status=status)
+        if self._progress.disable and time.monotonic() - self._said > LINE_EVERY_S:
+            self._said = time.monotonic()
+            self._say(f"step {step} of {self._num_steps}: {status}")
         if self._events is not None:
             for name, value in fields.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(name, value, step)
+
+    def _say(self, words: str) -> None:
+        self._progress.console.print(f"flopcast: {words}", markup=False, highlight=False, soft_wrap=True)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")

@@ -31,15 +31,22 @@ def test_a_line_cut_short_by_a_kill_harms_no_other(tmp_path: Path) -> None:
     assert list(steps(tmp_path)) == [1, 2]
 
 
-def test_a_terminal_shows_progress_and_a_file_none(tmp_path: Path) -> None:
+def test_a_terminal_shows_progress_and_a_file_a_line_now_and_then(tmp_path: Path) -> None:
     terminal, file = io.StringIO(), io.StringIO()
     for stream, is_terminal in ((terminal, True), (file, False)):
         console = Console(file=stream, force_terminal=is_terminal, width=100)
         with Log(tmp_path, 4, console=console) as log:
+            log.event("start", step=0)
             log.step(1, loss=4.0, tokens_per_s=1234.0)
-    assert "1/4" in terminal.getvalue()
-    assert "loss 4.0000, 1,234 tokens/s" in terminal.getvalue()
-    assert file.getvalue() == ""
+            log.step(2, loss=3.0)
+            log.event("done", step=2)
+    assert "2/4" in terminal.getvalue()
+    assert "flopcast: done after step 2" in terminal.getvalue()
+    assert file.getvalue().splitlines() == [
+        f"flopcast: trains from step 0 of 4, records in {tmp_path / 'log.jsonl'}",
+        "flopcast: step 1 of 4: loss 4.0000, 1,234 tokens/s",
+        "flopcast: done after step 2",
+    ]
 
 
 def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:

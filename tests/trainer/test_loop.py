@@ -235,3 +235,15 @@ def test_a_tokenizer_that_does_not_match_is_refused(whole: Path, tmp_path: Path)
     shutil.copytree(whole / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
     with pytest.raises(InputError, match="go on with the same tokenizer"):
         train(run_settings(tmp_path, data__validation_sequences=6, data__tokenizer=str(tmp_path / "other.model")))
+
+
+def test_ctrl_c_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flopcast.trainer.loop.train", interrupted)
+    monkeypatch.setattr("flopcast.trainer.settings.read_settings", lambda path, changes: None)
+    assert main(["run.toml"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1

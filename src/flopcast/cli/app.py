@@ -11,6 +11,7 @@ app = App(
     name="flopcast",
     help="Forecasts what a language-model training run costs on a GPU cluster, explains the forecast, and proves it.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main says so, where cyclopts would leave without a word
 )
 bench = App(name="bench", help="Measure this machine: one family of operations, in the columns its users know.")
 app.command(bench)
