@@ -8,7 +8,7 @@ from flopcast.trainer.installed import require_torch
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 done, 1 stopped by what happened in training, 2 bad input, 130 Ctrl-C; one line on stderr says why."""
+    """Exit code 0 done, 1 stopped by what happened in training, 2 bad input, 130 Ctrl-C; one line says why."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         require_torch()
