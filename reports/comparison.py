@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -271,9 +271,3 @@ def _layer_traffic(comparison: Comparison) -> Table:
             f"{row.moved_bytes / 2**20:,.0f}",
         )
     return table
-
-
-def print_to(console: Console, comparison: Comparison, token_budget: float | None) -> None:
-    """Print :func:`render` with the blank lines between its parts."""
-    for part in render(comparison, token_budget):
-        console.print(part)

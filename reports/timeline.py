@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -68,12 +68,6 @@ def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> di
         rows = [{**asdict(row), "ratio": row.ratio} for row in comparison.rows]
         document["comparison"] = {**asdict(comparison), "rows": rows}
     return document
-
-
-def print_to(console: Console, timeline: Timeline, comparison: TraceComparison | None) -> None:
-    """Print the step, the waterfall, the collectives, the rank classes and, where given, the real trace beside it."""
-    for part in render(timeline, comparison):
-        console.print(part)
 
 
 def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[RenderableType]:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,6 @@ def _write(path: Path, document: bytes) -> None:
         os.replace(unfinished, path)
     except OSError as error:
         raise InputError(f"--trace {path}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -174,6 +174,22 @@ def test_a_terminal_that_cannot_show_a_name_gets_the_rest(tmp_path: Path) -> Non
     assert rb"\u8a08" in done.stdout
 
 
+@pytest.mark.parametrize("columns", ["0", "3"])
+def test_help_ends_at_any_width(columns: str) -> None:
+    command = [sys.executable, "-m", "flopcast", "compare", "--help"]
+    environment = {**os.environ, "COLUMNS": columns}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--strategies" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes it")
+def test_a_closed_standard_output_is_no_fault() -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "flopcast", *PLAMO, "--strategies", "zero3"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,12 @@ def write_text(text: str, path: Path, say: Callable[[str], None] = lambda _: Non
             path.write_text(text, encoding="utf-8", errors="replace")
         else:
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(text, encoding="utf-8", errors="replace")
-            os.replace(temporary, path)
+            try:
+                temporary.write_text(text, encoding="utf-8", errors="replace")
+                os.replace(temporary, path)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from error
     say(f"wrote {path}")

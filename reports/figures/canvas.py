@@ -1,7 +1,7 @@
 """What every figure of a report shares: one width, the style sheet, and colours with a meaning."""
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from matplotlib import style
@@ -57,8 +57,9 @@ def save(figure: Figure, path: Path, **metadata: str) -> None:
             figure.savefig(temporary, format=kind or None, metadata=dateless | metadata)
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"figure {path}: cannot be written ({error})") from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(f"figure {path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def in_style() -> AbstractContextManager[None]:

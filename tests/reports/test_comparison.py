@@ -10,7 +10,7 @@ from builders import cluster, plan, small_model
 from rich.console import Console
 
 from flopcast import Request, compare, load_cluster, load_model
-from flopcast.reports.comparison import as_json, print_to
+from flopcast.reports.comparison import as_json, render
 from flopcast.reports.document.numbers import digits
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
@@ -64,7 +64,9 @@ def test_the_verdict_says_what_is_one_plan_and_what_is_tight() -> None:
 def test_no_table_is_cut_short_on_a_narrow_terminal() -> None:
     comparison = compare(load_model("llama-3-70b"), load_cluster("dgx-h100"), Request(1024))
     out = io.StringIO()
-    print_to(Console(width=100, file=out), comparison, None)
+    console = Console(width=100, file=out)
+    for part in render(comparison, None):
+        console.print(part)
     assert "…" not in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 100
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from flopcast import InputError
 from flopcast.reports.figures.canvas import save
 from flopcast.reports.figures.timeline import draw
-from flopcast.reports.timeline import LABELS, as_json, print_to
+from flopcast.reports.timeline import LABELS, as_json, render
 from flopcast.reports.trace import write_traces
 from flopcast.reports.trace_comparison import compare_with_trace
 from flopcast.simulator.catalogue import load_cluster, load_model
@@ -45,7 +45,8 @@ def test_every_part_has_a_label() -> None:
 
 def printed(timeline: object, comparison: object = None) -> str:
     console = Console(width=120, file=StringIO())
-    print_to(console, timeline, comparison)  # type: ignore[arg-type]
+    for part in render(timeline, comparison):  # type: ignore[arg-type]
+        console.print(part)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
 
 from cyclopts import CycloptsError
@@ -12,11 +13,19 @@ from flopcast.cli.app import app
 from flopcast.cli.complaint import complaint
 from flopcast.errors import InputError
 
+# A help page is laid out in columns; at a width below their margins that never ends.
+LEAST_HELP_WIDTH = 40
+
 __all__ = ["app", "benchmarks", "main", "measurement", "planning", "report", "search", "timeline", "training", "trust"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit 0 done, 1 a check fell short, 2 bad input with one line on stderr."""
+    width = shutil.get_terminal_size().columns
+    if width < LEAST_HELP_WIDTH or os.environ.get("COLUMNS") == "0":
+        os.environ["COLUMNS"] = str(max(width, LEAST_HELP_WIDTH))
+    if sys.stdout is None:  # closed by whoever started us, who may want the files alone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, bench
-from flopcast.cli.output import PICTURES, check_place, console, print_json
+from flopcast.cli.output import PICTURES, check_place, print_json, show
 from flopcast.errors import InputError
 
 
@@ -169,6 +169,4 @@ def kernels(
     else:
         from flopcast.reports.kernel_table import render
 
-        out = console()
-        for part in render(result):
-            out.print(part)
+        show(render(result))

@@ -4,18 +4,18 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopcast.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 # Columns of a table written to a file or a pipe.
 PIPE_WIDTH = 120
-# A narrower terminal breaks lines itself, where a table of its width would cut numbers short.
+# A narrower terminal breaks the lines of tables itself.
 LEAST_WIDTH = 100
 # What a figure's file name may end in.
 PICTURES = (".svg", ".png", ".pdf")
@@ -45,11 +45,17 @@ def check_place(option: str, path: Path, endings: Sequence[str] = ()) -> None:
         raise InputError(f"{option} {path}: a name ends in {', '.join(endings[:-1])} or {endings[-1]}")
 
 
-def console() -> "Console":
-    """A terminal at its own width, unless that is too little; a file or a pipe at one that holds every table."""
+def show(parts: "Iterable[RenderableType]") -> None:
+    """Print what a command answers: sentences as wide as the terminal, tables too unless that would cut numbers short.
+
+    A file or a pipe takes a width that holds every table.
+    """
     import shutil
 
     from rich.console import Console
+    from rich.text import Text
 
-    width = max(shutil.get_terminal_size().columns, LEAST_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(width=width, highlight=False)
+    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(width=max(terminal, LEAST_WIDTH), highlight=False)
+    for part in parts:
+        console.print(part, width=terminal if isinstance(part, str | Text) else None)

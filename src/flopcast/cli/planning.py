@@ -1,7 +1,7 @@
 """Commands of the planner: what to run, and what it will cost."""
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import console, print_json
+from flopcast.cli.output import print_json, show
 from flopcast.cli.question import Question
 
 
@@ -31,6 +31,6 @@ def compare(model: str, /, *, question: Question, json: Flag = False) -> None:
 
         print_json(as_json(comparison, question.tokens))
     else:
-        from flopcast.reports.comparison import print_to
+        from flopcast.reports.comparison import render
 
-        print_to(console(), comparison, question.tokens)
+        show(render(comparison, question.tokens))

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
 from flopcast.cli.numbers import amount, whole_numbers
-from flopcast.cli.output import PICTURES, check_place, console, print_json
+from flopcast.cli.output import PICTURES, check_place, print_json, show
 
 # A search that takes longer shows how far it is.
 PATIENCE_S = 1.0
@@ -108,9 +108,7 @@ def search(
     else:
         from flopcast.reports.search import render
 
-        out = console()
-        for part in render(result, tokens):
-            out.print(part)
+        show(render(result, tokens))
     if not result.complete:
         print("flopcast: interrupted, this is the best so far", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import PICTURES, check_place, console, print_json
+from flopcast.cli.output import PICTURES, check_place, print_json, show
 
 
 @app.command
@@ -128,6 +128,6 @@ def timeline(
 
         print_json(as_json(step, comparison))
     else:
-        from flopcast.reports.timeline import print_to
+        from flopcast.reports.timeline import render
 
-        print_to(console(), step, comparison)
+        show(render(step, comparison))

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
-from flopcast.cli.output import PICTURES, check_place, console, print_json
+from flopcast.cli.output import PICTURES, check_place, print_json, show
 from flopcast.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @app.command
@@ -49,7 +52,7 @@ def accuracy(
         if json:
             print_json(sweeps.as_json())
         else:
-            console().print(search_regret.render(sweeps))
+            show([search_regret.render(sweeps)])
         return
     if check:
         _check(runs, json)
@@ -62,7 +65,7 @@ def accuracy(
         if json:
             print_json(found.as_json())
         else:
-            console().print(by_size.render(found))
+            show([by_size.render(found)])
         return
     from flopcast.reports.accuracy import PUBLISHED_RUNS
     from flopcast.reports.accuracy import accuracy as measure
@@ -78,9 +81,7 @@ def accuracy(
         return
     from flopcast.reports.accuracy_table import render
 
-    out = console()
-    for part in render(result):
-        out.print(part)
+    show(render(result))
 
 
 def _check(runs: Path | None, json: bool) -> None:
@@ -90,8 +91,7 @@ def _check(runs: Path | None, json: bool) -> None:
     if json:
         print_json(found.as_json())
     else:
-        for part in render(found):
-            console().print(part)
+        show(render(found))
     if found.faults:
         sys.exit(1)
 
@@ -155,15 +155,15 @@ def calibrate(
     from flopcast.reports.global_fit import calibrate as fit_all
 
     result = fit_all(PUBLISHED_RUNS)
-    out = console()
-    out.print(render_constants(result.before, result.after))
-    out.print(
+    parts: list[RenderableType] = [
+        render_constants(result.before, result.after),
         f"mean over sources of the median |error|: {result.in_sample:.1%} on the runs fitted to, "
-        f"{result.left_out:.1%} on runs of a framework left out"
-    )
+        f"{result.left_out:.1%} on runs of a framework left out",
+    ]
     if write:
         result.write()
-        out.print("written: simulator/constants.toml, simulator/residuals.toml")
+        parts.append("written: simulator/constants.toml, simulator/residuals.toml")
+    show(parts)
 
 
 def _calibrate_machine(
