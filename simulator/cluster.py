@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flopcast.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +70,11 @@ class Cluster:
     measured: "Measured | None" = field(default=None, compare=False)
     calibration: "Calibrated | None" = field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        node = f"{self.gpus_per_node} x {self.gpu.name}"
+        nics = f", {self.nics_per_node} x {self.nic_bytes_per_s * 8e-9:g} Gbit/s {self.fabric}"
+        return f"<Cluster {self.name}: nodes of {node}{nics if self.nics_per_node else ''}>"
+
     @property
     def node_bytes_per_s(self) -> float:
         """What all NICs of a node carry, one way."""
@@ -76,6 +83,8 @@ class Cluster:
     def check_num_gpus(self, num_gpus: int) -> None:
         """Raise InputError unless the GPUs lie within one node or fill whole nodes that exist."""
         node = self.gpus_per_node
+        if not isinstance(num_gpus, int | np.integer):
+            raise InputError(f"--gpus is {num_gpus!r}; give one whole number, e.g. {node}")
         if num_gpus < 1:
             raise InputError(f"--gpus is {num_gpus}; ask for at least 1")
         if num_gpus > MOST_GPUS:

@@ -114,6 +114,8 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     """
     cluster.check_num_gpus(request.num_gpus)
     _check(request)
+    if isinstance(request.strategies, str):
+        raise InputError(f"strategies is {request.strategies!r}; give a list, [{request.strategies!r}]")
     if request.attention:
         check_attention(request.attention, cluster)
     model.check_expert_parallel(request.ep or 1)

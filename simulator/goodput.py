@@ -93,9 +93,10 @@ def check_tokens(num_tokens: float) -> None:
 def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s: float | None = None) -> RunCost:
     """What training on ``num_tokens`` costs under a forecast row, or at another ``step_s`` of the same plan.
 
-    A checkpoint holds the optimizer's state: master copy and moments. Raises InputError where failures come so
-    often that the run makes next to no progress.
+    A checkpoint holds the optimizer's state: master copy and moments. Raises InputError for a token budget that is
+    none, and where failures come so often that the run makes next to no progress.
     """
+    check_tokens(num_tokens)
     num_gpus = int(row.plan["num_gpus"])
     num_nodes = math.ceil(num_gpus / cluster.gpus_per_node)
     costs, assumed = cluster.costs, []

@@ -152,7 +152,11 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
         tp = int(tensor[1])
     elif name not in STRATEGIES:
         known_as = KNOWN_AS.get(name.replace("_", "-"))
-        offer = f"it is called '{known_as}' here" if known_as else nearest(name, [*STRATEGIES])
+        offer = (
+            f"it is called '{known_as}' here"
+            if known_as
+            else nearest(name, [*STRATEGIES, *(f"{q}+q4" for q in QUANTISABLE)])
+        )
         raise InputError(f"strategy '{strategy}' is unknown; {offer}")
     world = max(num_gpus // (tp * pp), 1)
     node = min(max(gpus_per_node // tp, 1), world)
@@ -186,7 +190,7 @@ def _check_fields(plan: Plan) -> None:
         elif field.name != "strategy" and field.name not in FLAGS:
             minimum = 0 if field.name in ("prefetch", "state_bytes") else 1
             if not isinstance(value, int | np.integer) or value < minimum:
-                raise InputError(f"plan {field.name} is {value}; it must be a whole number of at least {minimum}")
+                raise InputError(f"plan {field.name} is {value!r}; it must be a whole number of at least {minimum}")
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:
@@ -259,6 +263,8 @@ class Plans:
     def of(cls, plans: Iterable[Plan]) -> "Plans":
         """The plans as arrays, in their order."""
         rows = list(plans)
+        if not rows:
+            raise InputError("there are no plans; give at least one Plan")
         names = [field.name for field in fields(Plan)]
         return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in names})
 

@@ -287,8 +287,8 @@ def _check(cluster: Cluster, request: SearchRequest) -> None:
             f"--objective {request.objective}: {cluster.name} gives no {name}; name a cluster file that does, under "
             "[operation], or choose --objective time"
         )
-    if not request.num_gpus:
-        raise InputError("--gpus is empty; give at least one number")
+    if not isinstance(request.num_gpus, Sequence) or not request.num_gpus:
+        raise InputError(f"--gpus is {request.num_gpus!r}; give a list of at least one number, e.g. [512]")
     for num_gpus in request.num_gpus:
         cluster.check_num_gpus(num_gpus)
     if not 0 <= request.memory_margin < 1:

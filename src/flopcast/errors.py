@@ -13,8 +13,14 @@ def nearest(name: str, known: list[str]) -> str:
     """A phrase that offers the known names closest to a misspelt one, e.g. ``did you mean 'plamo-13b'?``."""
     import difflib
 
-    begin_alike = [k for k in known if len(name) > 1 and k.startswith(name.lower())][:3]
+    # "llama3" and "zero3-q4" are slips of the hyphen.
+    letters = _letters(name)
+    begin_alike = [k for k in known if len(letters) > 1 and _letters(k).startswith(letters)][:3]
     close = begin_alike or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     return "known: " + ", ".join(sorted(known))
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

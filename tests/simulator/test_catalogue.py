@@ -79,6 +79,8 @@ def test_names_are_found_however_they_are_spelt(spelling: str) -> None:
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown model 'plamo-12b'; did you mean 'plamo-13b'"):
         load_model("plamo-12b")
+    with pytest.raises(InputError, match="unknown model 'llama3'; did you mean 'llama-3-70b' or 'llama-3-8b'"):
+        load_model("llama3")
     with pytest.raises(InputError, match="unknown cluster 'abci'; did you mean 'abci-"):
         load_cluster("abci")
     with pytest.raises(InputError, match="unknown GPU 'a100'; did you mean 'a100-40gb' or 'a100-80gb'"):
@@ -269,3 +271,8 @@ def test_an_entry_loads_without_torch_and_matplotlib() -> None:
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_cluster_is_shown_in_a_line() -> None:
+    shown = repr(load_cluster("abci-a"))
+    assert shown == "<Cluster ABCI-A: nodes of 8 x a100-40gb, 4 x 200 Gbit/s infiniband>"

@@ -112,7 +112,10 @@ def test_expert_parallelism_that_cannot_be(model: str, ep: int, words: str) -> N
         (Request(480, tokens_per_gpu=5000), "multiple of"),
         (Request(480, tokens_per_gpu=-1), "at least 1"),
         (Request(480, micro_batch=3), "does not divide the 2 sequences"),
+        (Request(480.0), "give one whole number"),  # type: ignore[arg-type]
         (Request(480, strategies=["zero9"]), "did you mean"),
+        (Request(480, strategies=["zero3-q4"]), r"did you mean 'zero3\+q4'"),
+        (Request(480, strategies="zero3"), r"give a list, \['zero3'\]"),
         (Request(480, gradient_bits=8), "16 or 32"),
         (Request(480, recompute="some"), "none, selective, full"),  # type: ignore[arg-type]
         (Request(480, attention="fast"), "flash2"),  # type: ignore[arg-type]

@@ -121,3 +121,8 @@ def test_a_cluster_that_never_finishes_is_refused() -> None:
     costs = Costs(node_mtbf_hours=0.01)
     with pytest.raises(InputError, match=r"node_mtbf_hours is 0\.01: a failure comes every 18 s"):
         run_cost(small_model(), replace(cluster(), costs=costs), row(), 1e12)
+
+
+def test_a_budget_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="must be positive"):
+        run_cost(small_model(), cluster(), row(), -1)

@@ -92,3 +92,8 @@ def test_hybrid_sharding_over_a_number_of_ranks() -> None:
     assert fields["gather_bits"] == 4
     with pytest.raises(InputError, match="does not divide the 64 data-parallel ranks"):
         Plan(**placement("hsdp24", 64, 8), seq_len=2048)  # type: ignore[arg-type]
+
+
+def test_no_plans_are_refused() -> None:
+    with pytest.raises(InputError, match="give at least one Plan"):
+        Plans.of([])
