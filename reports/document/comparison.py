@@ -252,7 +252,7 @@ def remedies(study: Study) -> Section:
     shown = rows_of(choices)
     first, last = shown[0], shown[-1]
     gain = 1 - last.step_s / first.step_s
-    headings = ("strategy", "step, s", "with eager kernels, s", "kernels save %", "4-bit gather saves %", "")
+    headings = ("strategy", "step, s", "with eager kernels, s", "kernels save %", "4-bit gather saves %", "remark")
     return Section(
         "remedies",
         "The 4-bit all-gather and the kernels",

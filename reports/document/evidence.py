@@ -70,7 +70,7 @@ def trust(study: Study) -> Section:
         "How far to trust this",
         (f"The band is the 10 % to 90 % range of the error on {seen}. {words}",),
         (),
-        (*tables, Table("trust-table", "The band", ("", "value"), tuple(summary))),
+        (*tables, Table("trust-table", "The band", ("figure", "value"), tuple(summary))),
         ("docs/accuracy.md lists the error on every published run by source.",),
     )
 
@@ -121,7 +121,7 @@ def question(study: Study) -> Section:
         (f"{measured}; {count}. A figure in the cluster file replaces an assumption: give it there with its source.",),
         (),
         (
-            Table("question-table", "The question", ("", "as asked"), rows),
+            Table("question-table", "The question", ("question", "as asked"), rows),
             Table("basis-table", "Assumed, chosen, and from where", ("kind", "what"), tuple(basis)),
         ),
     )

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,7 +25,9 @@ def read(name: str) -> str:
 def as_html(heading: Heading, recommendation: Recommendation, sections: Sequence[Section]) -> str:
     """The page; names and strings are escaped, and its security policy lets it load nothing and run only our script."""
     script = read("page.js")
-    environment = Environment(loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, finalize=_with_its_number
+    )
     return environment.get_template("page.html.j2").render(
         **vars(heading),
         version=version("flopcast"),
@@ -39,3 +42,8 @@ def as_html(heading: Heading, recommendation: Recommendation, sections: Sequence
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _with_its_number(value: object) -> object:
+    """Keeps a per cent sign on its number's line."""
+    return re.sub(r"(?<=[0-9]) %", "\N{NO-BREAK SPACE}%", value) if type(value) is str else value

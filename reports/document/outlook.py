@@ -47,7 +47,7 @@ def scaling(study: Study) -> Section:
         for row in shown
     )
     asked = tuple(index for index, row in enumerate(shown) if row.num_gpus == study.num_gpus)
-    headings = ("GPUs", "fastest", "step, s", "MFU %", "M tokens per step", "days", "GPU-hours", "")
+    headings = ("GPUs", "fastest", "step, s", "MFU %", "M tokens per step", "days", "GPU-hours", "remark")
     names = list(study.strategies[study.strategies["fits"]]["strategy"]) or list(dict.fromkeys(fastest["strategy"]))
     return Section(
         "scaling",
@@ -181,4 +181,4 @@ def _checkpoints(run: RunCost) -> Table:
         (text("between checkpoints (Daly), minutes"), number(run.interval_s / 60)),
         (text("restarting, reading it included, s"), number(run.restart_s)),
     )
-    return Table("checkpoint-table", "Failures and checkpoints", ("", "value"), rows)
+    return Table("checkpoint-table", "Failures and checkpoints", ("figure", "value"), rows)
