@@ -77,7 +77,10 @@ class _Reader:
             self.concluded = True
         elif words and words[0].isdecimal() and self.heading:
             if self.collective is None:
-                raise InputError(f"{where}: the log does not say which collective this is; name it, such as all_reduce")
+                raise InputError(
+                    f"{where}: the log does not say which collective this is (nccl-tests does from 2.18 on); name it, "
+                    "as in --collective all_reduce"
+                )
             self.rows += _row(words, self.heading, self.collective, self.unit_s, where)
             self.concluded = self.listing = False
 
