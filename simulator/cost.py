@@ -20,8 +20,8 @@ from flopcast.simulator.operation import (
 from flopcast.simulator.plan import CHOICES
 
 HEAD_DIM_OF_TABLE = 128
-# The most nodes but in one series that the cost of collectives was fitted to.
-MEASURED_NODES = 4
+# The most nodes but in one series that the cost of collectives was fitted to, and the most that are known to slow it.
+MEASURED_NODES, CONGESTED_NODES = 4, 128
 # Unfused attention multiplies by heads of this many features or a multiple on the tensor cores: rows of 16-bit numbers
 # must start on 16 bytes (cuBLAS, "Tensor Core Usage"). Others run where fp32 does, at this share of the 16-bit peak.
 ALIGNED_FEATURES = 8
@@ -117,7 +117,7 @@ def collective_seconds(work: Collective, hardware: Hardware, constants: Constant
         "pipeline": constants.pipeline_share,
     }.get(work.purpose, 1.0)
     alone = COLLECTIVES[work.collective].cost(work.tensor_bytes, work.group, hardware.fabric).time_s
-    doublings = np.log2(np.maximum(work.group.num_nodes / MEASURED_NODES, 1.0))
+    doublings = np.log2(np.clip(work.group.num_nodes, MEASURED_NODES, CONGESTED_NODES) / MEASURED_NODES)
     return np.asarray(alone * (1 + constants.network_congestion * doublings) / share, dtype=np.float64)
 
 
