@@ -25,6 +25,8 @@ from flopcast.trainer.checkpoint import Checkpoints
 from flopcast.trainer.engine import Engine, OptimizerSettings, build
 from flopcast.trainer.engine.weights import draw
 from flopcast.trainer.model import Decoder
+from flopcast.trainer.numerics import Numerics
+from flopcast.trainer.pretrained import export
 
 WORLD_SIZE, NODE = 8, 4
 STEPS, SEED, SEQ_LEN, MICRO_BATCHES = 10, 7, 16, 2
@@ -122,7 +124,7 @@ TURNS = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-
     Case("tiny-plamo", "ddp"),
 ]
 # Weights in shards of rows, of shards of rows and columns, of stages.
-RELOADED = [case for case in TURNS if case.strategy == "zero3-node" or case.tp * case.pp > 1]
+RELOADED = [case for case in TURNS if case.strategy in ("zero3", "zero3-node") or case.tp * case.pp > 1]
 
 
 def batch(step: int) -> torch.Tensor:
@@ -204,11 +206,13 @@ def evaluation(engine: Engine) -> float:
     return float(loss) / WORLD_SIZE
 
 
-def reloaded(case: Case) -> float:
-    """How far weights dealt out by ``load_weights`` are from what ``whole_weights`` collects of them."""
+def reloaded(case: Case, folder: Path) -> bool:
+    """Deal out weights and export them into ``folder``; whether they are collected as they were given."""
     engine, whole = built(case), draw(MODELS[case.model], SEED + 1)
     engine.load_weights(whole)
-    return max(float((tensor - whole[name]).abs().max()) for name, tensor in engine.whole_weights())
+    export(engine, MODELS[case.model], Numerics(), torch.float32, folder)
+    collected = dict(engine.whole_weights())
+    return collected.keys() == whole.keys() and all(torch.equal(whole[name], collected[name]) for name in whole)
 
 
 def z_loss(case: Case) -> dict[str, Any]:
@@ -276,7 +280,7 @@ def main() -> int:
         todo |= {name: (quantised, case, folder), f"{name} resumed": (quantised_resumed, case, folder)}
     todo |= {f"resumed {turn}": (resumed, turn, folder) for turn in range(len(TURNS))}
     todo |= {f"z-loss {pp}": (z_loss, Case("tiny-plamo", "zero1", pp=pp)) for pp in (1, 2)}
-    todo |= {f"reloaded {case.key}": (reloaded, case) for case in RELOADED}
+    todo |= {f"reloaded {case.key}": (reloaded, case, folder / f"reloaded-{n}") for n, case in enumerate(RELOADED)}
 
     gc.freeze()  # or the collector would write to what the ranks share, and copy it
     forking = multiprocessing.get_context("fork")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.huggingface import read_config
 from flopcast.simulator.model import Model
+from flopcast.simulator.textfile import read_text
 from flopcast.trainer.attention import permuted_heads, published_heads
 from flopcast.trainer.files import sync_folder, write_atomically
 from flopcast.trainer.model import parameter_tensors
@@ -43,17 +45,24 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.model = read_config(self.folder)
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        config = _config(self.folder)
         self.kind = str(config["model_type"])
-        if self.kind not in READABLE:
-            known = ", ".join(READABLE)
-            raise InputError(f"{self.folder}: weights of type '{self.kind}' cannot be read; those of {known} can")
         self.numerics = _numerics(config, self.folder)
         self._files = _files(self.folder)
-        missing = [n for n in parameter_tensors(self.model) if published_name(n, self.kind) not in self._files]
+        names = [published_name(name, self.kind) for name in self]
+        missing = [name for name in names if name not in self._files]
         if missing:
-            first = published_name(missing[0], self.kind)
-            raise InputError(f"{self.folder}: lacks {first} and {len(missing) - 1} more; fetch the whole checkpoint")
+            raise InputError(
+                f"{self.folder}: lacks {missing[0]} and {len(missing) - 1} more; fetch the whole checkpoint"
+            )
+        # A tied head is the embedding, and old checkpoints hold the frequencies of RoPE: neither is a parameter.
+        unknown = sorted(self._files.keys() - names - {_ROOT["head"] + ".weight"})
+        unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
+        if unknown:
+            raise InputError(
+                f"{self.folder}: holds {unknown[0]} and {len(unknown) - 1} more that a {self.kind} of its config.json "
+                "does not have; give the config.json of these weights"
+            )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         shape = parameter_tensors(self.model)[name].shape
@@ -85,21 +94,49 @@ def save(
 ) -> None:
     """Write whole tensors by parameter name as a Hugging Face folder of type llama or plamo.
 
-    Files appear under their names when they are whole, config.json last: a folder without one is not a checkpoint.
-    Raises InputError for a model that neither type describes.
+    The folder appears under its name when all of it is on the disk. Raises InputError for a model that neither type
+    describes, a folder that holds something already, and one that cannot be written.
     """
     config = config_of(model, numerics, dtype)
+    folder = Path(folder).resolve()
+    check_empty(folder)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(model, config, weights, temporary, dtype, file_bytes)
+        temporary.replace(folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be written ({error}); make room or name another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_empty(folder: Path) -> None:
+    """Raise InputError where something is in the way of a folder to be written."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: exists already and is not overwritten; remove it or name another folder")
+
+
+def _write(
+    model: Model,
+    config: Mapping[str, Any],
+    weights: Iterable[tuple[str, torch.Tensor]],
+    folder: Path,
+    dtype: torch.dtype,
+    file_bytes: int,
+) -> None:
     kind = str(config["model_type"])
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
     parts: list[tuple[Path, list[str]]] = []
     pending: dict[str, torch.Tensor] = {}
     size = total = 0
 
     def flush() -> None:
-        path = folder / f".{len(parts)}.{os.getpid()}.partial"
+        path = folder / f"{len(parts)}.partial"
         save_file(pending, path, metadata={"format": "pt"})
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
         parts.append((path, list(pending)))
         pending.clear()
 
@@ -119,7 +156,6 @@ def save(
     if len(parts) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_atomically(folder / INDEX, json.dumps(index, indent=2).encode())
-    sync_folder(folder)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -194,6 +230,21 @@ def _reordered(name: str, tensor: torch.Tensor, model: Model, back: bool) -> tor
     if back:
         order = [order.index(head) for head in range(len(order))]
     return permuted_heads(tensor, order, block.attention.head_dim, 1 if name.endswith(".o.weight") else 0)
+
+
+def read_numerics(path: Path) -> Numerics:
+    """The constants in a ``config.json``, or in that of a folder. Raises InputError where it does not say them."""
+    return _numerics(_config(path), path)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A config.json that :func:`read_config` reads, as it is. Raises InputError for a type not in ``READABLE``."""
+    file = path / "config.json" if path.is_dir() else path
+    config: dict[str, Any] = json.loads(read_text(file, "a Hugging Face config.json"))
+    if config["model_type"] not in READABLE:
+        known = ", ".join(READABLE)
+        raise InputError(f"{path}: weights of type '{config['model_type']}' cannot be read; those of {known} can")
+    return config
 
 
 def _numerics(config: Mapping[str, Any], folder: Path) -> Numerics:

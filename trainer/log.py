@@ -25,6 +25,7 @@ LINE_EVERY_S = 60.0
 SAID = {
     "start": "trains from step {step} of {num_steps}, records in {file}",
     "stopped": "stopped after step {step} as asked; the same command goes on from there",
+    "exported": "wrote the weights to {folder}",
     "done": "done after step {step}",
 }
 
@@ -55,7 +56,7 @@ class Log(AbstractContextManager["Log"]):
         """Something that is not a step: a start, a checkpoint, a validation loss, a stop."""
         self._write({"event": event, "time": round(time.time(), 3), **fields})
         if event in SAID:
-            self._say(SAID[event].format(step=fields["step"], num_steps=self._num_steps, file=self._path))
+            self._say(SAID[event].format(num_steps=self._num_steps, file=self._path, **fields))
         if self._events is not None and event == "validation":
             self._events.add_scalar("validation loss", fields["loss"], fields["step"])
 

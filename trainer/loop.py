@@ -22,8 +22,11 @@ from flopcast.trainer.checkpoint import Checkpoints
 from flopcast.trainer.data.batches import Dataset, MicroBatch
 from flopcast.trainer.data.preparation import prepare
 from flopcast.trainer.engine import Engine, OptimizerSettings, build
+from flopcast.trainer.huggingface import Checkpoint as Weights
 from flopcast.trainer.log import Log
 from flopcast.trainer.measurement import Meter, profiled
+from flopcast.trainer.numerics import Numerics
+from flopcast.trainer.pretrained import check_export, export, make_numerics
 from flopcast.trainer.processes import TrainingStoppedError, gpus_per_node, is_lost_rank, process_group
 from flopcast.trainer.schedule import learning_rate
 from flopcast.trainer.settings import Settings
@@ -62,9 +65,11 @@ class Run:
         self.settings, self.device = settings, device
         self.output = Path(settings.output)
         self.gpus_per_node = settings.plan.gpus_per_node or gpus_per_node()
-        on_first_rank(lambda: prepare(settings.data))
         self.model = everywhere(lambda: make_model(settings.model))
+        self.numerics = everywhere(lambda: make_numerics(settings.model, self.model))
+        on_first_rank(self._check_export)
         self.plan = everywhere(lambda: make_plan(settings.plan, dist.get_world_size(), self.gpus_per_node))
+        on_first_rank(lambda: prepare(settings.data))
         self.data = everywhere(self._data)
         self.engine = everywhere(self._engine)
         self.meter = everywhere(
@@ -104,11 +109,26 @@ class Run:
                 max_grad_norm=table.max_gradient_norm,
             ),
             z_loss=table.z_loss,
+            numerics=self.numerics,
         )
+
+    def _check_export(self) -> None:
+        table, dtype = self.settings.checkpoint, DTYPES[self.settings.plan.dtype]
+        if table.export is not None:
+            check_export(self.model, self.numerics, dtype, Path(table.export))
+
+    def _export(self, log: Log | None) -> None:
+        table, dtype = self.settings.checkpoint, DTYPES[self.settings.plan.dtype]
+        if table.export is not None:
+            export(self.engine, self.model, self.numerics, dtype, Path(table.export))
+            self._event(log, "exported", folder=table.export)
 
     def _resume(self) -> int:
         steps = self.checkpoints.steps()
         if not steps:
+            weights = self.settings.model.weights
+            if weights is not None:
+                everywhere(lambda: self.engine.load_weights(Weights(weights)))
             return 0
         state = self.engine.state()
         manifest = self.checkpoints.load(steps[-1], state, self._must_agree())
@@ -118,7 +138,7 @@ class Run:
 
     def _must_agree(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it have in common."""
-        return {"model": _shape(self.model), "tokenizer": self.data.identity}
+        return {"model": _described(self.model, self.numerics), "tokenizer": self.data.identity}
 
     def train(self) -> int:
         """Every step that is left."""
@@ -126,7 +146,8 @@ class Run:
         with self._log() as log, _stop_signal() as stop:
             plan = dataclasses.asdict(self.plan)
             table = settings.model.model_dump()
-            self._event(log, "start", model=table, ranks=dist.get_world_size(), plan=plan, **self.meter.machine)
+            start = {"model": table, "numerics": dataclasses.asdict(self.numerics), "plan": plan}
+            self._event(log, "start", **start, ranks=dist.get_world_size(), **self.meter.machine)
             stopped = False
             while self.step < settings.optimizer.num_steps and not stopped:
                 stopped = self._optimizer_step(log, stop)
@@ -136,6 +157,8 @@ class Run:
                 if settings.evaluation.every and (is_last or _is_due(self.step, settings.evaluation.every)):
                     self._event(log, "validation", loss=self._evaluate())
             self._finish_checkpoint(log)
+            if not stopped:
+                self._export(log)
             self._event(log, "stopped" if stopped else "done")
         return self.step
 
@@ -237,11 +260,17 @@ def _names(batch: list[MicroBatch]) -> str:
     return " ".join(sample for micro in batch for sample in micro.samples)
 
 
-def _shape(model: Model) -> str:
-    """What makes two models the same to a checkpoint, in words: sizes, and a digest of every parameter's shape."""
+def _described(model: Model, numerics: Numerics) -> str:
+    """What makes two models the same to a checkpoint, in words.
+
+    Sizes, a digest of every parameter's shape, and the constants where they are not the usual ones.
+    """
     tensors = [*model.root_tensors(), *(t for block in model.layers for t in block.tensors(model.hidden))]
     digest = hashlib.sha256(repr([(t.name, t.shape) for t in tensors]).encode()).hexdigest()[:8]
-    return f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
+    shape = f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
+    own = dataclasses.replace(numerics, activation=numerics.activation_of(gated=True))
+    usual = Numerics(activation="silu")
+    return shape if own == usual else f"{shape}, {own}"
 
 
 def _is_due(step: int, every: int) -> bool:

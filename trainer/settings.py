@@ -22,10 +22,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 class ModelTable(Table):
     """``[model]``: ``name`` is a catalogue name, or the path of a config.json or of a model's TOML file.
 
-    ``qk_norm`` overrides whether queries and keys are normalised per head; left out, it is the model's own.
+    ``weights``: a Hugging Face folder, of that model, whose weights a fresh run starts from; left out, they are drawn
+    from the seed. ``qk_norm`` overrides whether queries and keys are normalised per head; left out, it is the model's
+    own.
     """
 
     name: Text = Field(examples=['"plamo-13b"'])
+    weights: Text | None = None
     qk_norm: bool | None = None
 
 
@@ -97,10 +100,14 @@ class DataTable(Table):
 
 
 class CheckpointTable(Table):
-    """``[checkpoint]``: one every ``every`` steps (0: only at the end and on SIGTERM); the last ``keep`` stay."""
+    """``[checkpoint]``: one every ``every`` steps (0: only at the end and on SIGTERM); the last ``keep`` stay.
+
+    ``export``: a folder that receives the weights as a Hugging Face checkpoint once the last step is done.
+    """
 
     every: CountOrNone = 0
     keep: Count = 2
+    export: Text | None = None
 
 
 class EvaluationTable(Table):
@@ -155,6 +162,8 @@ def settings(data: dict[str, Any], origin: str) -> Settings:
             raise InputError(f"{origin}: data.sources '{source.name}' needs a path or a package, and not both")
         if names.count(source.name) > 1:
             raise InputError(f"{origin}: two data.sources are named '{source.name}'; give each a name of its own")
+    if checked.model.weights and not checked.data.tokenizer:
+        raise InputError(f"{origin}: model.weights needs data.tokenizer; name the tokenizer they were trained with")
     if checked.evaluation.every and not checked.data.validation_sequences:
         raise InputError(f"{origin}: evaluation.every needs data.validation_sequences; set it, such as 64")
     return checked

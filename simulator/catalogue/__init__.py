@@ -97,6 +97,12 @@ def load_model(name_or_path: str | Path) -> Model:
     return read_config(path)
 
 
+def model_file(name_or_path: str | Path) -> Path | None:
+    """The file or folder that :func:`load_model` reads for that name; None where it is of the catalogue."""
+    name, entry = _find("models", name_or_path)
+    return None if entry is not None else _path("model", name, model_names(), "a Hugging Face config.json")
+
+
 def _find(folder: Folder, name_or_path: str | Path) -> tuple[str, Traversable | None]:
     """The name as given, and the catalogue's file of that name where there is one."""
     name = str(name_or_path)

@@ -9,14 +9,23 @@ from typing import Any
 
 import engine_ranks
 import pytest
+import torch
+
+from flopcast.trainer.engine.weights import draw
+from flopcast.trainer.huggingface import save
+from flopcast.trainer.numerics import Numerics
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
 WORKER = Path(engine_ranks.__file__)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
     search = os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": search}
     command = [sys.executable, "-P", "-W", "error::FutureWarning", str(WORKER)]
@@ -65,7 +74,18 @@ def test_a_quantised_run_goes_on_to_the_last_bit(results: dict[str, Any], strate
 
 @pytest.mark.parametrize("case", engine_ranks.RELOADED, ids=str)
 def test_whole_weights_are_dealt_out_and_collected_again(results: dict[str, Any], case: engine_ranks.Case) -> None:
-    assert results[f"reloaded {case.key}"] == 0
+    assert results[f"reloaded {case.key}"]
+
+
+def test_every_strategy_exports_the_bytes_that_one_process_writes(
+    results: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    model = engine_ranks.MODELS["tiny-plamo"]
+    save(model, Numerics(), draw(model, engine_ranks.SEED + 1).items(), tmp_path / "alone", torch.float32)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
+    assert expected.keys() == {"config.json", "model.safetensors"}
+    for number, _ in enumerate(engine_ranks.RELOADED):
+        assert {path.name: path.read_bytes() for path in (folder / f"reloaded-{number}").iterdir()} == expected
 
 
 @pytest.mark.parametrize("stages", [1, 2])

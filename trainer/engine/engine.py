@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -19,10 +20,10 @@ from flopcast.errors import InputError
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.attention import Documents
 from flopcast.trainer.engine import gradients, weights
-from flopcast.trainer.engine.mesh import TENSOR, Ranks
+from flopcast.trainer.engine.mesh import PIPELINE, TENSOR, Ranks
 from flopcast.trainer.engine.settings import OptimizerSettings
 from flopcast.trainer.engine.split import unfinished_gradients
-from flopcast.trainer.model import Decoder
+from flopcast.trainer.model import Decoder, parameter_tensors
 from flopcast.trainer.transfer import to_device
 
 
@@ -162,12 +163,30 @@ class Engine:
         weights.load(self.module, self._model, self.ranks, whole)
 
     def whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter of this rank's stage, whole, one at a time; every rank of the job takes part."""
+        """Every parameter of the model, whole, one at a time and on every rank; every rank of the job takes part."""
         self._passes.release()
-        for name, parameter in self.module.named_parameters():
-            shard = parameter.detach()
-            assert isinstance(shard, DTensor)
-            yield name, shard.full_tensor()
+        own = dict(self.module.named_parameters())
+        tensors = parameter_tensors(self._model)
+        for name, stage in zip(tensors, self._stages_of(list(tensors)), strict=True):
+            if name in own:
+                shard = own[name].detach()
+                assert isinstance(shard, DTensor)
+                whole = shard.full_tensor()
+            else:
+                whole = torch.empty(tensors[name].shape, device=self._device)
+            if self.plan.pp > 1:
+                dist.broadcast(whole, group=self.ranks.group(PIPELINE), group_src=stage)
+            yield name, whole
+
+    def _stages_of(self, names: list[str]) -> list[int]:
+        """The pipeline stage that holds each parameter."""
+        if self.plan.pp == 1:
+            return [0] * len(names)
+        own = {name for name, _ in self.module.named_parameters()}
+        stage = self.ranks.place(PIPELINE)
+        held = torch.tensor([stage if name in own else self.plan.pp for name in names], device=self._device)
+        dist.all_reduce(held, dist.ReduceOp.MIN, group=self.ranks.group(PIPELINE))
+        return [int(number) for number in held.tolist()]
 
     def _inputs(
         self, tokens: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None
