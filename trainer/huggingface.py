@@ -115,7 +115,11 @@ def save(
 
 def check_empty(folder: Path) -> None:
     """Raise InputError where something is in the way of a folder to be written."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    try:
+        is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}); name another folder") from None
+    if not is_free:
         raise InputError(f"{folder}: exists already and is not overwritten; remove it or name another folder")
 
 
