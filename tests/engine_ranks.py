@@ -116,15 +116,13 @@ def cases() -> list[Case]:
     return chosen
 
 
-# One step each, from the checkpoint of the one before.
+# One step each, from the checkpoint of the one before; and weights dealt out and exported under each.
 TURNS = [Case("tiny-plamo", name) for name in ("zero3", "hsdp", "zero1", "zero3-node", "zero2")] + [
     Case("tiny-plamo", "tp2", sequence_parallel=True),
     Case("tiny-plamo", "zero3", tp=2),
     Case("tiny-plamo", "zero1", pp=2),
     Case("tiny-plamo", "ddp"),
 ]
-# Weights in shards of rows, of shards of rows and columns, of stages.
-RELOADED = [case for case in TURNS if case.strategy in ("zero3", "zero3-node") or case.tp * case.pp > 1]
 
 
 def batch(step: int) -> torch.Tensor:
@@ -280,7 +278,7 @@ def main() -> int:
         todo |= {name: (quantised, case, folder), f"{name} resumed": (quantised_resumed, case, folder)}
     todo |= {f"resumed {turn}": (resumed, turn, folder) for turn in range(len(TURNS))}
     todo |= {f"z-loss {pp}": (z_loss, Case("tiny-plamo", "zero1", pp=pp)) for pp in (1, 2)}
-    todo |= {f"reloaded {case.key}": (reloaded, case, folder / f"reloaded-{n}") for n, case in enumerate(RELOADED)}
+    todo |= {f"reloaded {case.key}": (reloaded, case, folder / f"reloaded-{n}") for n, case in enumerate(TURNS)}
 
     gc.freeze()  # or the collector would write to what the ranks share, and copy it
     forking = multiprocessing.get_context("fork")

@@ -72,7 +72,7 @@ def test_a_quantised_run_goes_on_to_the_last_bit(results: dict[str, Any], strate
     assert results[f"{strategy} resumed"] == results[strategy]["losses"][2:]
 
 
-@pytest.mark.parametrize("case", engine_ranks.RELOADED, ids=str)
+@pytest.mark.parametrize("case", engine_ranks.TURNS, ids=str)
 def test_whole_weights_are_dealt_out_and_collected_again(results: dict[str, Any], case: engine_ranks.Case) -> None:
     assert results[f"reloaded {case.key}"]
 
@@ -84,7 +84,7 @@ def test_every_strategy_exports_the_bytes_that_one_process_writes(
     save(model, Numerics(), draw(model, engine_ranks.SEED + 1).items(), tmp_path / "alone", torch.float32)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
     assert expected.keys() == {"config.json", "model.safetensors"}
-    for number, _ in enumerate(engine_ranks.RELOADED):
+    for number, _ in enumerate(engine_ranks.TURNS):
         assert {path.name: path.read_bytes() for path in (folder / f"reloaded-{number}").iterdir()} == expected
 
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from flopcast.errors import InputError
 from flopcast.simulator.plan import Plan
@@ -171,7 +171,10 @@ class Engine:
             if name in own:
                 shard = own[name].detach()
                 assert isinstance(shard, DTensor)
-                whole = shard.full_tensor()
+                # Dimension by dimension, as one redistribution of several makes PyTorch warn on every rank.
+                for done in range(1, shard.device_mesh.ndim + 1):
+                    shard = shard.redistribute(placements=[Replicate()] * done + list(shard.placements[done:]))
+                whole = shard.to_local()
             else:
                 whole = torch.empty(tensors[name].shape, device=self._device)
             if self.plan.pp > 1:
