@@ -124,7 +124,7 @@ def test_a_sliced_update_copies_every_tensor_of_every_rank_twice() -> None:
 
 
 def test_collectives_take_longer_on_more_nodes_than_four() -> None:
-    """Beyond what the same collective costs by itself, by the constant for every doubling up to 128: 1.077 on 8, 1.385 on 128."""
+    """Than the same collective alone, by the constant for every doubling up to 128: 1.077 on 8, 1.385 on 128."""
     for nodes, longer in ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.077), (128, 1.385), (512, 1.385)):
         group = Group(8 * nodes, 8)
         work = Collective("all_gather", array(1e9), group, "world", "gather")
