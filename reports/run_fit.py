@@ -22,9 +22,10 @@ def made_to_fit(model: Model, cluster: Cluster, plan: Plan, blank: set[str]) -> 
     A plan that may fit, and one that nothing makes fit, stays as it is.
     """
     # Of most runs nothing is left open that would save memory; to forecast theirs takes longer than to read them.
-    if not _may_need_less(plan, blank) or _share_of_memory(model, cluster, plan) <= BEYOND_DOUBT:
+    changes = list(_changes(plan, blank))
+    if not changes or _share_of_memory(model, cluster, plan) <= BEYOND_DOUBT:
         return plan, []
-    for changed, said in _changes(plan, blank):
+    for changed, said in changes:
         if _share_of_memory(model, cluster, changed) <= BEYOND_DOUBT:
             return changed, [f"{words}: else it would not fit" for words in said]
     return plan, []
@@ -32,16 +33,6 @@ def made_to_fit(model: Model, cluster: Cluster, plan: Plan, blank: set[str]) -> 
 
 def _share_of_memory(model: Model, cluster: Cluster, plan: Plan) -> float:
     return float(memory_of([Case(model, cluster, plan)]).total[0]) / cluster.gpu.memory_bytes
-
-
-def _may_need_less(plan: Plan, blank: set[str]) -> bool:
-    """Whether :func:`_changes` has any."""
-    return (
-        ("sharding" in blank and plan.parameter_shard == 1 < plan.shard_ranks)
-        or ("sequence_parallel" in blank and plan.tp > 1 and not plan.sequence_parallel)
-        or ("micro_batch" in blank and plan.micro_batch % 2 == 0)
-        or ("recompute" in blank and plan.recompute == "none")
-    )
 
 
 def _changes(plan: Plan, blank: set[str]) -> Iterator[tuple[Plan, list[str]]]:
