@@ -10,6 +10,16 @@ from flopcast.simulator.plan import Plan, placement
 A100 = Gpu("a100-80gb", "ampere", 312e12, 80 * 2**30, 2.039e12, 400.0)
 H100 = Gpu("h100-80gb", "hopper", 989e12, 80 * 2**30, 3.35e12, 700.0, fp8_flop_per_s=1979e12)
 
+# Of a profile's measurements: shapes that take a CPU no time, and as few samples as there can be.
+PROFILE_SHAPES: dict[str, Any] = {
+    "gemms": ((32, 64, 48),),
+    "attentions": ((1, 32, 2, 1, 16),),
+    "copies": (2**14,),
+    "parameters": (2**10,),
+    "pieces": ((16, 128),),
+    "samples": 2,
+}
+
 
 def small_model(
     hidden: int = 1024,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import PROFILE_SHAPES
 
 from flopcast.errors import InputError
 from flopcast.kernels import timing
@@ -17,15 +18,7 @@ from flopcast.simulator.profile import KINDS, read_profile
 from flopcast.trainer import profile as profiling
 from flopcast.trainer.profiling import measures, pieces
 
-SMALL = replace(
-    measures.SIZES["cpu", True],
-    gemms=((32, 64, 48),),
-    attentions=((1, 32, 2, 1, 16),),
-    copies=(2**14,),
-    parameters=(2**10,),
-    pieces=((16, 128),),
-    samples=2,
-)
+SMALL = replace(measures.SIZES["cpu", True], **PROFILE_SHAPES)
 
 
 @pytest.fixture(autouse=True)
