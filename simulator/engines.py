@@ -33,7 +33,7 @@ class Habits:
     ``accumulates_in_products``: the product that makes a weight's gradient adds it to the accumulator.
     ``waits_for_sends``: interleaved stages wait for what they send, too; ``sends_parts``: of a tensor-parallel group
     each rank sends its part, which is gathered on the other side. ``gathers_fp8``: matrices that
-    are multiplied in 8 bits are gathered so.
+    are multiplied in 8 bits are gathered and held so.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
@@ -88,7 +88,8 @@ ENGINES: dict[Engine, Habits] = {
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024). Its fp8 recipes set
-    # enable_fsdp_float8_all_gather (train_configs/llama3_405b.toml, docs/float8.md, August 2024).
+    # enable_fsdp_float8_all_gather (train_configs/llama3_405b.toml, docs/float8.md, August 2024), and what was gathered
+    # stays in 8 bits (torchao/float8/fsdp_utils.py).
     "torchtitan": Habits(
         logit_bytes=14,
         parallel_logit_bytes=18,

@@ -132,7 +132,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     def copies(released: Array) -> Array:
         """Working copies that outlive a layer's use, ``released`` elements having been given up."""
         left = np.where(static, whole, np.maximum(whole - released, 0.0))
-        return np.select([replicated, in_node], [2.0 * left, kept_bytes * left / whole], shards)
+        return np.asarray(np.where(replicated | in_node, kept_bytes * left / whole, shards))
 
     def moment(**parts: Array) -> dict[str, Array]:
         names = ("parameters", "gradients", "activations", "workspace", "gathered", "quantised", "logits")

@@ -91,7 +91,7 @@ class Unit:
     def gathered_in_8_bits(self, plans: Plans) -> NDArray[np.bool_]:
         """Whether the matrices of this unit, all but a per mille of it, are cast to 8 bits before they are gathered."""
         products = plans.has(precision="fp8") & (self.section == "layer")
-        return np.asarray(products & has_habit("gathers_fp8", plans.engine))
+        return np.asarray(products & (plans.optimizer_shard > 1) & has_habit("gathers_fp8", plans.engine))
 
     def gather_bytes(self, plans: Plans, shard: IntArray) -> IntArray:
         """Bytes of the gathered tensor: 2 per padded element, 1 where an engine casts before, or NF4 payloads.

@@ -255,3 +255,14 @@ def test_torchtitan_gathers_the_matrices_of_8_bit_products_in_8_bits() -> None:
     root = MODEL.num_parameters - MODEL.num_layers * layer_elements
     assert found["torchtitan", "bf16"] == found["fsdp2", "fp8"] == pytest.approx((2 * layer_elements, 2 * root))
     assert found["torchtitan", "fp8"] == pytest.approx((layer_elements, 2 * root))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "bytes_of_layers"), [("zero2", "bf16", 2), ("zero2", "fp8", 1), ("ddp", "fp8", 2)]
+)
+def test_what_was_gathered_in_8_bits_is_held_in_8_bits(strategy: str, precision: str, bytes_of_layers: int) -> None:
+    """ZeRO-2 keeps what it gathered once a step; under DDP nothing is gathered, and nothing was cast."""
+    layers = MODEL.num_layers * sum(tensor.num_parameters for tensor in MODEL.layers[0].tensors(D))
+    of = plan(strategy, 16, engine="torchtitan", precision=precision, grad_accum=2)
+    parameters = forecast(MODEL, cluster(H100), of).memory.parts["parameters"]
+    assert parameters == pytest.approx(bytes_of_layers * layers + 2 * (MODEL.num_parameters - layers))
