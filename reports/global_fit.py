@@ -22,7 +22,7 @@ ROBUST_SCALE = 0.06
 # One standard deviation of the prior on a constant, as a share of its range: what no run constrains stays put.
 PRIOR_WIDTH = 0.15
 # No step time depends on them: they are fitted to the runs that state memory, by themselves.
-MEMORY_CONSTANTS = ("reserved_bytes", "allocator_slack")
+MEMORY_CONSTANTS = ("nccl_bytes", "allocator_slack")
 # The share of runs that a band is to hold.
 COVERAGE = 0.8
 

@@ -12,7 +12,9 @@ import numpy as np
 from flopcast.reports.runs import Run
 from flopcast.simulator.batch import Case, by_model, memory_of
 from flopcast.simulator.constants import Constants, default_constants
+from flopcast.simulator.memory import outside_bytes
 from flopcast.simulator.operation import Array
+from flopcast.simulator.placement import IntArray
 
 FILE = Path(__file__).parent / "measurements" / "memory_counters.toml"
 Counter = Literal["allocated", "reserved", "card", "unsaid"]
@@ -64,6 +66,11 @@ class MemoryRows:
         return np.array([run.source for run in self.runs])
 
     @property
+    def num_gpus(self) -> IntArray:
+        """The GPUs of each run."""
+        return np.array([run.plan.num_gpus for run in self.runs if run.plan])
+
+    @property
     def counters(self) -> np.ndarray:
         """The counter of each run."""
         return np.array([counters().get(run.source, "unsaid") for run in self.runs])
@@ -76,7 +83,7 @@ class MemoryRows:
         return np.select(
             [by_counter == "allocated", by_counter == "reserved"],
             [self.allocated_bytes, reserved],
-            reserved + constants.reserved_bytes,
+            reserved + outside_bytes(self.num_gpus, constants),
         )
 
     def log_errors(self, constants: Constants) -> Array:

@@ -40,7 +40,8 @@ class Constants:
     pipeline_share: float
     network_congestion: float
     step_overhead_s: float
-    reserved_bytes: float
+    context_bytes: float
+    nccl_bytes: float
     allocator_slack: float
 
     def with_values(self, **values: float) -> "Constants":

@@ -14,6 +14,7 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
+from flopcast.simulator.placement import IntArray
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.sharding import Unit, units
 
@@ -27,13 +28,13 @@ class Memory:
     gathered ahead of use and their whole gradients before reduction. ``quantised``: NF4 payloads in flight.
     ``workspace``: one layer's activations while it is computed again. ``slack``: CUDA context, NCCL buffers and what
     the caching allocator cannot use. ``in_one_piece``: tensors of the update so large that they find no room in what
-    the pass before it has freed; the allocator holds them besides.
+    the pass before it has freed; the allocator holds them besides. ``outside``: what is held beside the allocator.
     """
 
     optimizer: Array
     moments: tuple[dict[str, Array], ...]
     in_one_piece: Array
-    reserved_bytes: float
+    outside: Array
     allocator_slack: float
 
     @cached_property
@@ -49,7 +50,7 @@ class Memory:
     @cached_property
     def total(self) -> Array:
         """Peak bytes per GPU, as nvidia-smi counts them: CUDA's context and NCCL's buffers included."""
-        return self.reserved_bytes + self.reserved
+        return self.outside + self.reserved
 
     @cached_property
     def parts(self) -> dict[str, Array]:
@@ -60,7 +61,7 @@ class Memory:
             name: np.select([total == peak for total in totals], [moment[name] for moment in self.moments])
             for name in self.moments[0]
         }
-        slack = self.reserved_bytes + self.in_one_piece + self.allocator_slack * (self.optimizer + peak)
+        slack = self.outside + self.in_one_piece + self.allocator_slack * (self.optimizer + peak)
         return {**held, "optimizer": self.optimizer, "slack": slack}
 
     @cached_property
@@ -83,9 +84,13 @@ def memory(
     held = activations(model, operations, plans, stage)
     moments = _moments(model, plans, parts, held)
     in_one_piece = update + habit("bucket_bytes", plans.engine)
-    return Memory(
-        plans.state_bytes * sharded, tuple(moments), in_one_piece, constants.reserved_bytes, constants.allocator_slack
-    )
+    outside = outside_bytes(plans.num_gpus, constants)
+    return Memory(plans.state_bytes * sharded, tuple(moments), in_one_piece, outside, constants.allocator_slack)
+
+
+def outside_bytes(num_gpus: IntArray, constants: Constants) -> Array:
+    """What a GPU holds beside PyTorch's allocator: CUDA's context and, among several GPUs, NCCL's buffers."""
+    return constants.context_bytes + np.where(num_gpus > 1, constants.nccl_bytes, 0.0)
 
 
 def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activations) -> list[dict[str, Array]]:

@@ -64,7 +64,7 @@ def draw(result: SearchResult) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="GB per GPU", ylabel="seconds per step")
         axes.set_ylim(0.85 * float(step_s[0]), SLOWEST * float(step_s[0]))
         shown = memory_gb[step_s <= SLOWEST * step_s[0]]
-        axes.set_xlim(0.5 * float(shown.min()), 1.3 * result.cluster.gpu.memory_bytes / 1e9)
+        axes.set_xlim(0.35 * float(shown.min()), 1.3 * result.cluster.gpu.memory_bytes / 1e9)
         axes.set_title(
             f"{result.model.name} on {found.num_gpus:,} x {result.cluster.gpu.name}: {found.num_plans:,} plans"
         )

@@ -51,7 +51,7 @@ def test_every_source_says_its_counter(result: MemoryAccuracy) -> None:
 
 
 def test_counters_differ_by_slack_and_by_what_the_card_holds(stated: MemoryRows) -> None:
-    constants = default_constants().with_values(reserved_bytes=3e9, allocator_slack=0.25)
+    constants = default_constants().with_values(context_bytes=0.5e9, nccl_bytes=2.5e9, allocator_slack=0.25)
     ratio = stated.predicted_bytes(constants) - stated.pieces_bytes * (stated.counters != "allocated")
     held = stated.allocated_bytes
     by = stated.counters
@@ -62,7 +62,7 @@ def test_counters_differ_by_slack_and_by_what_the_card_holds(stated: MemoryRows)
 
 
 def test_a_fit_finds_the_constants_that_made_the_peaks(runs: list[Run]) -> None:
-    made = default_constants().with_values(reserved_bytes=1.8e9, allocator_slack=0.08)
+    made = default_constants().with_values(nccl_bytes=1.8e9, allocator_slack=0.08)
     chosen = [run for run in runs if run.measured_memory_bytes and not run.skipped][::3]
     peaks = MemoryRows.of(chosen).predicted_bytes(made)
     before = [run.measured_memory_bytes for run in chosen]
@@ -74,8 +74,8 @@ def test_a_fit_finds_the_constants_that_made_the_peaks(runs: list[Run]) -> None:
         for run, size in zip(chosen, before, strict=True):
             run.measured_memory_bytes = size
     # The prior holds on to what it expects.
-    assert found.reserved_bytes == pytest.approx(1.8e9, rel=0.15)
-    assert found.reserved_bytes > 1.55e9
+    assert found.nccl_bytes == pytest.approx(1.8e9, rel=0.15)
+    assert found.nccl_bytes > 1.55e9
     assert found.allocator_slack == pytest.approx(0.08, abs=0.015)
     assert found.launch_s == default_constants().launch_s
 
