@@ -17,8 +17,8 @@ class Framework:
     in :class:`Plan`. ``sharding``: what a bare "megatron" means. ``recompute``, ``attention``: the software's defaults
     (None: the GPU's usual kernel). ``spills``: what does not fit goes to the host's memory.
     ``passes_by_stages``: a local batch is cut into as many micro-batches as the pipeline has stages.
-    ``compiles_fp8``: what runs in 8 bits is compiled. ``engine``: how it holds
-    its tensors; ``bf16_engine``: where that differs in bf16.
+    ``compiles_fp8``: what runs in 8 bits is compiled. ``one_stage_per_rank``: its pipelines are not interleaved, or
+    only where it is told so. ``engine``: how it holds its tensors; ``bf16_engine``: where that differs in bf16.
     """
 
     overlap: bool = True
@@ -35,6 +35,7 @@ class Framework:
     spills: bool = False
     passes_by_stages: bool = False
     compiles_fp8: bool = False
+    one_stage_per_rank: bool = False
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
 
@@ -74,6 +75,7 @@ _MEGATRON_DEEPSPEED = Framework(
     jit_fused=True,
     recompute="full",
     attention="unfused",
+    one_stage_per_rank=True,
     engine="deepspeed",
     bf16_engine="deepspeed-bf16",
 )
@@ -90,6 +92,9 @@ FRAMEWORKS: dict[str, Framework] = {
     "nemo": _MEGATRON_CORE,
     "megatron-bridge": _MEGATRON_CORE,
     "megatron-core": _MEGATRON_CORE,
+    # Built on Megatron-LM; overlaps data-parallel exchanges as FSDP does and tensor-parallel ones in chunks of the
+    # product, with flash attention 2, fused LayerNorm and GELU, and an interleaved schedule (arXiv:2402.15627, 3.2-3.3).
+    "megascale": replace(_MEGATRON_CORE, gradient_bits=None, attention="flash2", spills=False),
     # Megatron-LM's distributed optimizer; overlap is an option that examples of the time leave off.
     "megatron": Framework(overlap=False, overlap_update=False, bucket_bytes=2**31, jit_fused=True, engine="megatron"),
     # The same models with Liger-Kernel's fused norms, SwiGLU and loss: less memory, a step as long within 1.5 % (Stas
@@ -98,7 +103,12 @@ FRAMEWORKS: dict[str, Framework] = {
     # DeepSpeed reduces in the training precision, in buckets of 5e8 elements (reduce_bucket_size), and gathers what
     # its optimizer has updated before the next forward.
     "deepspeed": Framework(
-        overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False, engine="huggingface"
+        overlap_update=False,
+        bucket_bytes=10**9,
+        gradient_bits=16,
+        fused_kernels=False,
+        one_stage_per_rank=True,
+        engine="huggingface",
     ),
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
     "llm-foundry": Framework(fused_kernels=False, gradient_bits=32),
@@ -109,7 +119,12 @@ FRAMEWORKS: dict[str, Framework] = {
     # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one
     # (ProcessGroupNCCL's collectives on lists of tensors).
     "nanotron": Framework(
-        overlap_update=False, sliced_update=True, gradient_bits=32, attention="flash2", engine="nanotron"
+        overlap_update=False,
+        sliced_update=True,
+        gradient_bits=32,
+        attention="flash2",
+        one_stage_per_rank=True,
+        engine="nanotron",
     ),
     # Written in CUDA: activations and rotary positions are kernels of their own, attention is cuDNN's
     # (llmc/cudnn_att.cpp, src/kernels/cudnn_att.cpp), gradients are reduced in their own 16 bits (llmc/zero.cuh).
@@ -132,12 +147,18 @@ FRAMEWORKS: dict[str, Framework] = {
         attention="flash2",
         passes_by_stages=True,
         compiles_fp8=True,
+        one_stage_per_rank=True,
         engine="torchtitan",
     ),
 }
 
 
-def framework_of(name: str) -> Framework:
-    """The facts of the framework a run names, or the defaults of PyTorch's own engine."""
+def framework_of(name: str, tp: int = 1) -> Framework:
+    """The facts of the framework a run names, or the defaults of PyTorch's own engine.
+
+    An unknown one that splits its layers over tensor-parallel ranks is taken to hold activations as Megatron does,
+    whose way of splitting them it is (arXiv:2205.05198).
+    """
     lowered = name.lower()
-    return next((facts for key, facts in FRAMEWORKS.items() if key in lowered), Framework())
+    unknown = Framework(engine="megatron" if tp > 1 else "fsdp2")
+    return next((facts for key, facts in FRAMEWORKS.items() if key in lowered), unknown)

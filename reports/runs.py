@@ -30,6 +30,10 @@ RATES = (
 )
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
+# Of its computing a pipeline idles for (p - 1) / m. No published run of a framework that can interleave its stages lets
+# them idle for longer than this; NeMo's and Megatron-Bridge's recipes then give a chunk so many layers.
+LONGEST_IDLE = 0.4
+USUAL_LAYERS_PER_CHUNK = 2
 # The memory of the card that a chip's bare name is taken for; the smaller one computes as fast.
 USUAL_MEMORY = {"a100": "80gb", "v100": "32gb"}
 NEEDED = ("id", "source_key", "gpu", "n_gpus", "seq_len")
@@ -68,14 +72,15 @@ def express(cells: dict[Any, Any]) -> Run:
     row = Row({str(name): value for name, value in cells.items()})
     run = Run(str(cells["id"]), str(cells["source_key"]), str(cells["gpu"]), row.text("framework"), math.nan)
     try:
-        _fill(run, row, framework_of(run.framework))
+        _fill(run, row)
     except InputError as error:
         run.skipped = str(error)
     run.assumed = row.assumed
     return run
 
 
-def _fill(run: Run, row: Row, framework: Framework) -> None:
+def _fill(run: Run, row: Row) -> None:
+    framework = framework_of(run.framework, row.whole("tp", 1) if row.has("tp") else 1)
     model = model_of(row)
     cluster = _cluster(run, row)
     plan, share = _plan(row, framework, model, cluster)
@@ -134,15 +139,13 @@ def _gpu(run: Run, row: Row) -> str:
 def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tuple[Plan, float]:
     num_gpus, tp, cp = row.whole("n_gpus"), row.whole("tp", 1), row.whole("cp", 1)
     pp = row.whole("pp", 1)
-    usual = 2 if "interleav" in row.text("schedule") else 1
-    virtual = row.whole("vpp", usual) if pp > 1 else 1
-    if model.num_layers < pp * virtual <= model.num_layers + 2:
-        virtual = model.num_layers // pp
-        row.assumed.append(f"vpp {virtual}: embedding and head stand in chunks of their own")
     world = num_gpus // (tp * pp)
     dp = max(world // cp, 1)
     batch = _sequences(row, dp)
-    micro, accumulation = _passes(row, framework, batch, dp, pp, virtual)
+    micro, accumulation = _passes(row, framework, batch, dp, pp)
+    virtual = _chunks(row, framework, model.num_layers, pp, accumulation) if pp > 1 else 1
+    if virtual > 1:
+        accumulation = -(-accumulation // pp) * pp
     sharding = row.text("sharding", "ddp")
     if "megatron" in sharding and not zero_stage(sharding):
         sharding = framework.sharding
@@ -186,7 +189,7 @@ def _sequences(row: Row, dp: int) -> float:
     return row.number("global_batch_seqs", row.number("micro_batch", 1) * passes * dp)
 
 
-def _passes(row: Row, framework: Framework, batch: float, dp: int, pp: int, virtual: int) -> tuple[int, int]:
+def _passes(row: Row, framework: Framework, batch: float, dp: int, pp: int) -> tuple[int, int]:
     """Sequences per pass and passes per step."""
     passes = row.number("grad_accum", 0.0) if row.has("grad_accum") else 0.0
     # A pipeline is filled with the smallest micro-batches there are; alone, a GPU is given larger ones.
@@ -199,9 +202,20 @@ def _passes(row: Row, framework: Framework, batch: float, dp: int, pp: int, virt
         passes = pp if framework.passes_by_stages and micro % pp == 0 else micro
         row.assumed.append(f"a local batch of {micro} passes through the pipeline in {passes} micro-batches")
         micro, accumulation = micro // passes, passes
-    if virtual > 1:
-        accumulation = -(-accumulation // pp) * pp
     return micro, accumulation
+
+
+def _chunks(row: Row, framework: Framework, num_layers: int, pp: int, passes: int) -> int:
+    """Model chunks of a stage, as stated or as a pipeline must have had that would else idle for too long."""
+    usual = 2 if "interleav" in row.text("schedule") else 1
+    plain = framework.one_stage_per_rank or row.has("schedule") or row.has("vpp")
+    if not plain and pp - 1 > LONGEST_IDLE * passes:
+        usual = -(-num_layers // (pp * USUAL_LAYERS_PER_CHUNK))
+    virtual = row.whole("vpp", usual)
+    if num_layers < pp * virtual <= num_layers + 2:
+        virtual = num_layers // pp
+        row.assumed.append(f"vpp {virtual}: embedding and head stand in chunks of their own")
+    return virtual
 
 
 def _schedule(row: Row, pp: int, virtual: int) -> Any:

@@ -152,6 +152,25 @@ def test_an_interleaved_schedule_has_two_stages_a_rank_where_a_table_does_not_sa
     assert (plan.schedule, plan.virtual_pp) == ("interleaved", 2)
 
 
+def test_a_pipeline_that_would_idle_for_long_is_taken_to_be_interleaved() -> None:
+    cells = {"pp": 8, "n_gpus": 64, "micro_batch": 1, "sharding": "ddp"}
+    for framework, batch, chunks in (
+        ("NeMo 25.04", 64, 2),  # 7 / 8 of its computing; 32 layers, two in a chunk
+        ("own", 64, 2),
+        ("NeMo 25.04", 160, 1),  # 7 / 20
+        ("Megatron-DeepSpeed", 64, 1),
+        ("torchtitan", 64, 1),
+    ):
+        run = changed(**cells, framework=framework, global_batch_seqs=batch)
+        assert run.plan is not None
+        assert run.plan.virtual_pp == chunks, framework
+        assert f"vpp {chunks}" in run.assumed
+    for column in ({"vpp": 1}, {"schedule": "1f1b"}):
+        plan = changed(**cells, **column, framework="NeMo 25.04", global_batch_seqs=64).plan
+        assert plan is not None
+        assert (plan.schedule, plan.virtual_pp) == ("1f1b", 1)
+
+
 def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
     for framework, precision, compiled in (
         ("torchtitan", "Float8", True),
@@ -261,3 +280,7 @@ def test_frameworks_by_name() -> None:
     assert framework_of("GPT-NeoX") == framework_of("Megatron-DeepSpeed")
     assert framework_of("MaxText (JAX)").jit_fused
     assert framework_of("something new").overlap
+    assert framework_of("something new").engine == "fsdp2"
+    assert framework_of("something new", tp=8).engine == "megatron"
+    assert framework_of("torchtitan", tp=8).engine == "torchtitan"
+    assert framework_of("MegaScale").overlap_tensor
