@@ -93,7 +93,7 @@ FRAMEWORKS: dict[str, Framework] = {
     "megatron-bridge": _MEGATRON_CORE,
     "megatron-core": _MEGATRON_CORE,
     # Built on Megatron-LM; overlaps data-parallel exchanges as FSDP does and tensor-parallel ones in chunks of the
-    # product, with flash attention 2, fused LayerNorm and GELU, and an interleaved schedule (arXiv:2402.15627, 3.2-3.3).
+    # product, with flash attention 2, fused LayerNorm and GELU, interleaved (arXiv:2402.15627, sections 3.2 and 3.3).
     "megascale": replace(_MEGATRON_CORE, gradient_bits=None, attention="flash2", spills=False),
     # Megatron-LM's distributed optimizer; overlap is an option that examples of the time leave off.
     "megatron": Framework(overlap=False, overlap_update=False, bucket_bytes=2**31, jit_fused=True, engine="megatron"),
