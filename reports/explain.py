@@ -77,6 +77,7 @@ def runs_as(row: Row) -> str:
     plan = row.plan
     words = f"{plan['micro_batch']} x {plan['grad_accum']:,}, {plan['recompute']}"
     words += f", ep {plan['ep']}" if plan["ep"] > 1 else ""
+    words += " of whole experts" if plan["whole_experts"] else ""
     words += f", {plan['schedule']}" if plan["pp"] > 1 else ""
     words += f" x {plan['virtual_pp']}" if plan["virtual_pp"] > 1 else ""
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words

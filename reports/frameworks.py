@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from flopcast.simulator.engines import Engine
-from flopcast.simulator.plan import AttentionKernel, Precision, Recompute
+from flopcast.simulator.plan import AttentionKernel, Dispatcher, Precision, Recompute
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Framework:
     (None: the GPU's usual kernel). ``spills``: what does not fit goes to the host's memory.
     ``passes_by_stages``: a local batch is cut into as many micro-batches as the pipeline has stages.
     ``compiles_fp8``: what runs in 8 bits is compiled. ``one_stage_per_rank``: its pipelines are not interleaved, or
-    only where it is told so. ``engine``: how it holds its tensors; ``bf16_engine``: where that differs in bf16.
+    only where it is told so. ``dispatcher``, ``whole_experts``: of a mixture, as in :class:`Plan`. ``engine``: how it
+    holds its tensors; ``bf16_engine``: where that differs in bf16.
     """
 
     overlap: bool = True
@@ -36,6 +37,8 @@ class Framework:
     passes_by_stages: bool = False
     compiles_fp8: bool = False
     one_stage_per_rank: bool = False
+    dispatcher: Dispatcher = "alltoall"
+    whole_experts: bool = False
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
 
@@ -52,7 +55,8 @@ class Framework:
 # reduction, both of its exchanges overlapped; sequence parallelism in chunks (ub_tp_comm_overlap); Transformer Engine's
 # fused norms and JIT-fused activations, and its cuDNN attention, which it prefers on Hopper (NeMo,
 # docs/source/features/memory_optimizations.rst). The recipes of the largest steps keep activations of 5 to 40 layers on
-# the host (Megatron-Bridge, perf_recipes/llama, cpu_offloading_num_layers).
+# the host (Megatron-Bridge, perf_recipes/llama, cpu_offloading_num_layers). Those of mixtures hold experts whole
+# (expert_tensor_parallel_size = 1).
 _MEGATRON_CORE = Framework(
     bucket_bytes=512 * 2**20,
     gradient_bits=16,
@@ -61,6 +65,7 @@ _MEGATRON_CORE = Framework(
     sharding="zero1",
     attention="cudnn",
     spills=True,
+    whole_experts=True,
     engine="megatron",
 )
 
@@ -89,8 +94,12 @@ FRAMEWORKS: dict[str, Framework] = {
     # are accumulated and reduced in fp16, after the last backward (model/distributed.py, v2.5). Its section 4.2: bias +
     # GELU, bias + dropout + add, and scale + mask + softmax are fused.
     "megatron-lm (2021)": replace(_MEGATRON_DEEPSPEED, engine="megatron-2021", bf16_engine=None),
+    # NeMo AutoModel is FSDP2 with Transformer Engine's kernels and DeepEP; reduces in fp32 (components/distributed/
+    # config.py) and checkpoints activations in its benchmarks (examples/llm_benchmark).
+    "automodel": Framework(gradient_bits=32, recompute="full", attention="cudnn", dispatcher="deepep"),
+    # Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes).
+    "megatron-bridge": replace(_MEGATRON_CORE, dispatcher="deepep"),
     "nemo": _MEGATRON_CORE,
-    "megatron-bridge": _MEGATRON_CORE,
     "megatron-core": _MEGATRON_CORE,
     # Built on Megatron-LM; overlaps data-parallel exchanges as FSDP does and tensor-parallel ones in chunks of the
     # product, with flash attention 2, fused LayerNorm and GELU, interleaved (arXiv:2402.15627, sections 3.2 and 3.3).

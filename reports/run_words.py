@@ -62,6 +62,13 @@ def precision_in(text: str) -> Precision:
     return "fp8" if re.search(r"fp8|float8|e4m3|8-?bit", text) else "bf16"
 
 
+def dispatcher_in(text: str) -> str | None:
+    """How tokens get to their experts; None for a name that is not known."""
+    if re.search(r"deep-?ep|hybrid-?ep|flex", text):
+        return "deepep"
+    return "alltoall" if re.fullmatch(r"all-?to-?all|a2a", text) else None
+
+
 def schedule_in(text: str, virtual: int) -> str | None:
     """The pipeline's schedule, with several chunks per stage the interleaved one; None for a name that is not known."""
     if virtual > 1:

@@ -12,7 +12,7 @@ from flopcast.reports.run_fit import INFERRED, made_to_fit
 from flopcast.reports.run_model import model_of
 from flopcast.reports.run_row import Row
 from flopcast.reports.run_shards import OFFLOADED, shards, zero_stage
-from flopcast.reports.run_words import attention_in, precision_in, recompute_in, schedule_in
+from flopcast.reports.run_words import attention_in, dispatcher_in, precision_in, recompute_in, schedule_in
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.cluster import Cluster
@@ -150,6 +150,7 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
     if "megatron" in sharding and not zero_stage(sharding):
         sharding = framework.sharding
     precision = precision_in(row.text("precision", "bf16"))
+    ep = row.whole("ep", 1) if row.has("ep") else 1
     plan = Plan(
         strategy=sharding,
         num_gpus=num_gpus,
@@ -158,7 +159,8 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         grad_accum=accumulation,
         tp=tp,
         cp=cp,
-        ep=row.whole("ep", 1) if row.has("ep") else 1,
+        ep=ep,
+        **_exchange(row, framework, tp, ep, world),
         pp=pp,
         virtual_pp=virtual,
         schedule=_schedule(row, pp, virtual),
@@ -216,6 +218,17 @@ def _chunks(row: Row, framework: Framework, num_layers: int, pp: int, passes: in
         virtual = num_layers // pp
         row.assumed.append(f"vpp {virtual}: embedding and head stand in chunks of their own")
     return virtual
+
+
+def _exchange(row: Row, framework: Framework, tp: int, ep: int, ranks: int) -> dict[str, Any]:
+    """How tokens get to their experts, and whether tensor-parallel ranks split these; ``ranks``: the data-parallel."""
+    if ep == 1:
+        return {}
+    said = row.text("dispatcher", framework.dispatcher)
+    dispatcher = row.known("dispatcher", dispatcher_in(said), framework.dispatcher)
+    split = 1 if framework.whole_experts or ranks % ep else tp
+    whole = tp > 1 and row.whole("expert_tp", split) == 1
+    return {"dispatcher": dispatcher, "whole_experts": whole}
 
 
 def _schedule(row: Row, pp: int, virtual: int) -> Any:

@@ -206,6 +206,8 @@ def settings(row: Row, also: Sequence[str] = ()) -> str:
         words.append(f"recompute {plan['recompute']}")
     if plan["sequence_parallel"]:
         words.append("sequence parallel")
+    if plan["whole_experts"]:
+        words.append("whole experts")
     if plan["pp"] > 1:
         chunks = f" x {plan['virtual_pp']}" if plan["virtual_pp"] > 1 else ""
         words.append(f"{plan['schedule']}{chunks}")

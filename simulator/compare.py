@@ -240,6 +240,7 @@ def _candidates(
             micro_batch=micro_batch,
             grad_accum=sequences // micro_batch,
             ep=ep,
+            whole_experts=whole,
             virtual_pp=request.virtual_pp,
             schedule=request.schedule,
             recompute=recompute,  # type: ignore[arg-type]
@@ -249,25 +250,32 @@ def _candidates(
             compiled=request.compiled,
             fused_kernels=request.fused_kernels,
         )
-        for micro_batch, recompute, sequence_parallel, ep in product(
+        for micro_batch, recompute, sequence_parallel, (ep, whole) in product(
             micro_batches,
             recomputes,
             (False, True) if tp > 1 and seq_len % tp == 0 else (False,),
-            _expert_parallel_sizes(model, fields, request.ep),
+            _expert_parallel(model, fields, request.ep),
         )
-        if sequence_parallel or tp == 1 or ep == 1 or request.ep
+        if sequence_parallel or tp == 1 or ep == 1 or seq_len % tp
     ]
 
 
-def _expert_parallel_sizes(model: Model, fields: dict[str, int | str], asked: int | None) -> list[int]:
-    """What is asked for, else every number of ranks that experts, ranks and shards divide by."""
-    if asked:
-        return [asked]
-    ranks = int(fields["num_gpus"]) // (int(fields["tp"]) * int(fields["pp"]))
+def _expert_parallel(model: Model, fields: dict[str, int | str], asked: int | None) -> list[tuple[int, bool]]:
+    """Ranks that share out experts, split or whole: those asked for, or all that experts, ranks and shards divide by.
+
+    What is asked for stands even where nothing divides by it: the plan says why not.
+    """
+    tp = int(fields["tp"])
+    ranks = int(fields["num_gpus"]) // (tp * int(fields["pp"]))
     shards = [int(fields[f"{name}_shard"]) for name in ("parameter", "gradient", "optimizer")]
-    most = math.gcd(model.num_experts, ranks) if model.num_experts else 1
-    sizes = [ep for ep in range(1, most + 1) if most % ep == 0]
-    return [ep for ep in sizes if all(nests(ep, shard) for shard in shards)]
+
+    def sizes(folded: int) -> list[int]:
+        most = math.gcd(model.num_experts, ranks * folded) if model.num_experts else 1
+        found = [ep for ep in range(1, most + 1) if most % ep == 0]
+        return [ep for ep in found if all(nests(ep, shard * folded) for shard in shards)]
+
+    found = [(ep, False) for ep in sizes(1)] + [(ep, True) for ep in sizes(tp) if ep > 1 and tp > 1]
+    return [(ep, whole) for ep, whole in found if asked in (None, ep)] or [(asked or 1, False)]
 
 
 def _layer_traffic(model: Model, rows: Sequence[Row], tokens: int) -> list[LayerTraffic]:

@@ -20,7 +20,7 @@ AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "fl
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
 FLAGS = (
-    *("sequence_parallel", "overlap_tensor", "overlap_expert", "overlap_update", "sliced_update"),
+    *("sequence_parallel", "whole_experts", "overlap_tensor", "overlap_expert", "overlap_update", "sliced_update"),
     *("fused_kernels", "compiled"),
 )
 
@@ -60,7 +60,9 @@ class Plan:
     count ranks of the data-parallel group (context-parallel ranks included): 1 is replicated, ``shard_ranks`` over all.
 
     ``ep`` of those ranks, neighbours, share out the experts of a mixture: each holds 1/ep of them, whose copies the
-    shards then count among the shard_ranks / ep ranks that hold the same.
+    shards then count among the shard_ranks / ep ranks that hold the same. Tensor-parallel ranks split every expert, or
+    hold ``whole_experts`` and are among those that share them out, so that ep may be as large as tp x shard_ranks
+    (Megatron Core's expert_tensor_parallel_size=1; arXiv:2504.14960).
 
     ``dispatcher``: how their tokens get there, a copy to each expert ("alltoall") or one to each node that has any of
     a token's experts, forwarded inside it meanwhile ("deepep": DeepSeek-V3, arXiv:2412.19437, section 3.2.2; Megatron
@@ -94,6 +96,7 @@ class Plan:
     virtual_pp: int = 1
     schedule: Schedule = "1f1b"
     sequence_parallel: bool = False
+    whole_experts: bool = False
     overlap_tensor: bool = False
     overlap_expert: bool = False
     overlap_update: bool = True
@@ -123,6 +126,11 @@ class Plan:
     def shard_ranks(self) -> int:
         """Ranks that parameters, gradients and optimizer state may be split over: data times context parallel."""
         return self.num_gpus // (self.tp * self.pp)
+
+    @property
+    def folded(self) -> int:
+        """Ranks among which experts are shared out for every data-parallel rank: the tensor-parallel ones, or 1."""
+        return self.tp if self.whole_experts else 1
 
     @property
     def dp(self) -> int:
@@ -207,7 +215,8 @@ class Plans:
 
     The arrays broadcast against each other to ``shape``: all of length N for a list of N plans; for a space of plans
     each along the axes it varies on, and 1 along the others. What is computed from them then has the axes that it
-    depends on and no more. ``zeros`` is a constant in such a computation, of the shape of ``num_gpus``.
+    depends on and no more. ``zeros`` is a constant in such a computation, of the shape of ``num_gpus``. ``folded``
+    as in :class:`Plan`; ``expert_tp``: ranks that split an expert.
     """
 
     strategy: NDArray[np.str_]
@@ -222,6 +231,7 @@ class Plans:
     virtual_pp: NDArray[np.int64]
     schedule: NDArray[np.int64]
     sequence_parallel: NDArray[np.bool_]
+    whole_experts: NDArray[np.bool_]
     overlap_tensor: NDArray[np.bool_]
     overlap_expert: NDArray[np.bool_]
     overlap_update: NDArray[np.bool_]
@@ -249,6 +259,8 @@ class Plans:
         self.shape = np.broadcast_shapes(*(column.shape for column in columns.values()))
         self.shard_ranks = self.num_gpus // (self.tp * self.pp)
         self.dp = self.shard_ranks // self.cp
+        self.folded = np.where(self.whole_experts, self.tp, 1)
+        self.expert_tp = self.tp // self.folded
 
     def __len__(self) -> int:
         (number,) = self.shape

@@ -34,11 +34,19 @@ def check_combinations(plan: "Plan") -> None:
             f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
             f"optimizer_shard={plan.optimizer_shard} must not decrease in that order; raise the later ones"
         )
-    if ranks % plan.ep:
-        refuse(f"ep={plan.ep} does not divide the {ranks} data-parallel ranks; choose a divisor")
+    if ranks * plan.folded % plan.ep:
+        # Where it would, with tensor-parallel ranks among those that share out experts, that is worth saying.
+        folding = " or set whole_experts" if ranks * plan.tp % plan.ep == 0 else ""
+        beside = f" times tp={plan.tp}" if plan.whole_experts else ""
+        refuse(f"ep={plan.ep} does not divide the {ranks} data-parallel ranks{beside}; choose a divisor{folding}")
+    if plan.whole_experts and (plan.tp == 1 or plan.ep == 1):
+        refuse(
+            f"whole_experts with tp={plan.tp}, ep={plan.ep} has no expert that would be split; "
+            "raise both above 1 or turn it off"
+        )
     for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
         shard = getattr(plan, name)
-        if not nests(plan.ep, shard):
+        if not nests(plan.ep, shard * plan.folded):
             refuse(f"{name}={shard} and ep={plan.ep} do not nest; choose an ep that divides it or is a multiple of it")
     if plan.ep > 1 and plan.tp > 1 and not plan.sequence_parallel:
         refuse(

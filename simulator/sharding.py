@@ -24,7 +24,8 @@ class Unit:
 
     ``count`` is how many such units the fullest pipeline stage holds. ``kv_heads_per_rank`` as in :class:`Block`.
     ``of_experts``: expert parallelism has left each rank 1/ep of them already, so that a shard of s ranks splits them
-    s/ep ways (torchtitan and Megatron Core likewise); where ep >= s they stay whole.
+    s/ep ways (torchtitan and Megatron Core likewise); where ep >= s they stay whole. Of whole experts s data-parallel
+    ranks are tp times as many.
     """
 
     name: str
@@ -36,15 +37,19 @@ class Unit:
 
     def ways(self, plans: Plans, shard: IntArray) -> IntArray:
         """In how many parts a shard over so many of the data-parallel ranks leaves these parameters on each rank."""
-        return np.maximum(shard // plans.ep, 1) if self.of_experts else shard
+        if not self.of_experts:
+            return shard
+        return np.where(shard > 1, np.maximum(shard * plans.folded // plans.ep, 1), 1)
 
     def ranks(self, plans: Plans) -> IntArray:
         """Ranks that hold the same of these parameters where nothing is sharded."""
-        return plans.shard_ranks // plans.ep if self.of_experts else plans.shard_ranks
+        # In a space of plans there are places that no plan can have, where ep is too large.
+        among = np.maximum(plans.shard_ranks * plans.folded // plans.ep, 1)
+        return among if self.of_experts else plans.shard_ranks
 
     def stride(self, plans: Plans) -> IntArray:
         """How far apart those ranks lie."""
-        return plans.tp * plans.ep if self.of_experts else plans.tp
+        return plans.expert_tp * plans.ep if self.of_experts else plans.tp
 
     def group_name(self, plans: Plans, ways: IntArray) -> NDArray[np.str_]:
         """What the group of so many of these ranks is called: "world" where it is all of them, else "node"."""
@@ -53,7 +58,8 @@ class Unit:
 
     def local_shapes(self, plans: Plans) -> list[tuple[ParameterTensor, IntArray, IntArray]]:
         """Of each tensor: its dim 0 and the product of its other dims on one rank, not sharded."""
-        shapes = [(tensor, *_local_shape(tensor, plans.tp, self.kv_heads_per_rank)) for tensor in self.tensors]
+        tp = plans.expert_tp if self.of_experts else plans.tp
+        shapes = [(tensor, *_local_shape(tensor, tp, self.kv_heads_per_rank)) for tensor in self.tensors]
         return [(t, rows // plans.ep, rest) for t, rows, rest in shapes] if self.of_experts else shapes
 
     def elements(self, plans: Plans) -> IntArray:

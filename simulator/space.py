@@ -92,13 +92,17 @@ class Space:
 
     @cached_property
     def layouts(self) -> list[tuple[int, int, int, int]]:
-        """(tp, cp, pp, ep): tp x cp x pp divides the GPUs, ep the data-parallel ranks."""
+        """(tp, cp, pp, ep): tp x cp x pp divides the GPUs, ep the ranks that share out experts."""
         sizes = product(self.tensor_sizes, self.context_sizes, self.pipeline_sizes, self.expert_sizes)
         return [
             (tp, cp, pp, ep)
             for tp, cp, pp, ep in sizes
-            if self.num_gpus % (tp * cp * pp) == 0 and self.seq_len % cp == 0 and self.num_gpus // (tp * pp) % ep == 0
+            if self.num_gpus % (tp * cp * pp) == 0 and self.seq_len % cp == 0 and self._shares_out(tp, pp, ep)
         ]
+
+    def _shares_out(self, tp: int, pp: int, ep: int) -> bool:
+        ranks = self.num_gpus // (tp * pp)
+        return any(ranks * (tp if whole else 1) % ep == 0 for whole in self.tried("whole_experts", (False, True)))
 
     def _spreads(self, ep: int) -> bool:
         try:
@@ -154,9 +158,11 @@ class Space:
     def _work(self, several: bool) -> list[dict[str, Any]]:
         """What stands for a plan's work, ``several`` tensor-parallel ranks or one."""
         switch = (False, True) if several else (False,)
+        experts = switch if self.model.num_experts else (False,)
         axes: dict[str, Sequence[Any]] = {
             "micro_batch": MICRO_BATCHES,
             "sequence_parallel": switch,
+            "whole_experts": experts,
             "overlap_tensor": (False,),
             "overlap_expert": (False,),
             "recompute": CHOICES["recompute"],
@@ -168,7 +174,8 @@ class Space:
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
         if not several:
-            axes |= {name: [v for v in axes[name] if not v] for name in ("sequence_parallel", "overlap_tensor")}
+            alone = ("sequence_parallel", "whole_experts", "overlap_tensor")
+            axes |= {name: [v for v in axes[name] if not v] for name in alone}
         return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
     @property
@@ -245,8 +252,13 @@ class Space:
             "the global batch divides over data-parallel ranks and micro-batches": (
                 plans.dp * plans.micro_batch * plans.grad_accum == self.num_sequences
             ),
+            "whole_experts has tp and ep": ~plans.whole_experts | ((plans.tp > 1) & (plans.ep > 1)),
+            "ep divides the ranks that share out experts": plans.shard_ranks * plans.folded % plans.ep == 0,
             "ep nests with the sizes of the shards": np.logical_and.reduce(
-                [_nests(plans.ep, s) for s in (plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard)]
+                [
+                    _nests(plans.ep, plans.folded * shard)
+                    for shard in (plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard)
+                ]
             ),
             "ep with tp has sequence_parallel": (plans.ep == 1) | (plans.tp == 1) | plans.sequence_parallel,
             "sequence_parallel divides a rank's tokens by tp": (

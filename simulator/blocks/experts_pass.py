@@ -32,13 +32,14 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
     With expert parallelism over ep ranks each holds E/ep experts and an all-to-all of every token's k copies brings
     them there, another brings the results back, and both happen again backward (GShard, arXiv:2006.16668;
     DeepSpeed-MoE, arXiv:2201.05596). With tensor parallelism besides, a rank sends the copies of its share of the
-    sequence, and the ranks that split an expert gather what arrived (Megatron Core's ``MoEAlltoAllTokenDispatcher``).
+    sequence, and the ranks that split an expert gather what arrived (Megatron Core's ``MoEAlltoAllTokenDispatcher``);
+    where they hold whole experts every one has the copies of its own share to work on.
     """
     plans, hidden, k = load.plans, load.hidden, experts.experts_per_token
     spread = plans.ep > 1
     routed = np.where(spread, load.residual_tokens, load.tokens)
-    copies = load.tokens * k
-    inner = experts.intermediate / plans.tp
+    copies = _copies(experts, load)
+    inner = experts.intermediate / plans.expert_tp
     never = plans.zeros > 0
     fused = plans.compiled
 
@@ -94,6 +95,11 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
     return parts + _shared(experts, load)
 
 
+def _copies(experts: "Experts", load: Workload) -> Array:
+    """Rows that the experts of a rank work on, or that the ranks which split them share."""
+    return np.asarray(load.tokens * experts.experts_per_token / load.plans.folded)
+
+
 def grouped(
     experts: "Experts",
     load: Workload,
@@ -104,7 +110,7 @@ def grouped(
 ) -> Computation:
     """One product per expert of the rank, in one kernel: T k ep / E rows each, forward and two backward."""
     plans = load.plans
-    copies = load.tokens * experts.experts_per_token
+    copies = _copies(experts, load)
     # With fewer copies than experts some have nothing to do.
     busy = np.minimum(experts.num_experts / plans.ep, copies)
     rows, inner, outer = copies / busy, num_in + plans.zeros, num_out + plans.zeros
@@ -128,7 +134,7 @@ def _all_to_all(experts: "Experts", load: Workload, name: str, tokens: Array) ->
     them back; what it forwards inside of a node goes on meanwhile. What goes to experts may have 8 bits.
     """
     plans = load.plans
-    group = placement.group(plans.ep, plans.tp, load.gpus_per_node, plans.num_gpus)
+    group = placement.group(plans.ep, plans.expert_tp, load.gpus_per_node, plans.num_gpus)
     places = np.where(group.num_nodes > 1, group.num_nodes, plans.ep)
     numbers, where = np.unique(places, return_inverse=True)
     expected = np.array([experts.expected_places(int(n)) for n in numbers])[where].reshape(places.shape)
@@ -146,7 +152,7 @@ def _all_to_all(experts: "Experts", load: Workload, name: str, tokens: Array) ->
 def _counts(experts: "Experts", load: Workload) -> Computation:
     """How many rows go where, before they do: the host needs it to post the dispatch."""
     plans = load.plans
-    group = placement.group(plans.ep, plans.tp, load.gpus_per_node, plans.num_gpus)
+    group = placement.group(plans.ep, plans.expert_tp, load.gpus_per_node, plans.num_gpus)
     counted = plans.zeros + COUNT_BYTES * experts.num_experts
     work = Collective("all_to_all", counted, group, "ep", "expert")
     return Computation("dispatch_counts", work, (), 1.0, 0.0, present=plans.ep > 1)
@@ -155,12 +161,12 @@ def _counts(experts: "Experts", load: Workload) -> Computation:
 def _within_an_expert(load: Workload, name: str, collective: str, back: str, copies: Array) -> Computation:
     """Between the tensor-parallel ranks that split an expert: what has arrived, and the sums of the results."""
     plans = load.plans
-    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+    group = placement.group(plans.expert_tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
 
     def work(kind: str) -> Collective:
         return Collective(kind, copies * load.hidden * ACTIVATION_BYTES, group, "tp", "tensor")
 
-    return Computation(name, work(collective), (work(back),), 1.0, 1.0, present=(plans.ep > 1) & (plans.tp > 1))
+    return Computation(name, work(collective), (work(back),), 1.0, 1.0, present=(plans.ep > 1) & (plans.expert_tp > 1))
 
 
 def _shared(experts: "Experts", load: Workload) -> list[Computation]:

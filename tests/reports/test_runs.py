@@ -171,6 +171,23 @@ def test_a_pipeline_that_would_idle_for_long_is_taken_to_be_interleaved() -> Non
         assert (plan.schedule, plan.virtual_pp) == ("1f1b", 1)
 
 
+def test_a_mixture_runs_as_its_software_does_or_as_the_table_says() -> None:
+    mixture = {"num_experts": 64, "experts_per_token": 4, "tp": 2, "n_gpus": 64, "micro_batch": 1, "sharding": "zero1"}
+    for cells, dispatcher, whole in (
+        ({"framework": "Megatron-Bridge (26.06 NeMo Container)", "ep": 8}, "deepep", True),
+        ({"framework": "NeMo 24.07", "ep": 8}, "alltoall", True),
+        ({"framework": "Megatron-LM", "ep": 8}, "alltoall", False),
+        ({"framework": "Megatron-LM", "ep": 64}, "alltoall", True),  # of 32 data-parallel ranks
+        ({"framework": "Megatron-LM", "ep": 8, "expert_tp": 1, "dispatcher": "HybridEP"}, "deepep", True),
+        ({"framework": "Megatron-Bridge", "ep": 8, "expert_tp": 2, "dispatcher": "all-to-all"}, "alltoall", False),
+    ):
+        plan = changed(**mixture, **cells, sequence_parallel=1).plan
+        assert plan is not None
+        assert (plan.dispatcher, plan.whole_experts) == (dispatcher, whole), cells
+    said = changed(**mixture, ep=8, dispatcher="pigeon", sequence_parallel=1).assumed
+    assert "dispatcher alltoall: 'pigeon' is not known" in said
+
+
 def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
     for framework, precision, compiled in (
         ("torchtitan", "Float8", True),
@@ -275,7 +292,8 @@ def test_not_a_table(tmp_path: Path) -> None:
 def test_frameworks_by_name() -> None:
     assert not framework_of("Megatron-DeepSpeed").overlap
     assert framework_of("NeMo 24.07 (Megatron-Core)").overlap_tensor
-    assert framework_of("Megatron-Bridge (25.11)") == framework_of("NeMo 25.04")
+    assert framework_of("Megatron-Bridge (25.11 NeMo Container)") == framework_of("Megatron-Bridge")
+    assert framework_of("Megatron-Bridge").overlap_tensor
     assert framework_of("Megatron-LM (FlagPerf)") != framework_of("NeMo 25.04")
     assert framework_of("GPT-NeoX") == framework_of("Megatron-DeepSpeed")
     assert framework_of("MaxText (JAX)").jit_fused
@@ -284,3 +302,4 @@ def test_frameworks_by_name() -> None:
     assert framework_of("something new", tp=8).engine == "megatron"
     assert framework_of("torchtitan", tp=8).engine == "torchtitan"
     assert framework_of("MegaScale").overlap_tensor
+    assert framework_of("NeMo AutoModel").engine == "fsdp2"
