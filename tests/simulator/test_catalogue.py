@@ -135,7 +135,9 @@ def test_every_gpu_is_complete_and_plausible(name: str) -> None:
     assert 16 * 2**30 <= gpu.memory_bytes <= 300 * 2**30
     assert 0.3e12 <= gpu.memory_bytes_per_s <= 8e12
     assert 70 <= gpu.power_w <= 1400
-    assert gpu.matmul_flop_per_s == 0 or 0.4 < gpu.matmul_flop_per_s / gpu.tensor_flop_per_s < 1
+    # GeForce cards, whose tensor cores fp32 accumulation halves, run above the clock that they are rated at.
+    highest = 1.25 if name.startswith("rtx-") and name[4:].isdigit() else 1
+    assert gpu.matmul_flop_per_s == 0 or 0.4 < gpu.matmul_flop_per_s / gpu.tensor_flop_per_s < highest
     assert catalogue_gpu(name).source
     assert catalogue_gpu(name).node.source
 
