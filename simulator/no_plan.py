@@ -7,7 +7,7 @@ import numpy as np
 
 from flopcast.errors import InputError
 from flopcast.simulator.forecast import Row, forecast
-from flopcast.simulator.space import MIN_TOKENS_PER_RANK, Space
+from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
 
 # GPU counts on either side that are tried before giving up.
 COUNTS_TRIED = 64
@@ -108,6 +108,9 @@ def _constraint(space: Space) -> str:
             f"no tp x cp x pp of those left divides {gpus} GPUs, cp {space.seq_len} tokens and ep the rest of the GPUs"
         )
     regions = list(space.regions())
+    asked = [name for name in OF_TENSOR_PARALLEL if space.tried(name, [False]) == [True]]
+    if not regions and asked and all(tp == 1 for tp, *_ in space.layouts):
+        return f"{asked[0]}=true is for several tensor-parallel ranks and tp is 1"
     if not regions:
         return "no pipeline size left has that schedule and virtual_pp, which divides a stage's layers"
     left = [np.ones((1, 1, 1, 1), dtype=bool) for _ in regions]

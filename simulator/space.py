@@ -6,8 +6,8 @@ on the axes it depends on and no others (:class:`flopcast.simulator.plan.Plans`)
     axis 0, layout     tp, cp and ep (a region has one pp)
     axis 1, sharding   strategy, gradient_bits, bucket_bytes where parameters are replicated, prefetch where sharded
     axis 2, schedule   schedule, virtual_pp
-    axis 3, work       micro_batch, sequence_parallel, overlap_tensor, overlap_expert, recompute, and what the request
-                       varies besides
+    axis 3, work       micro_batch, sequence_parallel, whole_experts, overlap_tensor, overlap_expert, recompute, and
+                       what the request varies besides
 
 Within a region a mask tells which plans are legal.
 """
@@ -37,6 +37,8 @@ BUCKETS = (25 * 2**20, 100 * 2**20, 400 * 2**20, 2**31)
 REPLICATED, SHARDED = ("ddp", "zero1", "zero2"), ("zero3", "zero3-node", "hsdp")
 # The fields of a plan that follow from others: a request may ask for a value of them, and keeps the plans that have it.
 DERIVED = ("grad_accum", "gather_bits", "parameter_shard", "gradient_shard", "optimizer_shard")
+# What only several tensor-parallel ranks can do.
+OF_TENSOR_PARALLEL = ("sequence_parallel", "whole_experts", "overlap_tensor")
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,7 @@ class Space:
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
         if not several:
-            alone = ("sequence_parallel", "whole_experts", "overlap_tensor")
-            axes |= {name: [v for v in axes[name] if not v] for name in alone}
+            axes |= {name: [v for v in axes[name] if not v] for name in OF_TENSOR_PARALLEL}
         return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
     @property
