@@ -79,15 +79,23 @@ def test_agrees_with_the_closed_form_within_3_percent_or_says_why(model: str, wh
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.sampled_from(sorted(NEW_KINDS)), st.sampled_from(sorted(CLUSTERS)), plans(), st.sampled_from((1, 2, 8)))
-def test_new_kinds_of_layer_agree_too(name: str, where: str, p: Plan, ep: int) -> None:
+@given(
+    st.sampled_from(sorted(NEW_KINDS)), st.sampled_from(sorted(CLUSTERS)), plans(), st.sampled_from((1, 2, 8)),
+    st.booleans(),
+)  # fmt: skip
+def test_new_kinds_of_layer_agree_too(name: str, where: str, p: Plan, ep: int, whole: bool) -> None:
     model = NEW_KINDS[name]
     try:
         model.check_expert_parallel(ep)
         for block in model.kinds:
             block.check_tensor_parallel(p.tp)
         p = replace(
-            p, ep=ep, sequence_parallel=p.tp > 1, schedule="1f1b" if p.virtual_pp > 1 else p.schedule, virtual_pp=1
+            p,
+            ep=ep,
+            whole_experts=whole and p.tp > 1 and ep > 1,
+            sequence_parallel=p.tp > 1,
+            schedule="1f1b" if p.virtual_pp > 1 else p.schedule,
+            virtual_pp=1,
         )
     except InputError:
         assume(False)
