@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.document.numbers import tokens
-from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
+from flopcast.reports.explain import bound_by, efficiency_words, ranked, runs_as, verdict
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
 from flopcast.simulator.conventions import CONVENTIONS
@@ -132,7 +132,7 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
     yield Text(f"Days are for {tokens(budget)}{why}, without failures.")
     yield Text(
-        f"MFU and HFU are shares of {cluster.gpu.tensor_flop_per_s / 1e12:.0f} dense TFLOP/s by --convention "
+        f"{efficiency_words(cluster.gpu.tensor_flop_per_s, comparison.rows[0])} by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
     )
 

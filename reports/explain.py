@@ -65,6 +65,14 @@ def bound_by(row: Row, gpu_memory_bytes: float) -> str:
     return f"bound by computation ({work}); loses {lost}"
 
 
+def efficiency_words(peak_flop_per_s: float, row: Row) -> str:
+    """What MFU and HFU are shares of: the 16-bit peak, whatever products have."""
+    peak = f"{peak_flop_per_s / 1e12:,.0f} dense"
+    if row.plan["precision"] == "fp8":
+        return f"Products have 8 bits; MFU and HFU are shares of {peak} 16-bit TFLOP/s"
+    return f"MFU and HFU are shares of {peak} TFLOP/s"
+
+
 def meaning(strategy: str) -> str:
     """A strategy's name in words, for a reader who has not met it."""
     name, _, quantised = strategy.partition("+")

@@ -10,7 +10,16 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row, best_of, forecast, frame_of, shown_in_a_notebook
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import CHOICES, STRATEGIES, AttentionKernel, Plan, Recompute, Schedule, placement
+from flopcast.simulator.plan import (
+    CHOICES,
+    STRATEGIES,
+    AttentionKernel,
+    Plan,
+    Precision,
+    Recompute,
+    Schedule,
+    placement,
+)
 from flopcast.simulator.plan_rules import nests
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
@@ -47,9 +56,9 @@ class Request:
     every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
     per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full.
     ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
-    reduced, 16 or 32. ``compiled``: torch.compile fuses all pointwise work; ``fused_kernels``: hand-written
-    normalisation and rotary positions. ``strategies``: names, by default all. ``convention``: what MFU and HFU count,
-    6n, causal or full.
+    reduced, 16 or 32. ``precision``: of the products, bf16 or fp8. ``compiled``: torch.compile fuses all pointwise
+    work; ``fused_kernels``: hand-written normalisation and rotary positions. ``strategies``: names, by default all.
+    ``convention``: what MFU and HFU count, 6n, causal or full.
     """
 
     num_gpus: int
@@ -62,6 +71,7 @@ class Request:
     schedule: Schedule = "1f1b"
     recompute: Recompute | None = None
     gradient_bits: int = 32
+    precision: Precision = "bf16"
     attention: AttentionKernel | None = None
     compiled: bool = False
     fused_kernels: bool = True
@@ -193,7 +203,7 @@ def _check(request: Request) -> None:
         value = getattr(request, name)
         if value is not None:
             _check_range(name, value)
-    for name, choices in ((name, CHOICES[name]) for name in ("recompute", "attention", "schedule")):
+    for name, choices in ((name, CHOICES[name]) for name in ("recompute", "precision", "attention", "schedule")):
         value = getattr(request, name)
         if value is not None and value not in choices:
             raise InputError(f"--{name} is '{value}'; choose one of {', '.join(choices)}")
@@ -246,6 +256,7 @@ def _candidates(
             recompute=recompute,  # type: ignore[arg-type]
             sequence_parallel=sequence_parallel,
             gradient_bits=request.gradient_bits,
+            precision=request.precision,
             attention=attention,
             compiled=request.compiled,
             fused_kernels=request.fused_kernels,

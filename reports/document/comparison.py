@@ -10,7 +10,7 @@ from flopcast.reports.document.numbers import digits, gigabytes, percent, thousa
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study, room
 from flopcast.reports.document.table import Cell, Table, number, text
-from flopcast.reports.explain import bound_by
+from flopcast.reports.explain import bound_by, efficiency_words
 from flopcast.reports.figures.effects import effects_figure
 from flopcast.reports.figures.memory import memory_figure
 from flopcast.reports.figures.strategies import strategies_figure
@@ -61,7 +61,7 @@ def strategies(study: Study) -> Section:
         ),
         (
             "Runs as: micro-batch x passes per step, recomputation. Days include failures and checkpoints.",
-            f"MFU and HFU are shares of {study.cluster.gpu.tensor_flop_per_s / 1e12:,.0f} dense TFLOP/s, counting "
+            f"{efficiency_words(study.cluster.gpu.tensor_flop_per_s, study.best)}, counting "
             f"{CONVENTIONS[convention]}; HFU counts what full recomputation does again.",
             *_left_out(study.comparison.left_out),
         ),

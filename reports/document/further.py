@@ -53,6 +53,7 @@ def as_compared(request: Request, cluster: Cluster) -> dict[str, list[Any]]:
         "gradient_bits": request.gradient_bits,
         "bucket_bytes": BUCKETS[0],
         "prefetch": 1,
+        "precision": request.precision,
         "compiled": request.compiled,
         "fused_kernels": request.fused_kernels,
         "micro_batch": request.micro_batch,

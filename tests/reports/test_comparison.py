@@ -12,6 +12,7 @@ from rich.console import Console
 from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.comparison import as_json, render
 from flopcast.reports.document.numbers import digits
+from flopcast.reports.document.recommendation import in_words
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
 from flopcast.simulator.forecast import best_of, forecast
@@ -69,6 +70,17 @@ def test_no_table_is_cut_short_on_a_narrow_terminal() -> None:
         console.print(part)
     assert "…" not in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 100
+
+
+def test_eight_bits_are_said_and_what_their_shares_are_of() -> None:
+    model, where = load_model("llama-2-7b"), load_cluster("dgx-h100")
+    for precision, words in (("bf16", "MFU and HFU are shares of 989 dense TFLOP/s"), ("fp8", "Products have 8 bits;")):
+        found = compare(model, where, Request(8, precision=precision))  # type: ignore[arg-type]
+        out = io.StringIO()
+        for part in render(found, None):
+            Console(width=120, file=out).print(part)
+        assert words in out.getvalue()
+        assert ("products in fp8" in in_words(found.best)) == (precision == "fp8")
 
 
 def test_what_was_chosen_in_a_few_words() -> None:

@@ -61,6 +61,17 @@ def test_what_is_pinned_stays() -> None:
     assert pinned.chosen == ("seq_len", "tokens_per_gpu")
 
 
+def test_products_in_eight_bits_where_the_gpu_has_them() -> None:
+    where = load_cluster("dgx-h100")
+    wide, narrow = (compare(PLAMO, where, Request(64, precision=width)) for width in ("bf16", "fp8"))  # type: ignore[arg-type]
+    assert {row.plan["precision"] for row in narrow.rows} == {"fp8"}
+    assert 0.6 < narrow.best.step_s / wide.best.step_s < 0.9
+    with pytest.raises(InputError, match="a100-40gb has no 8-bit peak"):
+        compare(PLAMO, ABCI, Request(480, precision="fp8"))
+    with pytest.raises(InputError, match="--precision is 'fp4'; choose one of bf16, fp8"):
+        compare(PLAMO, where, Request(64, precision="fp4"))  # type: ignore[arg-type]
+
+
 def test_default_batch_is_near_four_mebitokens() -> None:
     assert default_tokens_per_gpu(480, 4096) == 8192
     assert default_tokens_per_gpu(2048, 2048) == 2048

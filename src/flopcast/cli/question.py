@@ -34,6 +34,8 @@ class Question:
         none, selective or full.
     gradient_bits
         Width at which gradients are reduced: 16 or 32.
+    precision
+        bf16, or fp8: the layers' products in 8 bits, on GPUs that have them.
     attention
         unfused, triton, flash1, flash2, flash3, flash4 or cudnn; by default what PyTorch runs on that GPU.
     compiled
@@ -57,6 +59,7 @@ class Question:
     ep: int | None = None
     recompute: str | None = None
     gradient_bits: int = 32
+    precision: str = "bf16"
     attention: str | None = None
     compiled: bool = False
     fused_kernels: bool = True
@@ -81,6 +84,7 @@ class Question:
             ep=self.ep,
             recompute=self.recompute and self.recompute.lower(),  # type: ignore[arg-type]
             gradient_bits=self.gradient_bits,
+            precision=self.precision.lower(),  # type: ignore[arg-type]
             attention=self.attention and self.attention.lower(),  # type: ignore[arg-type]
             compiled=self.compiled,
             fused_kernels=self.fused_kernels,
