@@ -35,7 +35,7 @@ class Question:
     gradient_bits
         Width at which gradients are reduced: 16 or 32.
     precision
-        bf16, or fp8: the layers' products in 8 bits, on GPUs that have them.
+        bf16, or fp8: the layers' products in 8 bits, with casts fused as torchao and Transformer Engine do.
     attention
         unfused, triton, flash1, flash2, flash3, flash4 or cudnn; by default what PyTorch runs on that GPU.
     compiled
