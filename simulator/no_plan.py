@@ -103,14 +103,18 @@ def _constraint(space: Space) -> str:
         return f"{model.name} has no experts, so ep is 1"
     if not space.expert_sizes:
         return f"ep={_listed(space.tried('ep', [1]))} does not divide the {model.num_experts} experts of {model.name}"
+    asked = [name for name in OF_TENSOR_PARALLEL if space.tried(name, [False]) == [True]]
+    if "whole_experts" in asked and not model.num_experts:
+        return f"{model.name} has no experts, so there are none to hold whole"
+    if "whole_experts" in asked and max(space.expert_sizes) == 1:
+        return "whole_experts=true is for several ranks that share out experts and ep is 1"
+    if asked and max(space.tensor_sizes) == 1:
+        return f"{asked[0]}=true is for several tensor-parallel ranks and tp is 1"
     if not space.layouts:
         return (
             f"no tp x cp x pp of those left divides {gpus} GPUs, cp {space.seq_len} tokens and ep the rest of the GPUs"
         )
     regions = list(space.regions())
-    asked = [name for name in OF_TENSOR_PARALLEL if space.tried(name, [False]) == [True]]
-    if not regions and asked and all(tp == 1 for tp, *_ in space.layouts):
-        return f"{asked[0]}=true is for several tensor-parallel ranks and tp is 1"
     if not regions:
         return "no pipeline size left has that schedule and virtual_pp, which divides a stage's layers"
     left = [np.ones((1, 1, 1, 1), dtype=bool) for _ in regions]

@@ -43,9 +43,7 @@ class Unit:
 
     def ranks(self, plans: Plans) -> IntArray:
         """Ranks that hold the same of these parameters where nothing is sharded."""
-        # In a space of plans there are places that no plan can have, where ep is too large.
-        among = np.maximum(plans.shard_ranks * plans.folded // plans.ep, 1)
-        return among if self.of_experts else plans.shard_ranks
+        return plans.shard_ranks * plans.folded // plans.ep if self.of_experts else plans.shard_ranks
 
     def stride(self, plans: Plans) -> IntArray:
         """How far apart those ranks lie."""

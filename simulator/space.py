@@ -59,12 +59,16 @@ class Space:
     fixed: tuple[str, ...] = ()
 
     def regions(self) -> Iterator[Region]:
-        """The space, one region for each pp, with and without tensor parallelism, sharded and replicated parameters."""
-        for pp, several in product(self.pipeline_sizes, (False, True)):
-            layouts = [(tp, cp, ep) for tp, cp, p, ep in self.layouts if p == pp and (tp > 1) == several]
+        """One region for each pp, with and without tensor parallelism, whole experts, and sharded parameters."""
+        for pp, several, whole in product(self.pipeline_sizes, (False, True), (False, True)):
+            layouts = [
+                (tp, cp, ep)
+                for tp, cp, p, ep in self.layouts
+                if p == pp and (tp > 1) == several and self._shares_out(tp, pp, ep, whole)
+            ]
             for group in (REPLICATED, SHARDED):
                 sharding = self._sharding(group, pp)
-                schedules, work = self._schedules(pp), self._work(several)
+                schedules, work = self._schedules(pp), self._work(several, whole)
                 if layouts and sharding and schedules and work:
                     yield self._region(layouts, sharding, schedules, work, pp)
 
@@ -99,12 +103,14 @@ class Space:
         return [
             (tp, cp, pp, ep)
             for tp, cp, pp, ep in sizes
-            if self.num_gpus % (tp * cp * pp) == 0 and self.seq_len % cp == 0 and self._shares_out(tp, pp, ep)
+            if self.num_gpus % (tp * cp * pp) == 0
+            and self.seq_len % cp == 0
+            and any(self._shares_out(tp, pp, ep, whole) for whole in self.tried("whole_experts", (False, True)))
         ]
 
-    def _shares_out(self, tp: int, pp: int, ep: int) -> bool:
+    def _shares_out(self, tp: int, pp: int, ep: int, whole: bool) -> bool:
         ranks = self.num_gpus // (tp * pp)
-        return any(ranks * (tp if whole else 1) % ep == 0 for whole in self.tried("whole_experts", (False, True)))
+        return ranks * tp % ep == 0 and tp > 1 and ep > 1 if whole else ranks % ep == 0
 
     def _spreads(self, ep: int) -> bool:
         try:
@@ -157,14 +163,13 @@ class Space:
         names = ("strategy", "nodes", "gather_bits", "bucket_bytes", "prefetch", "gradient_bits")
         return [dict(zip(names, values, strict=True)) for values in tried]
 
-    def _work(self, several: bool) -> list[dict[str, Any]]:
-        """What stands for a plan's work, ``several`` tensor-parallel ranks or one."""
+    def _work(self, several: bool, whole: bool) -> list[dict[str, Any]]:
+        """What stands for a plan's work, ``several`` tensor-parallel ranks or one, experts split or ``whole``."""
         switch = (False, True) if several else (False,)
-        experts = switch if self.model.num_experts else (False,)
         axes: dict[str, Sequence[Any]] = {
             "micro_batch": MICRO_BATCHES,
             "sequence_parallel": switch,
-            "whole_experts": experts,
+            "whole_experts": (False, True),
             "overlap_tensor": (False,),
             "overlap_expert": (False,),
             "recompute": CHOICES["recompute"],
@@ -175,6 +180,7 @@ class Space:
         )
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
+        axes["whole_experts"] = [value for value in axes["whole_experts"] if value == whole]
         if not several:
             axes |= {name: [v for v in axes[name] if not v] for name in OF_TENSOR_PARALLEL}
         return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
@@ -253,8 +259,6 @@ class Space:
             "the global batch divides over data-parallel ranks and micro-batches": (
                 plans.dp * plans.micro_batch * plans.grad_accum == self.num_sequences
             ),
-            "whole_experts has tp and ep": ~plans.whole_experts | ((plans.tp > 1) & (plans.ep > 1)),
-            "ep divides the ranks that share out experts": plans.shard_ranks * plans.folded % plans.ep == 0,
             "ep nests with the sizes of the shards": np.logical_and.reduce(
                 [
                     _nests(plans.ep, plans.folded * shard)

@@ -221,6 +221,7 @@ def test_progress_ends_at_one_and_counts_plans() -> None:
         ({"fixed": {"strategy": ["hsdp"], "tp": [8]}}, "no plan is left where strategy is hsdp"),
         ({"num_gpus": [8], "fixed": {"strategy": ["zero3-node"]}}, "nearest number of GPUs with a legal plan is 16"),
         ({"fixed": {"tp": [1], "sequence_parallel": [True]}}, "sequence_parallel=true is for several tensor-parallel"),
+        ({"fixed": {"whole_experts": [True]}}, "has no experts, so there are none to hold whole"),
         ({"fixed": {"pp": [1], "schedule": ["gpipe"]}}, "no pipeline size left has that schedule"),
         ({"global_batch_tokens": 33 * 2048, "fixed": {"tp": [1], "pp": [1], "cp": [1]}}, "global batch divides"),
         ({"fixed": {"micro_batch": [1], "grad_accum": [64]}}, "no plan is left where grad_accum is 64"),
