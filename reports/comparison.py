@@ -24,8 +24,8 @@ TOKENS_PER_PARAMETER = 20
 # A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
 LONG_CONTEXT = 16384
 MIXTURE = (
-    "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; those that NVIDIA publishes took as "
-    "long with its software of June 2026 and later, and half as long again before (docs/models.md)"
+    "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; in the median those that "
+    "NVIDIA publishes took as long with its software of June 2026 and later, half as long again before (docs/models.md)"
 )
 
 

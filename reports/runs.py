@@ -30,8 +30,8 @@ RATES = (
 )
 # A server holds at most so many GPUs; more are a rack that NVLink joins.
 LARGEST_NODE = 16
-# Of its computing a pipeline idles for (p - 1) / m. No published run of a framework that can interleave its stages lets
-# them idle for longer than this; NeMo's and Megatron-Bridge's recipes then give a chunk so many layers.
+# Of its computing a pipeline idles for (p - 1) / m. No published run held here, of a framework that interleaves stages,
+# lets them idle for longer than this; NeMo's and Megatron-Bridge's recipes then give a chunk so many layers.
 LONGEST_IDLE = 0.4
 USUAL_LAYERS_PER_CHUNK = 2
 # The memory of the card that a chip's bare name is taken for; the smaller one computes as fast.

@@ -282,8 +282,8 @@ def _expert_parallel(model: Model, fields: dict[str, int | str], asked: int | No
 
     def sizes(folded: int) -> list[int]:
         most = math.gcd(model.num_experts, ranks * folded) if model.num_experts else 1
-        found = [ep for ep in range(1, most + 1) if most % ep == 0]
-        return [ep for ep in found if all(nests(ep, shard * folded) for shard in shards)]
+        divisors = [ep for ep in range(1, most + 1) if most % ep == 0]
+        return [ep for ep in divisors if all(nests(ep, shard * folded) for shard in shards)]
 
     found = [(ep, False) for ep in sizes(1)] + [(ep, True) for ep in sizes(tp) if ep > 1 and tp > 1]
     return [(ep, whole) for ep, whole in found if asked in (None, ep)] or [(asked or 1, False)]

@@ -4,6 +4,7 @@ import pytest
 from builders import cluster, plan, small_model
 
 from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.constants import default_constants
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.in_flight import micro_batches_in_flight
 from flopcast.simulator.plan import Plans
@@ -15,6 +16,13 @@ PARAMETERS = MODEL.num_parameters
 def held(strategy: str, **fields: object) -> dict[str, float]:
     memory = forecast(MODEL, cluster(), plan(strategy, 16, **fields)).memory
     return {name: float(value[0]) for name, value in memory.parts.items()}
+
+
+def test_nccl_holds_nothing_on_a_lone_gpu() -> None:
+    constants = default_constants().with_values(context_bytes=1e9, nccl_bytes=3e9)
+    for num_gpus, outside in ((1, 1e9), (8, 4e9)):
+        memory = forecast(MODEL, cluster(), plan("ddp", num_gpus), constants=constants).memory
+        assert memory.total[0] - memory.reserved[0] == pytest.approx(outside)
 
 
 def test_states_of_every_strategy() -> None:

@@ -7,6 +7,7 @@ from builders import cluster, small_model
 
 from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.accuracy import PUBLISHED_RUNS
+from flopcast.reports.document.further import as_compared
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.study import Study, study
 from flopcast.reports.document.table import numbers_in
@@ -15,6 +16,10 @@ from flopcast.reports.runs import read_runs
 from flopcast.reports.search import described
 from flopcast.simulator.cluster import Costs
 from flopcast.simulator.forecast import forecast
+
+
+def test_a_search_beside_a_comparison_runs_in_its_precision() -> None:
+    assert as_compared(Request(8, precision="fp8"), load_cluster("dgx-h100"))["precision"] == ["fp8"]
 
 
 def test_memory_and_waterfall_add_up(report: Report) -> None:

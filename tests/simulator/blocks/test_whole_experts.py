@@ -66,30 +66,33 @@ def test_neighbours_share_them_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "ep", "ways"),
+    ("strategy", "tp", "ep", "ways"),
     [
         # 16 ranks share out the experts, 16 / ep hold the same; 8 data-parallel ranks hold a zero1 shard.
-        ("zero1", 4, 4),
-        ("zero1", 16, 1),
-        ("zero3", 2, 8),
-        ("hsdp", 4, 2),  # shards over the 4 data-parallel ranks of a node: 8 ranks, two of them with the same experts
-        ("ddp", 2, 1),
+        ("zero1", 2, 4, 4),
+        ("zero1", 2, 16, 1),
+        ("zero3", 2, 2, 8),
+        ("hsdp", 2, 4, 2),  # over the 4 data-parallel ranks of a node: 8 ranks, two of them with the same experts
+        ("ddp", 4, 2, 1),  # two tensor-parallel ranks hold the same, and nothing is sharded
     ],
 )
-def test_shards_are_of_the_ranks_that_hold_the_same(strategy: str, ep: int, ways: int) -> None:
-    found = cast(whole(strategy, ep=ep))
+def test_shards_are_of_the_ranks_that_hold_the_same(strategy: str, tp: int, ep: int, ways: int) -> None:
+    found = cast(whole(strategy, tp, ep=ep))
     dense = (MODEL.num_parameters - EXPERTS) / int(found.plans.optimizer_shard[0])
     routers_and_norms = 4 * (E * D + 2 * D) + D
     held = float(found.memory.parts["optimizer"][0]) / 12
-    # All matrices but the routers are split over two tensor-parallel ranks.
+    # All matrices but the routers are split over the tensor-parallel ranks.
     shard = int(found.plans.optimizer_shard[0])
-    assert held == pytest.approx(dense / 2 + routers_and_norms / shard / 2 + EXPERTS / ep / ways, rel=2e-3)
+    whole_on_each = routers_and_norms / shard * (1 - 1 / tp)
+    assert held == pytest.approx(dense / tp + whole_on_each + EXPERTS / ep / ways, rel=2e-3)
 
 
 def test_all_gathers_are_among_those_that_hold_the_same() -> None:
     gathers = works(cast(whole("zero3", ep=4)), "experts.gather")
     assert gathers
     assert {(int(w.group.size[0]), float(w.tensor_bytes[0])) for w in gathers} == {(4, 2 * EXPERTS / 4 / 4)}
+    # Every fourth rank holds the same: two in a node of 8.
+    assert {int(w.group.num_nodes[0]) for w in gathers} == {2}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,22 @@ def test_the_timeline_agrees(strategy: str, ep: int) -> None:
     p = replace(whole(strategy, ep=ep), micro_batch=2, grad_accum=2, seq_len=4096)
     step_s = float(forecast(model, where, p).step_s[0])
     assert play(model, where, p).step_s == pytest.approx(step_s, rel=0.03)
+
+
+def test_shards_nest_with_the_ranks_that_share_out_experts() -> None:
+    """tp 3 on 24 GPUs: shards of 2 data-parallel ranks are of 6 that share out experts."""
+    layout = placement("hsdp", 24, 8, tp=3)
+    usual = {"seq_len": 3072, "sequence_parallel": True, "whole_experts": True}
+    assert Plan(**layout, **usual, ep=3).parameter_shard == 2  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="parameter_shard=2 and ep=8 do not nest"):
+        Plan(**layout, **usual, ep=8)  # type: ignore[arg-type]
+    model = Model("m", 1152, 512, 3072, (MixedBlock(Attention(9, 9, 128), Experts(24, K, 576)),) * 2)
+    space = Space(model, cluster(H100), 24, 3072, 24, {"strategy": ["hsdp"], "tp": [3], "pp": [1], "cp": [1]})
+    found = set()
+    for region in space.regions():
+        plans = region.plans.pick(np.nonzero(np.broadcast_to(region.legal, region.plans.shape)))
+        found |= {(p["ep"], p["whole_experts"]) for p in map(plans.describe, range(len(plans)))}
+    assert {ep for ep, together in found if together} == {2, 3, 6, 12, 24}
 
 
 def test_a_search_tries_every_legal_one_and_no_other() -> None:
