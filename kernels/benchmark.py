@@ -1,14 +1,16 @@
 """``flopcast bench kernels``: every op beside the others, in GB/s and % of the device's copy, with the error.
 
 Rows are in long form, one per operation, pass, provider, element type, tokens and hidden size: ``median_s`` of a call,
-``spread``, ``bytes`` that must move (the same for all providers), ``bytes_per_s``, ``of_copy`` and ``of_datasheet``
-(fractions), ``error`` (norm of the difference over the norm, the worst tensor), or ``skipped`` with the reason.
+``spread``, ``bytes`` that must move (the same for all providers), ``bytes_per_s``, as fractions ``of_copy`` of 1 GiB,
+``of_copy_same_bytes`` (a copy that took turns with the row's providers) and ``of_datasheet``, ``host_bound`` (see
+timing.py), ``error`` (norm of the difference over the norm, the worst tensor), or ``skipped`` with the reason.
 """
 
 import csv
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
@@ -17,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import config as functorch_config
 
 from flopcast.errors import InputError, nearest
 from flopcast.kernels import microbenchmark, timing
-from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, Tensors, Transfer, missing, operations, transfers
+from flopcast.kernels.benchmark_calls import Results, inputs_of, prepare
+from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, missing, operations
+from flopcast.kernels.benchmark_transfers import Transfer, moved_bytes, transfers
 from flopcast.kernels.environment import datasheet_bytes_per_s, environment
 from flopcast.kernels.nf4.format import payload_bytes
 from flopcast.kernels.rmsnorm.variant import LARGEST_HIDDEN, SMALLEST_HIDDEN
@@ -29,12 +32,12 @@ from flopcast.kernels.rmsnorm.variant import LARGEST_HIDDEN, SMALLEST_HIDDEN
 Row = dict[str, Any]
 COLUMNS = (
     *("op", "pass", "provider", "dtype", "tokens", "hidden", "median_s", "spread", "num_samples", "bytes"),
-    *("bytes_per_s", "of_copy", "of_datasheet", "error", "skipped"),
+    *("bytes_per_s", "of_copy", "of_copy_same_bytes", "of_datasheet", "host_bound", "error", "skipped"),
 )
 TOKENS, HIDDEN = tuple(2**n for n in range(10, 18)), (2048, 4096, 5120, 8192)
 CPU_TOKENS, CPU_HIDDEN = (256, 1024), (1024,)
-_CHECKED_ROWS = 512  # that are compared with float64, of larger inputs
-_CHECKED_ELEMENTS = 2**25
+_COPY = "copy"
+_MOST_COPIED_BYTES = 2.0**30  # read and written: more go no faster
 _SET_BYTES = 24e9  # that all sets of inputs of one comparison may take
 
 
@@ -54,11 +57,11 @@ def run(
     128 K and hidden sizes 2048 to 8192 on a GPU, small ones on the CPU, where the reference path is what is timed:
     ``environment["backend"]`` says it. Raises InputError.
     """
-    device = torch.device(device)
+    device = _device(device)
     on_gpu = device.type == "cuda"
     tokens = tokens or (TOKENS if on_gpu else CPU_TOKENS)
     hidden = hidden or (HIDDEN if on_gpu else CPU_HIDDEN)
-    _check(device, tokens, hidden, ops, providers)
+    _check(tokens, hidden, ops, providers)
     deadline = time.monotonic() + budget_s
     copied = microbenchmark.copy(device, [2**30 if device.type == "cuda" else 2**24], samples)[0]
     copy_rate = copied["bytes"] / copied["median_s"]
@@ -72,7 +75,8 @@ def run(
             if ops is not None and name not in ops:
                 continue
             try:
-                rows += compare()
+                with timing.selected(device):
+                    rows += compare()
             except torch.OutOfMemoryError:
                 key = {"op": name, "dtype": str(dtype).removeprefix("torch."), "tokens": count, "hidden": size}
                 rows.append(_skipped(key, "all", "all", "not enough memory for all providers at once"))
@@ -86,11 +90,11 @@ def run(
     return {"environment": environment(device), "copy_bytes_per_s": copy_rate, "rows": rows}
 
 
-def write(result: dict[str, Any], folder: Path, name: str = "kernels") -> list[Path]:
-    """``name.csv`` (the rows) and ``name.json`` (all), each whole or not at all."""
+def write(result: dict[str, Any], folder: Path) -> list[Path]:
+    """``kernels.csv`` (the rows) and ``kernels.json`` (all), each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, document = folder / f"{name}.csv", folder / f"{name}.json"
-    scratch = folder / f".{name}.partial"
+    table, document = folder / "kernels.csv", folder / "kernels.json"
+    scratch = folder / ".kernels.partial"
     with scratch.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -101,17 +105,23 @@ def write(result: dict[str, Any], folder: Path, name: str = "kernels") -> list[P
     return [table, document]
 
 
-def _check(
-    device: torch.device,
-    tokens: Sequence[int],
-    hidden: Sequence[int],
-    ops: Sequence[str] | None,
-    providers: Sequence[str] | None,
-) -> None:
+def _device(given: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(given)
+    except RuntimeError:
+        raise InputError(f"--device is '{given}'; it is cpu, cuda or cuda:1") from None
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device is {device}; it is cpu or cuda")
+        raise InputError(f"--device is '{given}'; it is cpu, cuda or cuda:1")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device is cuda and PyTorch sees no CUDA device; use --device cpu")
+        raise InputError(f"--device is {given} and PyTorch sees no CUDA device; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device is {given} and PyTorch sees {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return device
+
+
+def _check(
+    tokens: Sequence[int], hidden: Sequence[int], ops: Sequence[str] | None, providers: Sequence[str] | None
+) -> None:
     for count in tokens:
         if count < 1:
             raise InputError(f"--tokens holds {count}; counts of tokens are positive")
@@ -146,7 +156,8 @@ def _compare(
         return [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
     moved = operation.passes(tokens, hidden, dtype.itemsize)
     count = timing.num_inputs(moved["forward"], device, limit_bytes=_SET_BYTES / 6) if moved["forward"] < 2**30 else 1
-    sets = [_inputs(operation, tokens, hidden, dtype, device) for _ in range(count)]
+    sets = [inputs_of(operation, tokens, hidden, dtype, device) for _ in range(count)]
+    kept: Results = deque(maxlen=count)
     rows: list[Row] = []
     runs: dict[str, dict[str, Callable[[int], object]]] = {"forward": {}, "backward": {}}
     errors: dict[tuple[str, str], float] = {}
@@ -154,7 +165,7 @@ def _compare(
         reason = missing(name)
         try:
             if reason is None:
-                forward, backward, error = _prepare(operation, name, sets)
+                forward, backward, error = prepare(operation, name, sets, kept)
                 runs["forward"][name], runs["backward"][name] = forward, backward
                 errors["forward", name], errors["backward", name] = error
         except Exception as failure:
@@ -164,92 +175,12 @@ def _compare(
         if reason is not None:
             rows.append(_skipped(key, "all", name, reason))
     for which, functions in runs.items():
-        for name, timed in timing.interleaved(functions, device, samples).items():
-            row = {**key, "pass": which, "provider": name, **vars(timed), "bytes": moved[which]}
-            rows.append({**row, "error": errors[which, name]})
+        for name, row in _timed(functions, moved[which], device, samples).items():
+            rows.append({**key, "pass": which, "provider": name, **row, "error": errors[which, name]})
     if tokens <= 1024:
         for name, function in runs["forward"].items():
             rows.append({**key, "pass": "host", "provider": name, **vars(timing.host_time(function, device))})
     return rows
-
-
-def _inputs(operation: Operation, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensors:
-    made = operation.inputs(tokens, hidden, dtype, device)
-    differentiable = operation.num_differentiable
-    return (*(t.detach().requires_grad_() for t in made[:differentiable]), *made[differentiable:])
-
-
-def _prepare(
-    operation: Operation, provider: str, sets: list[Tensors]
-) -> tuple[Callable[[int], object], Callable[[int], object], tuple[float, float]]:
-    """Calls for the timer, and the errors of forward and backward against float64."""
-    function = operation.functions[provider]()
-    if provider in operation.writing_over:
-        sets = [_copied(inputs) for inputs in sets]
-    leaves = [inputs[: operation.num_differentiable] for inputs in sets]
-
-    def run(inputs: Tensors) -> Tensors:
-        # A view of each leaf, so that a provider may write over it.
-        return function(*(t.view_as(t) if t.requires_grad else t for t in inputs))
-
-    original = tuple(t.detach().clone() for t in sets[0])
-    # Graphs are walked many times, so torch.compile must not give the memory of their tensors away.
-    with functorch_config.patch(donated_buffer=False):
-        outputs = run(sets[0])
-        gradients = [torch.randn_like(t) for t in outputs]
-        found = torch.autograd.grad(outputs, leaves[0], [g.clone() for g in gradients])
-        error = _errors(operation, original, outputs, gradients, found)
-        graphs = [run(inputs) for inputs in sets]
-
-    def forward(index: int) -> object:
-        with torch.no_grad():
-            return function(*sets[index % len(sets)])
-
-    def backward(index: int) -> object:
-        which = index % len(graphs)
-        return torch.autograd.grad(graphs[which], leaves[which], gradients, retain_graph=True)
-
-    return forward, backward, error
-
-
-def _copied(inputs: Tensors) -> Tensors:
-    dense = (t.detach().clone(memory_format=torch.contiguous_format) for t in inputs)
-    return tuple(copy.requires_grad_(t.requires_grad) for copy, t in zip(dense, inputs, strict=True))
-
-
-def _errors(
-    operation: Operation, inputs: Tensors, outputs: Tensors, gradients: Sequence[Tensor], grads: Sequence[Tensor]
-) -> tuple[float, float]:
-    """The worst relative error of outputs, and of gradients, against the unfused expression in float64."""
-    dim, tokens = operation.token_dim, inputs[0].shape[operation.token_dim]
-    rows = tokens if inputs[0].numel() <= _CHECKED_ELEMENTS else _CHECKED_ROWS
-
-    def head(tensor: Tensor) -> Tensor:
-        return tensor.narrow(dim, 0, rows)
-
-    wide = [(head(t) if i < operation.num_rowwise else t).double() for i, t in enumerate(inputs)]
-    if operation.name == "rope":
-        wide[2:] = [t[:rows] for t in wide[2:]]
-    leaves = [t.requires_grad_() for t in wide[: operation.num_differentiable]]
-    exact = operation.eager(*wide)
-    wanted = torch.autograd.grad(exact, leaves, [head(g).double() for g in gradients])
-    # The gradient of the weight sums over all rows: it is compared only where all were worked out.
-    compared = len(wanted) if rows == tokens else operation.num_rowwise
-    forward = max(_distance(head(a), b) for a, b in zip(outputs, exact, strict=True))
-    backward = max(
-        _distance(head(a) if i < operation.num_rowwise else a, b)
-        for i, (a, b) in enumerate(zip(grads[:compared], wanted[:compared], strict=True))
-    )
-    return forward, backward
-
-
-def _distance(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm."""
-    found, exact = found.detach().double(), exact.detach()
-    value = float((found - exact).norm() / exact.norm())
-    if not math.isfinite(value):
-        raise RuntimeError("the result is not a number")
-    return value
 
 
 def _compare_transfer(
@@ -268,7 +199,7 @@ def _compare_transfer(
     if time.monotonic() > deadline:
         return [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
     numel = tokens * hidden
-    moved = transfer.num_bytes(numel)
+    moved = moved_bytes(numel, dtype)
     sets = []
     for _ in range(timing.num_inputs(moved, device, limit_bytes=_SET_BYTES / 6)):
         values = (0.02 * torch.randn(numel, device=device)).to(dtype)
@@ -283,11 +214,26 @@ def _compare_transfer(
         transfer.functions["eager"](*exact)
         errors[name] = max(float((a != b).double().mean()) for a, b in zip(found, exact, strict=True))
         functions[name] = _rotating(function, sets)
-    timed = timing.interleaved(functions, device, samples)
     return [
-        {**key, "pass": "forward", "provider": name, **vars(t), "bytes": moved, "error": errors[name]}
-        for name, t in timed.items()
+        {**key, "pass": "forward", "provider": name, **row, "error": errors[name]}
+        for name, row in _timed(functions, moved, device, samples).items()
     ]
+
+
+def _timed(
+    functions: dict[str, Callable[[int], object]], moved: float, device: torch.device, samples: int
+) -> dict[str, Row]:
+    """Rows of functions that must move so many bytes each; a copy of as many takes turns with them."""
+    if not functions:
+        return {}
+    copied = min(moved, _MOST_COPIED_BYTES)
+    copy = microbenchmark.copying(device, copied / 2)
+    timed = timing.interleaved({**functions, _COPY: copy}, device, samples)
+    copy_rate = copied / timed.pop(_COPY).median_s
+    return {
+        name: {**vars(t), "bytes": moved, "of_copy_same_bytes": moved / t.median_s / copy_rate}
+        for name, t in timed.items()
+    }
 
 
 def _rotating(function: Callable[[Tensor, Tensor], None], sets: list[tuple[Tensor, Tensor]]) -> Callable[[int], object]:

@@ -1,7 +1,7 @@
 """What the kernel benchmark compares: each operation, who else does it, and the bytes that it must move."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flopcast.kernels.nf4 import cost as nf4_cost
-from flopcast.kernels.nf4 import op as nf4
-from flopcast.kernels.nf4 import reference as nf4_reference
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.kernels.rmsnorm.op import add_rms_norm, rms_norm
 from flopcast.kernels.rope import cost as rope_cost
@@ -22,6 +19,7 @@ from flopcast.kernels.swiglu.op import swiglu
 EPS = 1e-6
 HEAD = 128
 OURS = "flopcast"
+_DOCUMENT = 1000  # tokens of each packed document
 _PACKAGES = {
     "liger": ("liger_kernel", "liger-kernel"),
     "quack": ("quack", "quack-kernels"),
@@ -36,7 +34,8 @@ class Operation:
     """``functions`` maps providers to functions of the inputs; ``eager`` is the unfused expression, for any dtype.
 
     The first ``num_differentiable`` inputs take a gradient, those behind are tables; the first ``num_rowwise`` have
-    tokens in dimension ``token_dim``. ``passes`` gives the bytes of each pass that no kernel can avoid.
+    tokens in dimension ``token_dim``. ``passes`` gives the bytes of each pass that no kernel can avoid. ``ready`` makes
+    what a provider is handed instead of the inputs, once and before the clock starts.
     """
 
     name: str
@@ -48,6 +47,17 @@ class Operation:
     num_differentiable: int
     token_dim: int = 0
     writing_over: frozenset[str] = frozenset()  # providers that write over their inputs
+    ready: dict[str, Function] = field(default_factory=dict)
+
+    def handed(self, provider: str, inputs: Tensors) -> Tensors:
+        """The arguments of a provider's function."""
+        return self.ready[provider](*inputs) if provider in self.ready else inputs
+
+    def exact(self, inputs: Tensors) -> tuple[Tensors, list[Tensor]]:
+        """The outputs by the unfused expression in float64, and the inputs there that take a gradient."""
+        wide = tuple(t.detach().double() if t.is_floating_point() else t for t in inputs)
+        leaves = [t.requires_grad_() for t in wide[: self.num_differentiable]]
+        return self.eager(*self.handed("eager", wide)), leaves
 
 
 def _normed(x: Tensor, weight: Tensor) -> Tensor:
@@ -69,14 +79,23 @@ def eager_add_norm(*arguments: Tensor) -> Tensors:
 
 
 def eager_rope(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor) -> Tensors:
-    """``q`` and ``k`` [B, S, H, Dh] turned op by op, in their own type, as Hugging Face's LLaMA does."""
+    """``q`` and ``k`` [B, S, H, Dh] turned op by op, in their own type, as Hugging Face's LLaMA does.
+
+    The tables are those of :func:`wide_tables`, which a model makes once for all of its layers.
+    """
 
     def turned(x: Tensor) -> Tensor:
-        cosine, sine = (torch.cat((t, t), -1).view(1, x.shape[1], 1, -1).to(x.dtype) for t in (cosines, sines))
         first, second = x.chunk(2, -1)
-        return x * cosine + torch.cat((-second, first), -1) * sine
+        return x * cosines + torch.cat((-second, first), -1) * sines
 
     return turned(q), turned(k)
+
+
+def wide_tables(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor | None = None) -> Tensors:
+    """``q``, ``k`` and the tables [P, Dh / 2] as [1, S, 1, Dh], for both halves and in the type of q."""
+    rows = slice(q.shape[1]) if positions is None else positions[: q.shape[1]]
+    wide = (torch.cat((t[rows], t[rows]), -1)[None, :, None].to(q.dtype) for t in (cosines, sines))
+    return q, k, *wide
 
 
 def _rows(num_branches: int) -> Callable[[int, int, torch.dtype, torch.device], Tensors]:
@@ -93,6 +112,13 @@ def _heads(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -
     buffer = torch.randn(1, tokens, q_heads + 2 * k_heads, HEAD, device=device).to(dtype)
     q, k = buffer[:, :, :q_heads], buffer[:, :, q_heads : q_heads + k_heads]
     return q, k, *rotary_tables(HEAD, tokens, device=device)
+
+
+def _packed_heads(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensors:
+    """The same, of documents that are counted from 0 each."""
+    q, k, *_ = _heads(tokens, hidden, dtype, device)
+    tables = rotary_tables(HEAD, min(tokens, _DOCUMENT), device=device)
+    return q, k, *tables, torch.arange(tokens, device=device) % _DOCUMENT
 
 
 def _compiled(function: Function) -> Function:
@@ -157,15 +183,20 @@ def _liger_rope() -> Function:
 
     def turned(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor) -> Tensors:
         # Liger takes heads before tokens and writes over what it is given, where that is contiguous.
-        tables = (torch.cat((t, t), -1).unsqueeze(0) for t in (cosines, sines))
-        turned_q, turned_k = function(q.transpose(1, 2), k.transpose(1, 2), *tables)
+        turned_q, turned_k = function(q.transpose(1, 2), k.transpose(1, 2), cosines, sines)
         return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
 
     return turned
 
 
-def _ours_rope(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor) -> Tensors:
-    return rope(q, k, cosines, sines)
+def _liger_tables(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor | None = None) -> Tensors:
+    """As [1, S, Dh], in fp32 as ours are."""
+    rows = slice(q.shape[1]) if positions is None else positions
+    return q, k, *(torch.cat((t[rows], t[rows]), -1)[None] for t in (cosines, sines))
+
+
+def _ours_rope(q: Tensor, k: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor | None = None) -> Tensors:
+    return rope(q, k, cosines, sines, positions)
 
 
 def _norm_bytes(num_branches: int) -> Callable[[int, int, int], dict[str, float]]:
@@ -178,9 +209,13 @@ def _norm_bytes(num_branches: int) -> Callable[[int, int, int], dict[str, float]
     return passes
 
 
-def _rope_bytes(tokens: int, hidden: int, size: int) -> dict[str, float]:
-    moved = rope_cost.moved_bytes(tokens, hidden // HEAD + max(1, hidden // HEAD // 8), HEAD, size)
-    return {"forward": moved, "backward": moved}
+def _rope_bytes(document: int | None) -> Callable[[int, int, int], dict[str, float]]:
+    def passes(tokens: int, hidden: int, size: int) -> dict[str, float]:
+        heads = hidden // HEAD + max(1, hidden // HEAD // 8)
+        moved = rope_cost.moved_bytes(tokens, heads, HEAD, size, document and min(tokens, document))
+        return {"forward": moved, "backward": moved}
+
+    return passes
 
 
 def _gates(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensors:
@@ -219,7 +254,11 @@ def operations() -> list[Operation]:
         "compiled": lambda: _compiled(eager_rope),
         "liger": _liger_rope,
     }
-    found.append(Operation("rope", _heads, eager_rope, turning, _rope_bytes, 2, 2, 1, frozenset({"liger"})))
+    ready: dict[str, Function] = {"eager": wide_tables, "compiled": wide_tables, "liger": _liger_tables}
+    found += [
+        Operation(name, inputs, eager_rope, turning, _rope_bytes(document), 2, 2, 1, frozenset({"liger"}), ready)
+        for name, inputs, document in (("rope", _heads, None), ("packed_rope", _packed_heads, _DOCUMENT))
+    ]
     gating = {
         OURS: lambda: lambda gate, up: (swiglu(gate, up),),
         "eager": lambda: _eager_swiglu,
@@ -235,36 +274,3 @@ def missing(provider: str) -> str | None:
     """Why a provider cannot run here, or None if it can."""
     module, package = _PACKAGES.get(provider, ("torch", "torch"))
     return f"{package} is not installed" if find_spec(module) is None else None
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """One way through the NF4 payload: made from ``numel`` 16-bit values, or values made from it."""
-
-    name: str
-    functions: dict[str, Callable[[Tensor, Tensor], None]]
-    num_bytes: Callable[[int], float]
-
-
-def transfers(dtype: torch.dtype) -> list[Transfer]:
-    """Quantise and dequantise, ours beside the reference; arguments are the values and the payload."""
-
-    def quantised(values: Tensor, payload: Tensor) -> None:
-        nf4.quantise(values, out=payload)
-
-    def dequantised(values: Tensor, payload: Tensor) -> None:
-        nf4.dequantise(payload, values.numel(), dtype, out=values)
-
-    def eager_quantised(values: Tensor, payload: Tensor) -> None:
-        nf4_reference.quantise(values, out=payload)
-
-    def eager_dequantised(values: Tensor, payload: Tensor) -> None:
-        nf4_reference.dequantise(payload, values.numel(), dtype, out=values)
-
-    def moved(numel: int) -> float:
-        return float(numel * dtype.itemsize + int(nf4_cost.payload_bytes(numel)))
-
-    return [
-        Transfer("nf4_quantise", {OURS: quantised, "eager": eager_quantised}, moved),
-        Transfer("nf4_dequantise", {OURS: dequantised, "eager": eager_dequantised}, moved),
-    ]

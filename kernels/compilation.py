@@ -76,10 +76,10 @@ class Resources(NamedTuple):
 
 
 def tabulated() -> list[Variant]:
-    """The variants of the table: PLaMo-13B's shapes, the benchmark's, and the extremes of what is supported."""
+    """The variants of the table: PLaMo-13B's shapes, the benchmark's, GPT-3's widths and the extremes."""
     variants = []
     for dtype, hidden in [
-        *(("bfloat16", hidden) for hidden in (64, 128, 2048, 4096, 5119, 5120, 8192, 16384)),
+        *(("bfloat16", hidden) for hidden in (64, 128, 2048, 4096, 5119, 5120, 8192, 9216, 12288, 16384)),
         *(("float16", hidden) for hidden in (5120, 16383)),
         *(("float32", hidden) for hidden in (5120, 16384)),
     ]:

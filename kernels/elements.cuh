@@ -153,6 +153,12 @@ struct Pack {
         }
     }
 
+    // From here on the compiler knows nothing of the words, so it unpacks them again.
+    __device__ __forceinline__ void stay_packed() {
+#pragma unroll
+        for (int i = 0; i < (BYTES + 3) / 4; ++i) asm volatile("" : "+r"(words[i]));
+    }
+
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < (BYTES + 3) / 4; ++i) words[i] = 0;

@@ -96,6 +96,7 @@ class _TorchStream:
         return 0, self.pointer
 
 
+# Kept for good: CuPy's Stream.from_external may destroy the stream in __del__, and it is PyTorch's, which makes few.
 @cache
 def _stream(pointer: int) -> Any:
     cuda = import_module("cupy").cuda

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flopcast.kernels import timing
 
 Record = dict[str, Any]
+DTYPE, _DTYPE_NAME = torch.bfloat16, "bfloat16"  # of products and attention
 KINDS = ("gemm", "attention", "copy", "launch", "optimizer")
 
 _BACKENDS = {
@@ -51,8 +52,6 @@ def run(device: torch.device, quick: bool = False, kinds: Sequence[str] = KINDS)
 def gemm(
     device: torch.device,
     shapes: Iterable[tuple[int, int, int]],
-    dtype: torch.dtype = torch.bfloat16,
-    layouts: Sequence[str] = ("nt", "nn", "tn"),
     samples: int = 20,
 ) -> list[Record]:
     """(m, k) x (k, n) products, 2 m n k FLOP, in the three layouts of training.
@@ -61,10 +60,10 @@ def gemm(
     """
     records = []
     for m, n, k in shapes:
-        for layout in layouts:
+        for layout in ("nt", "nn", "tn"):
             left, right = ((k, m) if layout[0] == "t" else (m, k)), ((n, k) if layout[1] == "t" else (k, n))
-            sets = _sets(device, dtype, (left, right), extra=m * n)
-            arguments = {"m": m, "n": n, "k": k, "layout": layout, "dtype": _name(dtype)}
+            sets = _sets(device, DTYPE, (left, right), extra=m * n)
+            arguments = {"m": m, "n": n, "k": k, "layout": layout, "dtype": _DTYPE_NAME}
 
             def product(index: int, sets: Any = sets, layout: str = layout) -> Tensor:
                 a, b = sets[index % len(sets)]
@@ -77,7 +76,6 @@ def gemm(
 def attention(
     device: torch.device,
     shapes: Iterable[tuple[int, int, int, int, int]],
-    dtype: torch.dtype = torch.bfloat16,
     backends: Sequence[str] = tuple(_BACKENDS),
     samples: int = 20,
 ) -> list[Record]:
@@ -91,14 +89,14 @@ def attention(
             for backward in (False, True):
                 arguments = {
                     **{"batch": batch, "tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head_dim": size},
-                    **{"backend": backend, "backward": backward, "dtype": _name(dtype)},
+                    **{"backend": backend, "backward": backward, "dtype": _DTYPE_NAME},
                 }
                 if backend == "math" and tokens > 4096:
                     records.append(_skipped("attention", arguments, "the score matrix would not fit"))
                     continue
                 flop = 2.0 * batch * heads * tokens**2 * size * (3.5 if backward else 1.0)
                 shape = [(batch, h, tokens, size) for h in (heads, kv_heads, kv_heads)]
-                sets = _sets(device, dtype, shape, requires_grad=backward, fewest=1)
+                sets = _sets(device, DTYPE, shape, requires_grad=backward, fewest=1)
 
                 def attend(index: int, sets: Any = sets, backend: str = backend, backward: bool = backward) -> None:
                     q, k, v = sets[index % len(sets)]
@@ -118,23 +116,27 @@ def attention(
 
 def copy(device: torch.device, sizes: Iterable[int], samples: int = 20) -> list[Record]:
     """Device-to-device copies of that many bytes; ``bytes`` counts both the read and the write."""
-    records = []
-    for size in sizes:
-        sets = _sets(device, torch.float32, ((size // 4,), (size // 4,)))
+    return [
+        _record("copy", {"bytes": size}, copying(device, size), device, samples, bytes=2.0 * size) for size in sizes
+    ]
 
-        def move(index: int, sets: Any = sets) -> None:
-            source, target = sets[index % len(sets)]
-            target.copy_(source)
 
-        records.append(_record("copy", {"bytes": size}, move, device, samples, bytes=2.0 * size))
-    return records
+def copying(device: torch.device, num_bytes: float) -> Callable[[int], object]:
+    """A copy of ``num_bytes`` from one tensor to another, of as many as no cache holds."""
+    sets = _sets(device, torch.float32, [(max(1, int(num_bytes) // 4),)] * 2)
+
+    def move(index: int) -> None:
+        source, target = sets[index % len(sets)]
+        target.copy_(source)
+
+    return move
 
 
 def launch(device: torch.device) -> list[Record]:
     """What the host spends on one op of one element: the time below which a kernel waits for its launch."""
     x = torch.ones(1, device=device)
     out = torch.empty_like(x)
-    timed = timing.host_time(lambda index: torch.add(x, x, out=out), device)
+    timed = timing.host_time(lambda index: torch.add(x, x, out=out), device, calls=100)
     return [{"kind": "launch", "arguments": {"op": "add"}, **vars(timed)}]
 
 
@@ -185,7 +187,3 @@ def _sets(
         [torch.randn(shape, device=device).to(dtype).requires_grad_(requires_grad) for shape in shapes]
         for _ in range(count)
     ]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

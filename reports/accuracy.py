@@ -4,21 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from flopcast.errors import InputError
 from flopcast.reports.global_fit import RunSet
 from flopcast.reports.memory_accuracy import MemoryAccuracy, memory_accuracy
 from flopcast.reports.memory_rows import MemoryRows
-from flopcast.reports.runs import Run, read_runs
+from flopcast.reports.null_model import NullModel
+from flopcast.reports.runs import read_runs
 from flopcast.simulator.band import band
-from flopcast.simulator.conventions import model_flop_per_token
-from flopcast.simulator.operation import Array
 
 PUBLISHED_RUNS = Path(__file__).parent / "measurements" / "training_runs.csv"
 
 NUMBERS = ("measured_step_s", "predicted_step_s", "low_s", "high_s", "null_step_s", "error")
-COLUMNS = ["id", "source", "gpu", "framework", *NUMBERS, "assumed"]
+COLUMNS = ["id", "source", "gpu", "framework", *NUMBERS, "assumed", "doubts"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,23 @@ class Accuracy:
     """``rows``: one per run that could be forecast; ``skipped``: the others with the reason; ``sources``: their sums.
 
     Columns of ``rows``: id, source, gpu, framework, measured_step_s, predicted_step_s, low_s, high_s, null_step_s,
-    error (predicted / measured - 1), assumed. Of ``sources``: rows, skipped, median, mean and p90 of the error's size,
-    bias (its median), null_median, coverage (share of rows inside the band). ``memory``: of the runs that state it.
+    error (predicted / measured - 1), assumed, doubts (those of them that stand against a cell). Of ``sources``: rows,
+    skipped, median, mean and p90 of the error's size, bias (its median), null_median, coverage (share of rows inside
+    the band). ``memory``: of the runs that state it. ``null_model``: a sentence that says what the null model is.
     """
 
     rows: pd.DataFrame
     skipped: pd.DataFrame
     sources: pd.DataFrame
     memory: MemoryAccuracy
+    null_model: str
+
+    def check_scored(self) -> None:
+        """Raise InputError where no row could be forecast, with a reason of each source."""
+        if self.rows.empty:
+            first = self.skipped.groupby("source", sort=False).head(1)
+            reasons = "; ".join(f"{row['id']}: {row['skipped']}" for row in first.to_dict("records"))
+            raise InputError(f"none of the table's rows can be scored ({reasons}); mend them")
 
     @property
     def overall(self) -> dict[str, float]:
@@ -50,25 +58,41 @@ class Accuracy:
             "sources": self.sources.reset_index(names="source").to_dict("records"),
             "overall": self.overall,
             "memory": self.memory.as_json(),
+            "null_model": self.null_model,
         }
 
 
 def accuracy(path: Path = PUBLISHED_RUNS) -> Accuracy:
-    """Forecast every row of a table of runs that can be expressed."""
+    """Forecast every row of a table of runs that can be expressed.
+
+    The null model of the published runs is fitted to them; that of another table too, not to its own rows.
+    """
     runs = read_runs(path)
-    rows = _rows(RunSet.of(runs)) if any(not run.skipped for run in runs) else _no_rows()
+    kept = [run for run in runs if not run.skipped]
+    rows, null_model = _no_rows(), ""
+    if kept:
+        own = path.resolve() == PUBLISHED_RUNS.resolve()
+        null = NullModel.of(kept if own else [run for run in read_runs(PUBLISHED_RUNS) if not run.skipped])
+        rows, null_model = _rows(RunSet.of(kept), null), _said(own, null.borrowed(kept))
     skipped = pd.DataFrame(
         [{"id": run.id, "source": run.source, "skipped": run.skipped} for run in runs if run.skipped],
         columns=["id", "source", "skipped"],
     )
-    return Accuracy(rows, skipped, _by_source(rows, skipped), memory_accuracy(MemoryRows.of(runs)))
+    return Accuracy(rows, skipped, _by_source(rows, skipped), memory_accuracy(MemoryRows.of(runs)), null_model)
+
+
+def _said(own: bool, borrowed: dict[str, str]) -> str:
+    if own:
+        return "The null model is one constant efficiency per GPU type."
+    lacking = "".join(f"; of {kind}, which they lack, that of {other}" for kind, other in borrowed.items())
+    return f"The null model is the median efficiency of the published runs by GPU type and precision{lacking}."
 
 
 def _no_rows() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype="float64" if name in NUMBERS else "str") for name in COLUMNS})
 
 
-def _rows(kept: RunSet) -> pd.DataFrame:
+def _rows(kept: RunSet, null: NullModel) -> pd.DataFrame:
     predicted = kept.predicted_s()
     low, high = band(kept.batch.plans, kept.batch.hardware.gpus_per_node)
     return pd.DataFrame(
@@ -81,33 +105,13 @@ def _rows(kept: RunSet) -> pd.DataFrame:
             "predicted_step_s": predicted,
             "low_s": predicted * low,
             "high_s": predicted * high,
-            "null_step_s": null_step_s(kept.runs),
+            "null_step_s": null.step_s(kept.runs),
             "error": predicted / kept.measured_s - 1,
             "assumed": ["; ".join(run.assumed) for run in kept.runs],
+            "doubts": ["; ".join(run.doubts) for run in kept.runs],
         },
         columns=COLUMNS,
     )
-
-
-def null_step_s(runs: tuple[Run, ...]) -> Array:
-    """Step time by one constant efficiency per GPU type and precision: the median over the sources' medians.
-
-    Hardware FLOPs by the causal convention, recomputation counted where the plan recomputes.
-    """
-    ideal, kinds = [], []
-    for run in runs:
-        assert run.model is not None
-        assert run.plan is not None
-        assert run.cluster is not None
-        flop = model_flop_per_token(run.model, run.plan.seq_len, "causal")
-        per_token = flop.total + (run.plan.recompute == "full") * flop.layers_forward
-        tokens = run.plan.global_batch_sequences * run.plan.seq_len * run.share_of_step
-        ideal.append(tokens * per_token / (run.plan.num_gpus * run.cluster.gpu.tensor_flop_per_s))
-        kinds.append(f"{run.cluster.gpu.name} {run.plan.precision}")
-    table = pd.DataFrame({"ideal": ideal, "kind": kinds, "source": [run.source for run in runs]})
-    table["efficiency"] = table["ideal"] / [run.measured_step_s for run in runs]
-    medians = table.groupby(["kind", "source"])["efficiency"].median().groupby("kind").median()
-    return np.asarray(table["ideal"] / table["kind"].map(medians), dtype=np.float64)
 
 
 def _by_source(rows: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame:

@@ -13,9 +13,12 @@ from flopcast.simulator.constants import Constants, entries
 
 
 def render(accuracy: Accuracy) -> Iterator[RenderableType]:
-    """Errors by source beside the null model's, and what was skipped and why."""
+    """Errors by source beside the null model's, what was not taken as it is written, and what was skipped and why."""
     if not accuracy.rows.empty:
         yield from _render_errors(accuracy)
+    doubted = accuracy.rows[accuracy.rows["doubts"] != ""].groupby(["source", "doubts"]).size().rename("number")
+    for doubt in doubted.reset_index().to_dict("records"):
+        yield Text(f"{doubt['number']} of {doubt['source']} forecast with {doubt['doubts']}")
     reasons = accuracy.skipped.groupby(["source", "skipped"]).size().rename("number").reset_index()
     for skip in reasons.to_dict("records"):
         yield Text(f"skipped {skip['number']} of {skip['source']}: {skip['skipped']}")
@@ -54,7 +57,7 @@ def _render_errors(accuracy: Accuracy) -> Iterator[RenderableType]:
     )
     yield table
     yield Text(
-        "Step time, predicted over measured. The null model is one constant efficiency per GPU type. The constants "
+        f"Step time, predicted over measured. {accuracy.null_model} The constants "
         "were fitted to the published runs together; the band is from runs whose framework they had not seen."
     )
     if not accuracy.memory.rows.empty:

@@ -27,6 +27,7 @@ PRIOR_WIDTH = 0.25
 # The share of runs that a band holds.
 COVERAGE = 0.8
 FEWEST_FOR_BAND = 3  # runs left out
+PROFILED_DTYPE = "bf16"  # as the trainer's settings name it
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def calibrate(
     """Fit constants to runs on a measured cluster, and again with each run left out in turn.
 
     ``names``: which of MACHINE_CONSTANTS, by default those that the runs can tell apart. ``device``: what the profile
-    measured. Raises InputError for runs of another device, fewer runs than constants, and an unmeasured cluster.
+    measured. Raises InputError for runs of another device or dtype, fewer runs than constants, and an unmeasured
+    cluster.
     """
     if cluster.measured is None:
         raise InputError(f"cluster '{cluster.name}' was not measured; give --cluster the file of flopcast profile")
@@ -113,6 +115,11 @@ def calibrate(
             raise InputError(
                 f"run '{run.name}' is of '{run.device}' and the profile of '{device}'; calibrate on runs of the same "
                 "device"
+            )
+        if run.dtype not in ("", PROFILED_DTYPE):  # logs of earlier versions do not say
+            raise InputError(
+                f"run '{run.name}' was computed in {run.dtype}, while profile and forecasts are of {PROFILED_DTYPE}; "
+                f'calibrate on runs with plan.dtype = "{PROFILED_DTYPE}"'
             )
     chosen = _chosen(runs, cluster.measured, names)
     if len(runs) < len(chosen):

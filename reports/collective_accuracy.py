@@ -1,5 +1,6 @@
 """The collective cost model against measured rows of nccl-tests: the error by size, and every row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from flopcast.collectives.columns import tidy
 from flopcast.collectives.measured import forecast_rows
@@ -33,6 +36,20 @@ class CollectiveAccuracy:
     skipped: pd.DataFrame
     bins: pd.DataFrame
 
+    def check_scored(self) -> None:
+        """Raise InputError where no row counts, with the reasons."""
+        if self.bins.empty:
+            uncounted = len(self.rows)
+            reasons = [f"{uncounted} in place or below 1 KiB"] if uncounted else []
+            reasons += [f"{number} skipped: {reason}" for reason, number in self.reasons.items()]
+            said = f"none of the table's rows can be scored ({'; '.join(reasons)})"
+            raise InputError(f"{said}; give out-of-place rows of 1 KiB or more")
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why rows are skipped, and how many are for that."""
+        return {str(reason): int(number) for reason, number in self.skipped["skipped"].value_counts().items()}
+
     def as_json(self) -> dict[str, Any]:
         """The document that ``flopcast accuracy --collectives FILE --json`` prints."""
         names = ["series", "collective", "bytes", "in_place", "measured_s", "predicted_s"]
@@ -45,8 +62,6 @@ class CollectiveAccuracy:
 def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccuracy:
     """Forecast every row of a table of measured collectives from its specification alone."""
     table = read_table(path, (), _DESCRIBED)
-    if table.empty:
-        raise InputError(f"{path}: has no rows; see {_DESCRIBED}")
     try:
         columns = tidy({str(name): table[name].to_numpy() for name in table.columns})
     except InputError as error:
@@ -72,8 +87,8 @@ def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccurac
     return CollectiveAccuracy(kept, skipped, _by_size(kept))
 
 
-def render(accuracy: CollectiveAccuracy) -> Table:
-    """The error by size, from specifications and after each series' latency is calibrated."""
+def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
+    """The error by size, from specifications and after each series' latency is calibrated; what is skipped and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("size of the tensor", no_wrap=True)
     for heading in ("rows", "mean\n|error| %", "median\n%", "bias\n%", "calibrated\nmean %"):
@@ -81,7 +96,9 @@ def render(accuracy: CollectiveAccuracy) -> Table:
     for name, row in accuracy.bins.iterrows():
         shares = [f"{100 * row[column]:.1f}" for column in ("mean", "median", "bias", "calibrated_mean")]
         table.add_row(str(name), str(int(row["rows"])), *shares)
-    return table
+    yield table
+    for reason, number in accuracy.reasons.items():
+        yield Text(f"skipped {number}: {reason}")
 
 
 def _by_size(rows: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,12 @@ MIXTURE = (
     "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; in the median those that "
     "NVIDIA publishes took as long with its software of June 2026 and later, half as long again before (docs/models.md)"
 )
+# Generations of the GPUs of the published runs that constants and band are fitted to.
+FITTED = ("ampere", "hopper", "blackwell")
+UNFITTED = (
+    "gpu: constants and band are of runs on GPUs of the generations ampere, hopper and blackwell, and {name} is of none"
+    " of them; flopcast accuracy --runs holds the forecast against runs of your own"
+)
 
 
 def as_json(comparison: Comparison, token_budget: float | None = None) -> dict[str, Any]:
@@ -144,6 +150,8 @@ def assumptions(model: Model, cluster: Cluster, hidden_exchange: bool = False) -
     """
     kinds = [MIXTURE.format(alone="" if hidden_exchange else " and nothing to hide their exchange")]
     kinds = kinds if model.num_experts else []
+    if cluster.gpu.architecture not in FITTED and cluster.calibration is None:
+        kinds.append(UNFITTED.format(name=cluster.gpu.name))
     return [*cluster.assumptions, *model.assumptions, *kinds]
 
 

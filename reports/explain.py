@@ -136,7 +136,7 @@ def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
     same, near, tight = (", ".join(row.strategy for row in of(rows)) for of in (same_plan, equals, faster_but_tight))
     words = [
         f"{best.strategy}, {digits(best.step_s)} s per step ({digits(best.low_s)}-{digits(best.high_s)})",
-        f", {100 * best.mfu:.0f} % MFU",
+        f", {100 * best.mfu:.0f} % MFU" + (" of the 16-bit peak" if best.plan["precision"] == "fp8" else ""),
         f", tight: {100 * best.memory_bytes / gpu_memory_bytes:.0f} % of the memory" if best.tight else "",
         f"; here the same plan: {same}" if same else "",
         f"; not told apart from it: {near}" if near else "",

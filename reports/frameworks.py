@@ -1,5 +1,6 @@
 """How training frameworks run a step where a published table does not say: facts of the software, not of a result."""
 
+import re
 from dataclasses import dataclass, replace
 
 from flopcast.simulator.engines import Engine
@@ -160,6 +161,17 @@ FRAMEWORKS: dict[str, Framework] = {
         engine="torchtitan",
     ),
 }
+
+# Software that runs PyTorch's own engine as it is, which is what every other name is taken for.
+PYTORCH = re.compile(
+    r"pytorch|fsdp|\bddp\b|\b(torch|torchtune|torchrun|hf|trl)\b|hugging|accelerate|transformers|olmo|flopcast"
+)
+
+
+def is_known(name: str) -> bool:
+    """Whether the name is of software whose facts are held here."""
+    lowered = name.lower()
+    return bool(PYTORCH.search(lowered)) or any(key in lowered for key in FRAMEWORKS)
 
 
 def framework_of(name: str, tp: int = 1) -> Framework:

@@ -16,7 +16,7 @@ def render(result: dict[str, Any]) -> Iterator[RenderableType]:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("operation", "pass", "provider"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("tokens", "hidden", "median, us", "spread, %", "GB/s", "% of copy", "error"):
+    for heading in ("tokens", "hidden", "median, us", "spread, %", "GB/s", "% of copy", "of same bytes", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     skipped = []
     for row in result["rows"]:
@@ -27,13 +27,16 @@ def render(result: dict[str, Any]) -> Iterator[RenderableType]:
             continue
         table.add_row(
             *(row["op"], row["pass"], row["provider"], f"{row['tokens']:,}", f"{row['hidden']:,}"),
-            f"{row['median_s'] * 1e6:,.1f}",
+            f"{row['median_s'] * 1e6:,.1f}{'*' if row.get('host_bound') else ''}",
             f"{100 * row['spread']:.0f}",
             _scaled(row.get("bytes_per_s"), 1e-9, 1),
             _scaled(row.get("of_copy"), 100, 1),
+            _scaled(row.get("of_copy_same_bytes"), 100, 1),
             "-" if row.get("error") is None else f"{row['error']:.1e}",
         )
     yield table
+    if any(row.get("host_bound") for row in result["rows"]):
+        yield Text("* the host may have been slower than the GPU")
     for reason in dict.fromkeys(skipped):
         yield Text(f"skipped {reason}")
 

@@ -26,6 +26,7 @@ class MachineRun:
     """One run: the median seconds of its steps after the warm-up, and the distance of their quartiles over it.
 
     ``device``: as the log names it, or a table's GPU. ``share_of_step``: of the plan's tokens that a step really had.
+    ``dtype``: what matrices were multiplied in, empty where the log does not say.
     """
 
     name: str
@@ -36,6 +37,7 @@ class MachineRun:
     spread: float
     num_steps: int
     share_of_step: float = 1.0
+    dtype: str = ""
 
 
 def read_machine_runs(paths: Iterable[Path]) -> list[MachineRun]:
@@ -101,6 +103,7 @@ def run_of_records(
         step_s=median,
         spread=(high - low) / median,
         num_steps=len(times),
+        dtype=str(start.get("dtype", "")),
     )
 
 

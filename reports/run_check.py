@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from rich import box
 from rich.console import RenderableType
@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.accuracy import PUBLISHED_RUNS as PUBLISHED_RUNS
+from flopcast.reports.run_shards import zero_stage
+from flopcast.reports.run_words import width_in
 from flopcast.reports.runs import NEEDED, Run, read_runs
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.conventions import CONVENTIONS, model_flop_per_token
@@ -26,8 +28,19 @@ PLAUSIBLE = (0.005, 1.0)
 RECOGNISED = 0.05
 
 
-Count = Annotated[float, Field(ge=1)]
-Amount = Annotated[float, Field(gt=0)]
+def _precision(cell: str) -> str:
+    if width_in(cell.lower()) is None:
+        raise ValueError("Input should be bf16, fp16 or fp8")
+    return cell
+
+
+def _sharding(cell: str) -> str:
+    zero_stage(cell.lower())
+    return cell
+
+
+Count = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Flag = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,10 +54,10 @@ class Cells(BaseModel):
     source_key: str
     source: Annotated[str, Field(min_length=8)]
     gpu: str
-    hidden: Count
     seq_len: Count
     n_gpus: Count
     trust: Literal["A", "B", "C"] | None = None
+    hidden: Count | None = None
     n_layers: Count | None = None
     ffn_hidden: Count | None = None
     n_heads: Count | None = None
@@ -54,14 +67,18 @@ class Cells(BaseModel):
     parallel_layers: Flag | None = None
     gpus_per_node: Count | None = None
     node_gbit: Amount | None = None
+    sharding: Annotated[str, AfterValidator(_sharding)] | None = None
+    shard_group_size: Count | None = None
     tp: Count | None = None
     pp: Count | None = None
     vpp: Count | None = None
     cp: Count | None = None
     sequence_parallel: Flag | None = None
     micro_batch: Count | None = None
-    global_batch_seqs: Count | None = None
+    global_batch_seqs: Amount | None = None
+    grad_accum: Count | None = None
     recompute: Literal["none", "selective", "full"] | None = None
+    precision: Annotated[str, AfterValidator(_precision)] | None = None
     torch_compile: Flag | None = None
     measured_step_s: Amount | None = None
     measured_tokens_per_s_per_gpu: Amount | None = None
@@ -103,6 +120,7 @@ def check_table(path: Path) -> Checked:
         if name in seen:
             faults.append((name, "id occurs twice"))
         seen.add(name)
+        cautions += [(name, f"is forecast with {words}") for words in run.doubts if not run.skipped]
         try:
             Cells(**cells)
         except ValidationError as error:
@@ -122,7 +140,10 @@ def check_table(path: Path) -> Checked:
 
 def _fault(error: ErrorDetails) -> str:
     column = ".".join(map(str, error["loc"]))
-    return f"{column} is blank" if error["type"] == "missing" else f"{column} is {error['input']!r}: {error['msg']}"
+    if error["type"] == "missing":
+        return f"{column} is blank"
+    said = f"{column} is {error['input']!r}"
+    return f"{said}: {error['msg'].removeprefix('Value error, ').removeprefix(f'{said}; ')}"
 
 
 def tokens_per_s_per_gpu(run: Run) -> float:

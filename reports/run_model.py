@@ -15,7 +15,9 @@ from flopcast.simulator.model import Block, Model, count_parameters
 # Where a table does not say: GPT-2's vocabulary padded to a multiple of 128 for 8 ranks, as Megatron does.
 DEFAULT_VOCABULARY = 51200
 USUAL_HEAD_DIM = 128
-GATED = ("swiglu", "geglu", "reglu", "silu")
+# "gelu" is none of these: two products, and three where one of them gates another.
+GATED = re.compile(r"glu|silu|swish|gated")
+PLAIN = re.compile(r"relu|gelu|mlp|2[-_ ]?layer|standard|plain")
 # What tables call the experts of a layer, and those of them that work on a token.
 EXPERTS = ("num_experts", "n_experts")
 PER_TOKEN = ("experts_per_token", "top_k", "moe_top_k")
@@ -34,7 +36,11 @@ def model_of(row: Row) -> Model:
     hidden = row.whole("hidden")
     heads = row.whole("n_heads", max(hidden // USUAL_HEAD_DIM, 1))
     kv_heads = row.whole("n_kv_heads", heads)
-    gated = row.text("mlp_type", "gelu") in GATED
+    mlp_type = row.text("mlp_type", "gelu")
+    if hidden % heads and not row.has("head_dim"):
+        row.doubt(f"head_dim {hidden // heads}: {heads} heads do not divide a hidden size of {hidden}")
+    gated = bool(GATED.search(mlp_type))
+    row.known("mlp_type", gated or PLAIN.search(mlp_type), "gelu")
     # LLaMA's rule, 2/3 of 4 D in multiples of 256, or GPT's 4 D.
     usual_width = -(-8 * hidden // (3 * 256)) * 256 if gated else 4 * hidden
     attention = Attention(
@@ -101,7 +107,7 @@ def _column(row: Row, names: tuple[str, ...]) -> str:
 def _num_experts(row: Row) -> int:
     """Experts per layer, 0 where the row is of no mixture."""
     column = _column(row, EXPERTS)
-    number = row.whole(column) if row.has(column) else 0
+    number = row.whole(column, least=0) if row.has(column) else 0
     return number if number > 1 else 0
 
 

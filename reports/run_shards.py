@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from flopcast.errors import InputError
 from flopcast.reports.run_row import Row
 
 STAGE = re.compile(r"zero[-_ ]?(?:stage[-_ ]?)?(\d)")
@@ -18,12 +19,14 @@ OFFLOADED = re.compile(r"cpu[-_ ]?offload|zero[-_ ]?\d?[-_ ]?offload|zero[-_ ]?i
 
 
 def zero_stage(sharding: str) -> int:
-    """The ZeRO stage that a name stands for: 0 to 3."""
+    """The ZeRO stage that a name stands for: 0 to 3. Raises InputError for a stage that there is not."""
     if NODE_COPY.search(sharding) or WITHIN_GROUP.search(sharding):
         return 3
     stage = STAGE.search(sharding)
     if stage:
-        return min(int(stage[1]), 3)
+        if int(stage[1]) > 3:
+            raise InputError(f"sharding is '{sharding}'; ZeRO has the stages 1, 2 and 3")
+        return int(stage[1])
     if sharding == "shard_grad_op" or "zero-offload" in sharding:
         return 2
     distributed = "optimizer" in sharding and ("distributed" in sharding or "shard" in sharding)
@@ -46,7 +49,9 @@ def shards(row: Row, sharding: str, world: int, pp: int, node: int) -> dict[str,
     in_node = max(d for d in range(1, max(node, 1) + 1) if world % d == 0)
     usual = in_node if WITHIN_GROUP.search(sharding) else world
     group = row.whole("shard_group_size") if row.has("shard_group_size") else usual
-    group = group if group >= 1 and world % group == 0 else usual
+    if group != usual and world % group:
+        row.doubt(f"shard_group_size {usual}: {group} does not divide the {world} data-parallel ranks")
+        group = usual
     sizes = [group if stage > index else 1 for index in range(3)]
     if NODE_COPY.search(sharding) and stage == 3:
         sizes = [world, world, in_node]

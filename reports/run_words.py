@@ -6,12 +6,32 @@ from typing import Any
 from flopcast.errors import InputError
 from flopcast.simulator.plan import CHOICES, Precision, Recompute
 
-YES = ("yes", "y", "true", "t", "on", "enabled")
+YES = ("yes", "y", "true", "t", "on", "enabled", "x")
 NO = ("no", "n", "false", "f", "off", "none", "disabled")
+# "no checkpointing", "none (default)" and "yes, in full" say the same as their first word.
+SAYS_NO = re.compile(r"^(no|none|not|without|w/o|off|false|disabled)\b")
+SAYS_YES = re.compile(r"^(yes|true|on|enabled|with)\b")
 # Kernels by other names; an unversioned "flash" is the software's own version, or the second.
 ATTENTION_NAMES = {
     **{"sdpa": "flash2", "eager": "unfused", "none": "unfused", "standard": "unfused", "naive": "unfused"},
     **{"xformers": "flash1", "te": "cudnn", "fused": "cudnn"},
+}
+# A compiler's name, or a mode of it, in place of a yes; and those of ways to split sequences.
+RAN = re.compile(r"compile|inductor|thunder|nvfuser|dynamo|xla|jit|cuda-?graph|autotune|overhead|ulysses|megatron|ring")
+# Recomputation by the names of Megatron, NeMo, torchtitan and MaxText: of whole layers, and of parts of them.
+WHOLE_LAYERS = re.compile(
+    r"full|checkpoint|ckpt|remat|block|layer(?![-_ ]?norm)|uniform|whole|nothing|\ball\b|^(ac|gc|activations?)$"
+    r"|^(activation[-_ ])?recomput(e|ed|ation)$"
+)
+PARTS = re.compile(
+    r"select|minimal|partial|attn|attention|core|flash|mlp|ffn|moe|norm|act|sav(e|able)|dot|proj|offload|custom|^op\b"
+    r"|\bsac\b|^[\d./%]+$"
+)
+WIDTHS = {
+    "fp4": re.compile(r"(fp?|float|int|nf)[-_ ]?4|\b4[-_ ]?bit"),
+    "fp8": re.compile(r"(fp?|float)[-_ ]?8|e4m3|e5m2|8[-_ ]?bit"),
+    "bf16": re.compile(r"(?<!\d)16(?!\d)|bfloat|half|amp|mixed|^o[12]$"),
+    "fp32": re.compile(r"(?<!\d)(32|64)(?!\d)|full|single|double"),
 }
 # ZB-H2 leaves no bubble at the price of memory; it is forecast as ZB-H1 (arXiv:2401.10241), of which it has a third.
 ZERO_BUBBLE = re.compile(r"^(zero-?bubble|zb)")
@@ -28,21 +48,25 @@ def number_in(cell: Any, thousand: int = 2**10) -> float:
     return float(match[1]) * {"": 1, "k": thousand, "m": thousand**2}[match[2]]
 
 
-def flag_in(cell: Any) -> bool:
-    """Whether a cell says yes: a number that is not 0, or a word; the name of a compiler means that it ran."""
+def flag_in(cell: Any) -> bool | None:
+    """Whether a cell says yes: a number that is not 0, or a word; what ran is a yes. None for a word not known."""
     text = str(cell).strip().lower()
     try:
         return bool(float(text))
     except ValueError:
-        return text not in NO
+        known = text in (*YES, *NO) or SAYS_NO.match(text) or SAYS_YES.match(text) or RAN.search(text)
+        return not (text in NO or SAYS_NO.match(text)) if known else None
 
 
 def recompute_in(text: str) -> Recompute:
     """None, selective or full; a bare yes is full, as checkpointing is where nothing else is said."""
-    if text in (*NO, "0"):
+    if text in (*NO, "0", "0.0", "everything_saveable") or SAYS_NO.match(text):
         return "none"
-    whole = text in (*YES, "1") or any(word in text for word in ("full", "checkpoint", "block", "layer", "uniform"))
-    return "full" if whole and "select" not in text else "selective"
+    if "select" not in text and (text in (*YES, "1", "1.0") or WHOLE_LAYERS.search(text)):
+        return "full"
+    if PARTS.search(text):
+        return "selective"
+    raise InputError(f"recompute is '{text}'; write none, selective or full")
 
 
 def attention_in(text: str, unversioned: str) -> str | None:
@@ -55,11 +79,19 @@ def attention_in(text: str, unversioned: str) -> str | None:
 
 def precision_in(text: str) -> Precision:
     """The width of matrix products: bf16 stands for every 16-bit type; InputError for those that are not forecast."""
-    if "fp4" in text:
+    width = width_in(text)
+    if width == "fp4":
         raise InputError(f"precision is '{text}'; 4-bit products are not forecast")
-    if text in ("fp32", "float32", "tf32", "fp64"):
+    if width == "fp32":
         raise InputError(f"precision is '{text}'; products of 32 bits are not forecast")
-    return "fp8" if re.search(r"fp8|float8|e4m3|8-?bit", text) else "bf16"
+    if width is None:
+        raise InputError(f"precision is '{text}'; write bf16, fp16 or fp8")
+    return "fp8" if width == "fp8" else "bf16"
+
+
+def width_in(text: str) -> str | None:
+    """The narrowest of WIDTHS that a cell names; None for a word that is none."""
+    return next((name for name, words in WIDTHS.items() if words.search(text)), None)
 
 
 def dispatcher_in(text: str) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flopcast.errors import InputError
-from flopcast.reports.frameworks import Framework, framework_of
+from flopcast.reports.frameworks import Framework, framework_of, is_known
 from flopcast.reports.run_fit import INFERRED, made_to_fit
 from flopcast.reports.run_model import model_of
 from flopcast.reports.run_row import Row
@@ -43,6 +43,7 @@ NEEDED = ("id", "source_key", "gpu", "n_gpus", "seq_len")
 class Run:
     """One measured step. ``assumed`` says what the table leaves open and how it was filled.
 
+    ``doubts``: those of them that stand against what a cell says, because it is not understood or contradicts others.
     ``share_of_step``: tokens of the published step over those of the plan's whole micro-batches (a last micro-batch
     may be smaller). ``skipped`` is the reason where the row cannot be expressed; then only its names are set.
     """
@@ -58,6 +59,7 @@ class Run:
     share_of_step: float = 1.0
     measured_memory_bytes: float | None = None
     assumed: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     skipped: str = ""
 
 
@@ -75,12 +77,12 @@ def express(cells: dict[Any, Any]) -> Run:
         _fill(run, row)
     except InputError as error:
         run.skipped = str(error)
-    run.assumed = row.assumed
+    run.assumed, run.doubts = row.assumed, row.doubts
     return run
 
 
 def _fill(run: Run, row: Row) -> None:
-    framework = framework_of(run.framework, row.whole("tp", 1) if row.has("tp") else 1)
+    framework = _framework(run, row)
     model = model_of(row)
     cluster = _cluster(run, row)
     plan, share = _plan(row, framework, model, cluster)
@@ -93,12 +95,17 @@ def _fill(run: Run, row: Row) -> None:
     run.model, run.cluster, run.plan, run.share_of_step = model, cluster, plan, share
 
 
+def _framework(run: Run, row: Row) -> Framework:
+    framework = framework_of(run.framework, row.whole("tp", 1) if row.has("tp") else 1)
+    if run.framework and not is_known(run.framework):
+        row.doubt(f"framework {framework.engine}: '{row.cells['framework']}' is not known")
+    return framework
+
+
 def _measured_step_s(row: Row, plan: Plan, share: float) -> float:
     """Seconds per step, or what the published rate makes of the step's sequences."""
     name = _rate(row) or "measured_step_s"
-    measured = row.number(name)
-    if not measured > 0:
-        raise InputError(f"{name} is {row.cells[name]}; it must be positive")
+    measured = row.positive(name)
     if name not in RATES:
         return measured
     sequences = plan.global_batch_sequences * share
@@ -118,6 +125,8 @@ def _cluster(run: Run, row: Row) -> Cluster:
     stated = row.whole("gpus_per_node", min(usual, 8))
     joined = usual if usual > LARGEST_NODE else stated
     per_node = max(d for d in range(1, joined + 1) if num_gpus % d == 0) if num_gpus > joined else joined
+    if per_node < joined == stated:
+        row.doubt(f"gpus_per_node {per_node}: {num_gpus} GPUs do not fill nodes of {stated}")
     rate = row.number("node_gbit", 0.0) * per_node / stated if row.has("node_gbit") else 0.0
     cluster = generic_cluster(gpu, per_node, rate * 1e9 / 8 if rate > 0 else None)
     if num_gpus > per_node and not rate:
@@ -186,19 +195,22 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
 def _sequences(row: Row, dp: int) -> float:
     """Sequences of a step, or what micro-batch and passes make of them; a rate alone hardly depends on the passes."""
     if row.has("global_batch_seqs") or not (_rate(row) or (row.has("micro_batch") and row.has("grad_accum"))):
-        return row.number("global_batch_seqs")
-    passes = row.number("grad_accum", max(ASSUMED_PASSES, 4 * row.whole("pp", 1)))
-    return row.number("global_batch_seqs", row.number("micro_batch", 1) * passes * dp)
+        return row.positive("global_batch_seqs")
+    passes = row.whole("grad_accum", max(ASSUMED_PASSES, 4 * row.whole("pp", 1)))
+    return row.number("global_batch_seqs", row.whole("micro_batch", 1) * passes * dp)
 
 
 def _passes(row: Row, framework: Framework, batch: float, dp: int, pp: int) -> tuple[int, int]:
     """Sequences per pass and passes per step."""
-    passes = row.number("grad_accum", 0.0) if row.has("grad_accum") else 0.0
+    passes = row.whole("grad_accum") if row.has("grad_accum") else 0
     # A pipeline is filled with the smallest micro-batches there are; alone, a GPU is given larger ones.
     largest = 1 if pp > 1 else 8
-    usual = int(batch // (dp * passes)) if passes >= 1 else min(int(batch // dp), largest)
+    usual = int(batch // (dp * passes)) if passes else min(int(batch // dp), largest)
     micro = row.whole("micro_batch", max(usual, 1))
-    accumulation = max(round(batch / (dp * micro)), 1)
+    needed = batch / (dp * micro)
+    accumulation = max(round(needed), 1)
+    if passes and passes not in (accumulation, math.ceil(needed)):
+        row.doubt(f"grad_accum {accumulation}: {passes} passes of {micro} on {dp} ranks are not {batch:g} sequences")
     if pp > 1 and accumulation == 1 and micro > 1:
         # No pipeline runs a single micro-batch: the table states the batch that is cut into them.
         passes = pp if framework.passes_by_stages and micro % pp == 0 else micro

@@ -28,7 +28,9 @@ def gpu_counts(num_gpus: int, cluster: Cluster) -> list[int]:
     nodes = [2**k for k in range(math.ceil(MOST_TIMES_ASKED * num_gpus / node).bit_length())]
     least = min(num_gpus, node)
     counts = {num_gpus, *(times * num_gpus for times in (2, 5, MOST_TIMES_ASKED))}
-    whole = {count if count <= node else math.ceil(count / node) * node for count in counts}
+    # Beyond a node whole nodes; within one nobody asks for five GPUs.
+    whole = {math.ceil(count / node) * node for count in counts if count > node} | {num_gpus}
+    whole |= {num_gpus * 2**k for k in range(node.bit_length()) if num_gpus * 2**k <= node}
     # A power of two beside one of the asked multiples says nothing new.
     powers = {node * n for n in nodes if not any(abs(math.log(node * n / count)) < math.log(1.4) for count in whole)}
     return sorted(count for count in whole | powers if least <= count <= max(whole))
@@ -40,11 +42,11 @@ def scaling(
     request: Request,
     comparison: Comparison,
     num_tokens: float,
-    also: Callable[[Cluster, int, int], Row | None] = lambda cluster, num_gpus, tokens_per_gpu: None,
+    also: Callable[[Comparison], Row | None] = lambda compared: None,
 ) -> tuple[pd.DataFrame, dict[int, str]]:
     """One row per GPU count and strategy, in the order of the counts; and why a count has none.
 
-    ``also`` gives a further plan for a cluster, a number of GPUs and tokens per GPU, if it has one that fits.
+    ``also`` gives a further plan beside the strategies compared at a count, if it has one that fits.
     The global batch is that of ``comparison``, or one sequence per GPU where it is too small for them. Columns:
     num_gpus, strategy, fits, step_s, low_s, high_s, tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and
     gpu_hours (failures and checkpoints included), available (whether the cluster has so many).
@@ -59,7 +61,7 @@ def scaling(
             tokens = comparison.tokens_per_gpu
         try:
             compared = compare(model, machine, replace(request, num_gpus=count, tokens_per_gpu=tokens))
-            more = also(machine, count, tokens)
+            more = also(compared)
             rows = [*compared.rows, *([] if more is None else [more])]
             costs = [run_cost(model, cluster, row, num_tokens) for row in rows]
         except InputError as error:

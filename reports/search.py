@@ -23,6 +23,8 @@ from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.search import Found, SearchResult
 
+# Placements that the first is held against, however many are shown.
+MOST_NEAR = 5
 # The least memory shown of the trade against time, as shares of the GPU's.
 SHARES = (1.0, 3 / 4, 1 / 2, 1 / 4, 1 / 8)
 # What an objective is called in a table and in the verdict, and what it is multiplied by.
@@ -120,7 +122,7 @@ def verdict(result: SearchResult) -> str:
     least = f" {words.format(f'{result.objective(row) * scale:,.3g}')}" if words else ""
     near = [
         described(other)
-        for other in found.rows[1 : result.request.top]
+        for other in found.rows[1:MOST_NEAR]
         if result.objective(other) < NOT_TOLD_APART * result.objective(row)
     ]
     also = f" Not told apart from it: {'; '.join(near)}." if near else ""

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
+from flopcast.errors import InputError
 from flopcast.reports.accuracy import PUBLISHED_RUNS as PUBLISHED_RUNS
 from flopcast.reports.global_fit import RunSet
 from flopcast.reports.runs import Run, read_runs
@@ -37,7 +38,7 @@ class Regret:
 
 
 def regret(path: Path = PUBLISHED_RUNS) -> Regret:
-    """The regret of every sweep in a table of runs."""
+    """The regret of every sweep in a table of runs. Raises InputError where it has none."""
     kept = RunSet.of(read_runs(path))
     table = pd.DataFrame(
         {
@@ -68,6 +69,10 @@ def regret(path: Path = PUBLISHED_RUNS) -> Regret:
                 "regret": float(measured[picked] / fastest - 1),
                 "at_random": float(measured.mean() / fastest - 1),
             }
+        )
+    if not sweeps:
+        raise InputError(
+            f"{path}: has no sweep; give rows of one source, model, machine, GPU count and batch with different plans"
         )
     frame = pd.DataFrame(sweeps)
     return Regret(frame, _by_source(frame))

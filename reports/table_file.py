@@ -9,7 +9,7 @@ from flopcast.errors import InputError
 
 
 def read_table(path: Path, needed: Sequence[str], described_in: str) -> pd.DataFrame:
-    """The CSV at ``path``; InputError where it is absent, no CSV, or lacks a needed column (see ``described_in``)."""
+    """The CSV at ``path``; InputError where it is absent, no CSV, empty, or lacks a column (see ``described_in``)."""
     try:
         table = pd.read_csv(path)
     except FileNotFoundError:
@@ -19,4 +19,6 @@ def read_table(path: Path, needed: Sequence[str], described_in: str) -> pd.DataF
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise InputError(f"{path}: columns {', '.join(missing)} are missing; see {described_in}")
+    if table.empty:
+        raise InputError(f"{path}: has no rows; see {described_in}")
     return table

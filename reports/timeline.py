@@ -21,6 +21,7 @@ from flopcast.simulator.timeline import (
 
 LABELS = {
     "ideal_at_peak": "ideal: the model's FLOPs at peak",
+    "fp8": "matrix products in 8 bits",
     "gemm_efficiency": "matrix products below peak",
     "attention_efficiency": "attention below peak",
     "pointwise": "pointwise work",

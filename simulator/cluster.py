@@ -22,7 +22,8 @@ class Gpu:
 
     ``tensor_flop_per_s`` is the 16-bit tensor-core peak, ``fp8_flop_per_s`` the 8-bit one (0: it has none).
     ``power_w`` is the board's limit: two cards of one chip differ by it in what they sustain. ``matmul_flop_per_s`` is
-    what large 16-bit products were measured to sustain (0: nobody did, and it is the architecture's share of the peak).
+    what large 16-bit products were measured to sustain (0: nobody did, and it is the architecture's share of the peak);
+    ``sustained_share`` is what this card reaches of that share, measured (0: as its power limit says).
     """
 
     name: str
@@ -33,6 +34,7 @@ class Gpu:
     power_w: float
     fp8_flop_per_s: float = 0.0
     matmul_flop_per_s: float = 0.0
+    sustained_share: float = 0.0
 
 
 @dataclass(frozen=True)

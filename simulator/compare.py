@@ -21,6 +21,7 @@ from flopcast.simulator.plan import (
     placement,
 )
 from flopcast.simulator.plan_rules import nests
+from flopcast.simulator.space import micro_batches
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
 # The global batch that published models of 10 to 100 billion parameters train with (LLaMA: 4 Mi tokens).
 DEFAULT_GLOBAL_BATCH_TOKENS = 4 * 2**20
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 # What PyTorch's scaled_dot_product_attention runs on each architecture.
 USUAL_ATTENTION: dict[str, AttentionKernel] = {
     "volta": "unfused",
@@ -232,15 +232,15 @@ def _candidates(
             f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
             f"of {seq_len}; use a multiple of {-(-seq_len // ways)}"
         )
-    micro_batches = [request.micro_batch] if request.micro_batch else [b for b in MICRO_BATCHES if sequences % b == 0]
-    if sequences % micro_batches[0]:
+    tried = [request.micro_batch] if request.micro_batch else [b for b in micro_batches(seq_len) if sequences % b == 0]
+    if sequences % tried[0]:
         raise InputError(
             f"--micro-batch is {request.micro_batch}: it does not divide the {sequences} sequences per data-parallel "
             f"rank and step ({tokens} tokens per GPU x {ways} / {seq_len}); choose a divisor"
         )
     if request.schedule == "interleaved" and not request.micro_batch:
         # It runs micro-batches by as many as there are stages; where none will do, the plan says so.
-        micro_batches = [b for b in micro_batches if sequences // b % pp == 0] or micro_batches
+        tried = [b for b in tried if sequences // b % pp == 0] or tried
     recomputes = [request.recompute] if request.recompute else list(CHOICES["recompute"])
     attention = request.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     return [
@@ -262,7 +262,7 @@ def _candidates(
             fused_kernels=request.fused_kernels,
         )
         for micro_batch, recompute, sequence_parallel, (ep, whole) in product(
-            micro_batches,
+            tried,
             recomputes,
             (False, True) if tp > 1 and seq_len % tp == 0 else (False,),
             _expert_parallel(model, fields, request.ep),

@@ -102,7 +102,7 @@ def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Consta
     misaligned = (work.kernel == CHOICES["attention"].index("unfused")) & (work.head_dim % ALIGNED_FEATURES > 0)
     if np.any(misaligned):
         share = share * np.where(misaligned, _of_architecture(FP32_SHARE, hardware), 1.0)
-    return work.flop / (hardware.tensor_flop_per_s * share * size * length * _power_share(hardware, constants))
+    return work.flop / (hardware.tensor_flop_per_s * share * size * length * _sustained(hardware, constants))
 
 
 def collective_seconds(work: Collective, hardware: Hardware, constants: Constants) -> Array:
@@ -124,7 +124,7 @@ def collective_seconds(work: Collective, hardware: Hardware, constants: Constant
 def _gemm_share(hardware: Hardware, constants: Constants) -> Array:
     """What the best large product sustains of the 16-bit peak: as measured on the card, else by its architecture."""
     shares = np.array([getattr(constants, f"gemm_share_{name}") for name in ARCHITECTURES])
-    usual = shares[hardware.architecture] * _power_share(hardware, constants)
+    usual = shares[hardware.architecture] * _sustained(hardware, constants)
     measured = hardware.matmul_flop_per_s / hardware.tensor_flop_per_s
     return np.asarray(np.where(measured > 0, measured, usual))
 
@@ -133,10 +133,11 @@ def _of_architecture(table: dict[str, float], hardware: Hardware) -> Array:
     return np.array([table[name] for name in ARCHITECTURES])[hardware.architecture]
 
 
-def _power_share(hardware: Hardware, constants: Constants) -> Array:
-    """What a card below its architecture's usual power limit keeps of its rate: (limit / usual)^power."""
+def _sustained(hardware: Hardware, constants: Constants) -> Array:
+    """What a card keeps of its architecture's rate: as measured, else by its power limit, (limit / usual)^power."""
     usual = _of_architecture(USUAL_POWER_W, hardware)
-    return np.asarray(np.minimum(hardware.power_w / usual, 1.0) ** constants.power_exponent)
+    by_power = np.minimum(hardware.power_w / usual, 1.0) ** constants.power_exponent
+    return np.asarray(np.where(hardware.sustained_share > 0, hardware.sustained_share, by_power))
 
 
 def _attention_table(constants: Constants) -> Array:

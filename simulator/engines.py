@@ -29,11 +29,13 @@ class Habits:
     of the logits included; ``norm_forward_bytes`` and ``norm_backward_bytes`` per element of a norm that is no 16-bit
     kernel. ``jit_only``: its compiler fuses activations and not the loss. ``folds_residual``: its fused norms add to
     the residual stream. ``query_copies``, ``kv_copies``: how often queries, and keys and values, are laid out anew
-    before attention; ``splits_gate``: one product makes both halves of a gated projection, whose gradients are joined.
-    ``accumulates_in_products``: the product that makes a weight's gradient adds it to the accumulator.
-    ``waits_for_sends``: interleaved stages wait for what they send, too; ``sends_parts``: of a tensor-parallel group
-    each rank sends its part, which is gathered on the other side. ``gathers_fp8``: matrices that
-    are multiplied in 8 bits are gathered and held so.
+    before attention; ``repeats_heads``: keys and values are copied to every query head that shares them;
+    ``hides_context``: context-parallel ranks pass them around behind the scores of the part before, and their gradients
+    in 16 bits, where PyTorch gathers them first (see blocks/scores.py); ``splits_gate``: one product makes both halves
+    of a gated projection, whose gradients are joined. ``accumulates_in_products``: the product that makes a weight's
+    gradient adds it to the accumulator. ``waits_for_sends``: interleaved stages wait for what they send, too;
+    ``sends_parts``: of a tensor-parallel group each rank sends its part, which is gathered on the other side.
+    ``gathers_fp8``: matrices that are multiplied in 8 bits are gathered and held so.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
@@ -58,6 +60,8 @@ class Habits:
     folds_residual: bool = False
     query_copies: int = 0
     kv_copies: int = 0
+    repeats_heads: bool = False
+    hides_context: bool = False
     splits_gate: bool = False
     accumulates_in_products: bool = False
     waits_for_sends: bool = False
@@ -81,16 +85,17 @@ class Habits:
 _SIX_PASSES: dict[str, Any] = {"loss_forward_bytes": 38, "loss_backward_bytes": 14}
 
 ENGINES: dict[Engine, Habits] = {
-    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed; sums are folded into norms. A
-    # pipeline's first backward runs with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what a forward
-    # saved stays until the second.
-    "fsdp2": Habits(folds_residual=True, keeps_graph=True),
+    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed. A pipeline's first backward runs
+    # with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what a forward saved stays until the second.
+    "fsdp2": Habits(keeps_graph=True),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024). Its fp8 recipes set
     # enable_fsdp_float8_all_gather (train_configs/llama3_405b.toml, docs/float8.md, August 2024), and what was gathered
-    # stays in 8 bits (torchao/float8/fsdp_utils.py).
+    # stays in 8 bits (torchao/float8/fsdp_utils.py). Until January 2026 keys and values went through repeat_kv
+    # (models/llama/model.py).
     "torchtitan": Habits(
+        repeats_heads=True,
         logit_bytes=14,
         parallel_logit_bytes=18,
         loss_backward_bytes=22,
@@ -116,9 +121,11 @@ ENGINES: dict[Engine, Habits] = {
     # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32
     # copy (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198,
     # sections 4.2.2 and 5). Weight gradients are accumulated by wgrad_gemm_accum_fp32 unless
-    # --no-gradient-accumulation-fusion forbids it (arguments.py, since February 2022).
+    # --no-gradient-accumulation-fusion forbids it (arguments.py, since February 2022). Context parallelism is
+    # Transformer Engine's ring (AttnFuncWithCPAndKVP2P, on two streams).
     "megatron": Habits(
         **_SIX_PASSES,
+        hides_context=True,
         jit_only=True,
         accumulates_in_products=True,
         regathers_inputs=True,

@@ -25,6 +25,7 @@ class Hardware:
     tensor_flop_per_s: Array
     fp8_flop_per_s: Array
     matmul_flop_per_s: Array
+    sustained_share: Array
     memory_bytes: Array
     memory_bytes_per_s: Array
     gpus_per_node: NDArray[np.int64]
@@ -59,6 +60,7 @@ class Hardware:
             column([c.gpu.tensor_flop_per_s for c in clusters]),
             column([c.gpu.fp8_flop_per_s for c in clusters]),
             column([c.gpu.matmul_flop_per_s for c in clusters]),
+            column([c.gpu.sustained_share for c in clusters]),
             column([c.gpu.memory_bytes for c in clusters]),
             column([c.gpu.memory_bytes_per_s for c in clusters]),
             gpus_per_node,

@@ -72,7 +72,7 @@ class Memory:
 def memory(
     model: Model, operations: Sequence[Operation], plans: Plans, constants: Constants, stage: int | None = None
 ) -> Memory:
-    """Peak memory per GPU under each plan: the worst of four moments of a step (:func:`_moments`), states included.
+    """Peak memory per GPU under each plan: the worst of a step's moments (:func:`_moments`), states included.
 
     1F1B keeps p micro-batches in flight on the first stage and one on the last, which holds the logits instead; under
     zero bubble later stages keep besides what put-off weights' gradients need. The worse of the two counts, or
@@ -94,16 +94,18 @@ def outside_bytes(num_gpus: IntArray, constants: Constants) -> Array:
 
 
 def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activations) -> list[dict[str, Array]]:
-    """What is held, beside the optimizer's state, at the four moments of a step that can be its peak.
+    """What is held, beside the optimizer's state, at the moments of a step that can be its peak.
 
     The loss: every layer's activations and the logits. The backward of the last layers: nearly every layer's
     activations, what one layer's backward works in, the root and the layers ahead gathered, the last layer's gradient
     on its way into the reduction. The backward of the first layer: no activations but its own, every gradient. The
-    reduction of the root's gradients. Written down from FSDP2 (torch 2.13), which drops each replicated copy in the
-    last backward of a step as soon as it has been used, and adds up gradients that are not reduced yet in the
-    reduction's width. In a pipeline whose gradients are not sharded both wait until the last micro-batch has gone
-    backward; then comes one layer after another, the root first (PipelineStage.perform_reduce_grad). Other engines keep
-    buffers of both (:class:`flopcast.simulator.engines.Habits`).
+    reduction of the root's gradients. Where the head's matrix is the embedding's, autograd's sum of the gradients of
+    both, out of place, behind the last layer's reduction; before the last micro-batch, where copies stay. Written down
+    from FSDP2 (torch 2.13), which drops each replicated copy in the last backward of a step as soon as it has been
+    used, and adds up gradients that are not reduced yet in the reduction's width. In a pipeline whose gradients are not
+    sharded both wait until the last micro-batch has gone backward; then comes one layer after another, the root first
+    (PipelineStage.perform_reduce_grad). Other engines keep buffers of both
+    (:class:`flopcast.simulator.engines.Habits`).
     """
     p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
     static = has_habit("static_buffers", plans.engine)
@@ -149,6 +151,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     growing = np.maximum(2.0 * layer - held.workspace, 0.0)
     reduction = np.where(late, growing, in_flight_gradients * width * layer)
     last_unit = np.where(late, np.maximum(root, layer), root)
+    several = plans.grad_accum > 1
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
     return [
         moment(
@@ -178,6 +181,13 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
             gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
             gathered=in_flight_gradients * (width + np.where(late, width / o, np.maximum(2.0, width / g))) * last_unit,
         ),
+        moment(
+            parameters=copies(np.where(several, np.where(sharded, root, 0.0), np.where(sharded, whole, whole - root))),
+            gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
+            gathered=gathered(root) + reduction * ~(several & (g == 1)) + 3 * head * (~pipeline & ~static),
+        )
+        if model.tied_embeddings
+        else moment(),
     ]
 
 

@@ -30,14 +30,13 @@ from flopcast.simulator.operation import (
     Operation,
     Phase,
     Pointwise,
-    Purpose,
     Section,
     SmallCopies,
     When,
-    Work,
 )
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.recompute import checkpoint, expand, selectively
+from flopcast.simulator.sends import send_operations
 from flopcast.simulator.sharding import Unit, layers_by_kind, units
 
 # Cross-entropy, bytes per logit where its passes are compiled into one; engines say what theirs move (engines.py).
@@ -84,7 +83,7 @@ def step_operations(
         operations += _reductions(unit, plans, gpus_per_node)
         operations += _update(unit, plans, gpus_per_node)
     operations += _shared_gradients(parts, plans, gpus_per_node)
-    operations += _pipeline(load, stage)
+    operations += send_operations(load, stage)
     operations += _gradient_norm(plans, gpus_per_node)
     return [operation for operation in operations if np.any(operation.count)]
 
@@ -279,33 +278,3 @@ def _gradient_norm(plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[O
     group = placement.group(plans.num_gpus, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
     work = Collective("all_reduce", 4 * ones, group, "world", "norm")
     yield Operation("gradient_norm", "state", "step", "step", ones, ones, work, 0 * ones, 0 * ones)
-
-
-def _pipeline(load: Workload, stage: int | None) -> Iterator[Operation]:
-    """Activations to the next stage forward, their gradients to the previous one backward, once per model chunk.
-
-    Without ``stage`` both, as a stage between two others sends them. Ranks of a tensor-parallel group send the same,
-    or a part each and gather what they receive. The last stage tells the others the loss.
-    """
-    plans = load.plans
-    group = placement.group(np.full_like(plans.pp, 2), plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
-    purpose: Purpose = "pipeline"
-    in_parts = has_habit("sends_parts", plans.engine) & (plans.tp > 1) & ~plans.sequence_parallel
-    sent_bytes = load.residual_bytes / np.where(in_parts, plans.tp, 1)
-    work: Work = Collective("point_to_point", sent_bytes, group, "pp", purpose)
-    of_parts = placement.group(
-        np.where(in_parts, plans.tp, 1), np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus
-    )
-    gather: Work = Collective("all_gather", load.residual_bytes, of_parts, "tp", purpose)
-    count = np.asarray(plans.virtual_pp * (plans.pp > 1), dtype=np.float64)
-    phases: tuple[Phase, Phase] = ("forward", "backward")
-    nothing = plans.zeros
-    for phase in phases:
-        sends = count if stage is None else count * (stage != (plans.pp - 1 if phase == "forward" else 0))
-        yield Operation("pipeline.send", "layer", phase, "every", sends, nothing + 2.0, work, nothing, nothing)
-        parts = sends * in_parts
-        yield Operation("pipeline.gather", "layer", phase, "every", parts, nothing + 2.0, gather, nothing, nothing)
-    stages = placement.group(plans.pp, plans.num_gpus // plans.pp, load.gpus_per_node, plans.num_gpus)
-    loss = Collective("broadcast", nothing + 4, stages, "pp", "norm")
-    told = np.asarray(plans.pp > 1, dtype=np.float64)
-    yield Operation("pipeline.loss", "state", "step", "step", told, told, loss, nothing, nothing)

@@ -19,6 +19,23 @@ from flopcast.simulator.plan import Plans
 
 
 @dataclass(frozen=True)
+class Sent:
+    """Seconds that a send takes of its stage: to one in the same node, and to one in another; alike without either.
+
+    ``spared``: what the sends of the stages between the first and the last take less than as many of the mean.
+    """
+
+    near: Array
+    far: Array
+    spared: Array
+
+    @property
+    def mean(self) -> Array:
+        """Of the first and the last stage of a node each way: one neighbour is in it, the other in the next."""
+        return np.asarray((self.near + self.far) / 2)
+
+
+@dataclass(frozen=True)
 class Stage:
     """Seconds of one micro-batch on one stage, what it waits out of its sends included.
 
@@ -62,7 +79,7 @@ class Pipeline:
 
     ``short`` is None where no plan has such a stage. ``head``: seconds of ``last`` beyond its layers. ``latency``:
     seconds from the end of a pass to the start of the next stage's, beside what the sender waits. ``passing``: what
-    gathers and reductions hold a micro-batch up on a stage that waits for it.
+    gathers and reductions hold a micro-batch up on a stage that waits for it. ``sends``: forward and backward.
     """
 
     first: Stage
@@ -73,12 +90,18 @@ class Pipeline:
     head: Array
     latency: Array
     passing: Passing
+    sends: dict[str, Sent]
+
+    def full(self, way: str) -> Array:
+        """Seconds of one micro-batch on the full stages between, and what the sends of all between take less."""
+        less = sum((self.sends[d].spared for d in ("forward", "backward") if way in (d, "way")), np.zeros(1))
+        return np.asarray(self.layers.num_full * getattr(self.middle, way) - less)
 
     def between(self, way: str) -> Array:
         """Seconds of one micro-batch on all stages between the first and the last: "forward", "backward" or "way"."""
-        of_full = self.layers.num_full * getattr(self.middle, way)
+        of_full = self.full(way)
         if self.short is None:
-            return np.asarray(of_full)
+            return of_full
         return np.asarray(of_full + self.layers.num_short * getattr(self.short, way))
 
 
@@ -96,11 +119,13 @@ def gpipe(pipeline: Pipeline, plans: Plans) -> Array:
     """The sum of F + (m-1) max F + sum B + (m-1) max B: a flow shop forward, and one backward (arXiv:1811.06965)."""
     first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     full = pipeline.layers.num_full > 0
-    slowest = [np.maximum(of(first), of(last)) for of in (_forward, _backward)]
-    forward, backward = (
-        np.where(full, np.maximum(longest, of(middle)), longest)
-        for longest, of in zip(slowest, (_forward, _backward), strict=True)
-    )
+
+    def pace(of: Callable[[Stage], Array], sent: Sent) -> Array:
+        """Of all micro-batches one way: the slowest stage's, which may send to another node."""
+        ends = np.maximum(of(first), of(last))
+        return np.where(full, np.maximum(ends, of(middle) + sent.far - sent.mean), ends)
+
+    forward, backward = pace(_forward, pipeline.sends["forward"]), pace(_backward, pipeline.sends["backward"])
     down, up = (getattr(first, way) + pipeline.between(way) for way in ("forward", "backward"))
     down = down + (plans.pp - 1) * pipeline.passing.first
     up = up + (plans.pp - 1) * pipeline.passing.last
@@ -160,7 +185,7 @@ def one_forward_one_backward(pipeline: Pipeline, plans: Plans) -> Array:
     if pipeline.short is not None:
         after_middle = after_middle + pipeline.layers.num_short * pipeline.short.way
     after_first = pipeline.between("way") + last.way
-    to_middle = [getattr(first, way) + (full - 1) * getattr(middle, way) for way in ("forward", "backward")]
+    to_middle = [getattr(first, way) + pipeline.full(way) - getattr(middle, way) for way in ("forward", "backward")]
     to_last = [getattr(first, way) + pipeline.between(way) for way in ("forward", "backward")]
     by_middle = np.asarray(along(middle, full, after_middle) + ways(middle, full, *to_middle))
     by_last = along(last, p - 1, 0.0 * last.forward) + ways(last, p - 1, *to_last)
@@ -172,11 +197,14 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     """1F1B with v chunks per stage: the way to the last stage and back is that of one chunk (arXiv:2104.04473, 2.2).
 
     Before and after the steady state a micro-batch goes round all stages v - 1 times, p passes of one chunk or p sends'
-    latency longer. Even stages: m (F+B) + (p-1) (F+B) / v.
+    latency longer. Even stages: m (F+B) + (p-1) (F+B) / v. In the steady state a stage has (v+1) p passes of chunks
+    under way, and chunk k of v waits for its backward during k p of ((F+B) / v + 2 L): by Little's law a micro-batch
+    takes at least (F+B) / 2 + v L.
     """
     first, middle, last = pipeline.first, pipeline.middle, pipeline.last
     p, m, v = plans.pp, plans.grad_accum, plans.virtual_pp
     latency, passing = pipeline.latency, pipeline.passing
+    late = (m - p) * np.maximum(v * latency - middle.way / 2, 0.0)
     hops = passing.first + passing.last
     embedding = first.way - middle.way
 
@@ -213,7 +241,7 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
         on_last = np.where(again > 0, np.maximum(on_last, steady + again), on_last)
     longer = pipeline.layers.longer * (middle.way + middle.waits.further)
     by_last = to(p - 1) + (v - 1) * p / v * rounds + longer + on_last
-    return np.asarray(np.maximum(np.maximum(by_first, by_middle), by_last))
+    return np.asarray(np.maximum(np.maximum(by_first, by_middle), by_last) + late)
 
 
 # Seconds from the first forward to the end of the last reduction.

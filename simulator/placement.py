@@ -19,6 +19,23 @@ def group(size: IntArray, stride: IntArray, gpus_per_node: IntArray, num_gpus: I
     return Group(size, per_node, np.maximum(in_node // per_node, 1))
 
 
+def stages_per_node(pp: IntArray, gpus_per_node: IntArray, num_gpus: IntArray) -> IntArray:
+    """Whole pipeline stages that share a node: 1 where a stage fills nodes, or does not divide one evenly."""
+    in_node, stage = np.minimum(gpus_per_node, num_gpus), num_gpus // pp
+    return np.where(in_node % stage == 0, np.maximum(in_node // stage, 1), 1)
+
+
+def neighbouring_stages(pp: IntArray, gpus_per_node: IntArray, num_gpus: IntArray) -> tuple[Group, Group]:
+    """Pairs of ranks that hand on a micro-batch, from a node's last stage to the next node and between stages in it.
+
+    As many of them speak at once as a stage has GPUs in the node, or as the node has pairs.
+    """
+    in_node = np.minimum(gpus_per_node, num_gpus)
+    pair = np.full_like(pp, 2)
+    across = Group(pair, np.ones_like(pp), np.minimum(num_gpus // pp, in_node))
+    return across, Group(pair, np.minimum(pair, in_node), np.maximum(in_node // 2, 1))
+
+
 def layers_of_fullest_stage(num_layers: int | IntArray, pp: IntArray) -> IntArray:
     """Layers of the pipeline stage that has most: ceil(L / pp)."""
     return np.asarray(-(-num_layers // pp))

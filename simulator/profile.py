@@ -32,9 +32,9 @@ Count = Annotated[int, Field(gt=0)]
 class Sample(Table):
     """One operation with its arguments: the median seconds of a call over all devices.
 
-    ``spread``: the distance between the 10th and the 90th percentile over the median, of the median device. ``flop``
-    and ``bytes``: the work of a call. ``by_device``: each device's own median in the order of ``Profile.devices``, null
-    where it was not measured there.
+    ``spread``: the distance between the 10th and the 90th percentile over the median, of the median device.
+    ``host_bound``: the GPU may have waited for the host. ``flop`` and ``bytes``: the work of a call. ``by_device``:
+    each device's own median in the order of ``Profile.devices``, null where it was not measured there.
     """
 
     kind: Kind
@@ -42,6 +42,7 @@ class Sample(Table):
     median_s: Seconds
     spread: Amount
     num_samples: Count
+    host_bound: bool = False
     flop: Amount | None = None
     bytes: Amount | None = None
     by_device: list[Seconds | None] = Field(default_factory=list)

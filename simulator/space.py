@@ -31,7 +31,8 @@ from flopcast.simulator.region import AXES, LAYOUT, SCHEDULE, SHARDING, WORK, Re
 
 # Context parallelism leaves every rank at least so many tokens of a sequence.
 MIN_TOKENS_PER_RANK = 512
-MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+# The most sequences, or tokens of short sequences, that a plan is tried with in one pass.
+MOST_SEQUENCES, MOST_TOKENS = 32, 2**17
 # PyTorch DDP's default, and steps from it to Megatron's single bucket.
 BUCKETS = (25 * 2**20, 100 * 2**20, 400 * 2**20, 2**31)
 REPLICATED, SHARDED = ("ddp", "zero1", "zero2"), ("zero3", "zero3-node", "hsdp")
@@ -39,6 +40,12 @@ REPLICATED, SHARDED = ("ddp", "zero1", "zero2"), ("zero3", "zero3-node", "hsdp")
 DERIVED = ("grad_accum", "gather_bits", "parameter_shard", "gradient_shard", "optimizer_shard")
 # What only several tensor-parallel ranks can do.
 OF_TENSOR_PARALLEL = ("sequence_parallel", "whole_experts", "overlap_tensor")
+
+
+def micro_batches(seq_len: int) -> list[int]:
+    """Powers of two up to 32 sequences, and where they are short up to 131,072 tokens."""
+    most = max(MOST_SEQUENCES, MOST_TOKENS // seq_len)
+    return [2**k for k in range(most.bit_length())]
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ class Space:
         """What stands for a plan's work, ``several`` tensor-parallel ranks or one, experts split or ``whole``."""
         switch = (False, True) if several else (False,)
         axes: dict[str, Sequence[Any]] = {
-            "micro_batch": MICRO_BATCHES,
+            "micro_batch": micro_batches(self.seq_len),
             "sequence_parallel": switch,
             "whole_experts": (False, True),
             "overlap_tensor": (False,),

@@ -13,7 +13,7 @@ from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
 from flopcast.simulator.overlap import Compute, Links, Traffic, Waits, exposed_beside
-from flopcast.simulator.pipeline import Layers, Stage
+from flopcast.simulator.pipeline import Layers, Sent, Stage
 from flopcast.simulator.plan import Plans
 
 CAUSES = ("gemm", "attention", "pointwise", "tensor", "expert")
@@ -136,8 +136,8 @@ class Stages:
 
     def kinds(
         self,
-        forth: Array,
-        back: Array,
+        forth: Sent,
+        back: Sent,
         num_chunks: NDArray[np.int64] | int,
         split: bool,
         waits: dict[str, Waits],
@@ -145,7 +145,8 @@ class Stages:
         """The first, a full, a short and the last stage of a pipeline, with the sends that each waits out.
 
         The short one is None where no plan has such a stage.
-        ``forth`` and ``back``: seconds that one takes of the sender, to the next stage and to the one before.
+        ``forth`` and ``back``: what one takes of the sender, to the next stage and to the one before; from the last
+        stage on to the first it is far, and so from the first back to the last.
         ``waits``: the first's and the last's for gathers and reductions; one between is taken to wait as the first.
         """
         more, once = num_chunks, num_chunks - 1
@@ -159,12 +160,12 @@ class Stages:
             return Stage(forward, inputs + again, weight, own)
 
         return (
-            stage("first", more * forth, once * back),
-            stage("middle", more * forth, more * back),
-            stage("middle", more * forth, more * back, (self._fullest - 1) / self._fullest)
+            stage("first", more * forth.near, once * back.far),
+            stage("middle", more * forth.mean, more * back.mean),
+            stage("middle", more * forth.mean, more * back.mean, (self._fullest - 1) / self._fullest)
             if np.any(self._num_short)
             else None,
-            stage("last", once * forth, more * back),
+            stage("last", once * forth.far, more * back.near),
         )
 
 

@@ -17,7 +17,8 @@ from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm,
 from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, busy_seconds, hide_exchanges
+from flopcast.simulator.sends import Sends
+from flopcast.simulator.stages import BACKWARD, DIRECTIONS, SECTIONS, Moves, Pass, Stages, hide_exchanges
 
 SERIAL = ("tensor", "context", "expert", "pipeline")
 
@@ -82,7 +83,7 @@ def step_time(
     zeros = plans.zeros
     passes = {(section, direction): Pass(zeros) for section in SECTIONS for direction in DIRECTIONS}
     moved: list[tuple[Operation, Array]] = []
-    sends = {"forward": zeros, "backward": zeros, "host": zeros}
+    sends = Sends(plans, hardware.gpus_per_node, constants)
     optimizer = zeros
     exchanges = Links(zeros)
     cost = Costs(hardware, constants)
@@ -93,9 +94,7 @@ def step_time(
             optimizer = optimizer + time * operation.count
             continue
         if isinstance(work, Collective) and work.purpose == "pipeline":
-            sends[operation.phase] = sends[operation.phase] + time
-            if work.collective == "point_to_point":
-                sends["host"] = host_seconds(operation, constants)
+            sends.add(operation, time)
             continue
         if isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             moved.append((operation, time))
@@ -103,7 +102,7 @@ def step_time(
             exchanges.add(time, operation.count, work.group.num_nodes > 1)
         section = "layer" if operation.section == "state" else operation.section
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
-        _charge(passes[section, direction], operation, time * _exposed_share(operation, plans, constants), constants)
+        _charge(passes[section, direction], operation, time * _exposed_share(operation, plans), constants)
 
     moves = Moves(moved, zeros)
     alone = hide_exchanges(passes, exchanges, moves, plans, constants)
@@ -112,8 +111,8 @@ def step_time(
     return _combine(stages, schedules, alone, optimizer, plans, constants)
 
 
-def _exposed_share(operation: Operation, plans: Plans, constants: Constants) -> Array | float:
-    """Of tensor-parallel communication, what its own chunks hide."""
+def _exposed_share(operation: Operation, plans: Plans) -> Array | float:
+    """Of tensor- and context-parallel communication, what its own chunks do not hide."""
     work = operation.work
     if not isinstance(work, Collective) or work.purpose not in ("tensor", "context"):
         return 1.0
@@ -126,8 +125,9 @@ def chunk_share(work: Collective, plans: Plans) -> Array:
     Where it overlaps, each of n ranks' parts is sent while the part before it is multiplied, and one has nothing to
     hide behind (Wang et al., ASPLOS 2023, "Overlap communication with dependent computation via decomposition").
     """
-    ranks = plans.cp if work.purpose == "context" else plans.tp
-    return np.where(plans.overlap_tensor, 1.0 / ranks, 1.0)
+    if work.purpose == "context":
+        return np.where(has_habit("hides_context", plans.engine), 1.0 / plans.cp, 1.0)
+    return np.where(plans.overlap_tensor, 1.0 / plans.tp, 1.0)
 
 
 def exposed_interleaved_send(plans: Plans, constants: Constants) -> Array:
@@ -174,9 +174,7 @@ class _Exposed:
 class _Schedules:
     """What the pipeline schedules among the plans cost, family by family."""
 
-    def __init__(
-        self, stages: Stages, moves: Moves, sends: dict[str, Array], plans: Plans, constants: Constants
-    ) -> None:
+    def __init__(self, stages: Stages, moves: Moves, sends: Sends, plans: Plans, constants: Constants) -> None:
         self._stages, self._moves, self._sends, self._plans, self._constants = stages, moves, sends, plans, constants
         self.busy = [stages.pace(*(end[d].busy for end in stages.ends)) for d in (0, 1)]
         self._traffic = {"first": moves.of_first(plans)}
@@ -217,15 +215,15 @@ class _Schedules:
         chunks = plans.virtual_pp if is_interleaved else 1
         # What of a send another chunk's passes hide is still to be waited for by the next stage.
         share = exposed_interleaved_send(plans, self._constants) if is_interleaved else 1.0
-        host = self._sends["host"]
-        forth, back = (busy_seconds(self._sends[d] * share, host) for d in ("forward", "backward"))
-        sent = stages.pace((chunks - 1) * forth + chunks * back, chunks * forth + (chunks - 1) * back)
+        forth, back = self._sends.waited("forward", share), self._sends.waited("backward", share)
+        sent = stages.pace((chunks - 1) * forth.far + chunks * back.near, chunks * forth.near + (chunks - 1) * back.far)
         waits = {end: communication.waits(chunks) for end, communication in own.items()}
         pipeline = Pipeline(
             *stages.kinds(forth, back, chunks, "zero-bubble" in names, waits),
             stages.layers(chunks),
             head=stages.part("head", "forward", *BACKWARD).busy,
-            latency=self._sends["forward"] * (1 - share),
+            latency=self._sends.latency(share),
+            sends={"forward": forth, "backward": back},
             passing=others.passing(chunks),
         )
         found = _Exposed.of(sent, stages.waits_of_pace(waits), plans.zeros, m)

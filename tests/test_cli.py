@@ -135,19 +135,45 @@ def test_a_config_json_and_a_toml_file_as_they_are(tmp_path: Path, capsys: pytes
         ([*PLAMO[:-1], "16k"], "--gpus is '16k'; write a whole number in digits alone"),
         (["compare", "plamo-13b", "--cluster", "dgx-h100", "--gpus", "8" + "0" * 20], "at most 10,000,000"),
         ([*PLAMO, "--seq-len", "4k"], "--seq-len is '4k'; write a whole number"),
+        ([*PLAMO[:-1], "15.7"], "--gpus is '15.7'; write a whole number"),
+        ([*PLAMO, "--seq-len", "4096.7"], "--seq-len is '4096.7'; write a whole number"),
+        ([*PLAMO, "--micro-batch=1.5"], "--micro-batch is '1.5'; write a whole number"),
+        (["search", *PLAMO[1:], "--top", "2.5"], "--top is '2.5'; write a whole number"),
+        (["timeline", *PLAMO[1:], "--strategy", "zero3", "--pp", "1.5"], "--pp is '1.5'; write a whole number"),
+        (["bench", "collectives", "-n", "1.5"], "-n is '1.5'; write a whole number"),
+        (["bench", "kernels", "--tokens", "1024", "15.5"], "--tokens is '15.5'; write a whole number"),
         ([*PLAMO, "--strategies", "fsdp"], "it is called 'zero3' here"),
         ([*PLAMO, "--attention", "flash3"], "a100-40gb is ampere"),
         (["search", *PLAMO[1:], "--fix", "attention=flash4"], "a100-40gb is ampere"),
         (["search", *PLAMO[1:-1], "8,x"], "--gpus is '8,x'; write whole numbers"),
         (["search", *PLAMO[1:], "--figure", "front.bmp"], "a name ends in .svg, .png or .pdf"),
+        (["accuracy", "--regret", "--check"], "--regret and --check do not go together"),
+        (["accuracy", "--collectives", "published", "--regret"], "--collectives and --regret do not go together"),
+        (["accuracy", "--runs", "mine.csv", "--collectives", "published"], "--collectives and --runs do not go"),
+        (["accuracy", "--check", "--figure", "accuracy.svg"], "--check and --figure do not go together"),
         (["accuracy", "--figure", "missing/accuracy.svg"], "there is no folder missing"),
         (["timeline", *PLAMO[1:], "--strategy", "zero3", "--figure", "."], "is a folder"),
+        (["timeline", *PLAMO[1:]], "say which plan, with --strategy"),
+        (["timeline", *PLAMO[1:], "--strategy", "zero1", "--pp", "0"], "--pp is 0"),
+        (["timeline", *PLAMO[1:], "--strategy", "zero1", "--virtual-pp", "0"], "--virtual-pp is 0"),
+        (["timeline", *PLAMO[1:], "--fix", "tp=2", "--pp", "2"], "takes --pp as FIELD=VALUE, e.g. --fix pp=2"),
         (["calibrate", "--global", "-o", "missing/profile.json"], "there is no folder missing"),
         (["calibrate", "--nccl-log", "all_reduce.log", "--json"], "takes --collective alone beside it"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in error_line(capsys, *arguments)
+
+
+def test_the_timeline_plays_what_a_search_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["pythia-1b", "--cluster", "dgx-h100", "--gpus", "8", "--fix", "tp=2", "cp=2", "precision=fp8", "--json"]
+    documents = []
+    for command in ("search", "timeline"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, *question])
+        assert not stopped.value.code
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[1]["closed_form_s"] == pytest.approx(documents[0]["rows"][0]["step_s"])
 
 
 @pytest.mark.parametrize(("budget", "words"), [("1.4T", "1.40 T tokens"), ("300B", "300 G"), ("300e9", "300 G")])

@@ -101,7 +101,7 @@ def test_the_committed_loop_through_the_commands(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bench", "kernels", "--device", "tpu"], "--device is 'tpu'; choose cuda or cpu"),
+        (["bench", "kernels", "--device", "tpu"], "--device is 'tpu'; it is cpu, cuda or cuda:1"),
         (["bench", "kernels", "--samples", "0"], "--samples is 0; give at least 1"),
         (["bench", "collectives", "--backend", "mpi"], "--backend is 'mpi'; choose nccl or gloo"),
         (["verify", "gpt2", "--gpus", "8", "--strategy", "zero3", "--seq-len", "0"], "--seq-len is 0"),

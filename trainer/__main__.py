@@ -1,5 +1,6 @@
 """``torchrun ... -m flopcast.trainer CONFIG.toml --section.field value``: train."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,10 @@ from flopcast.trainer.installed import require_torch
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 done, 1 stopped by what happened in training, 2 bad input, 130 Ctrl-C; one line says why."""
+    """Exit code 0 done, 75 stopped as SIGTERM asked, 1 by what happened in training, 2 bad input, 130 Ctrl-C.
+
+    One line says why.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         require_torch()
@@ -22,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not arguments or arguments[0].startswith("--"):
             raise InputError("no settings; write python -m flopcast.trainer CONFIG.toml --section.field value")
-        train(read_settings(Path(arguments[0]), arguments[1:]))
+        settings = read_settings(Path(arguments[0]), arguments[1:])
+        if train(settings) < settings.optimizer.num_steps:
+            return os.EX_TEMPFAIL
     except InputError as error:
         print(f"flopcast: {error}", file=sys.stderr)
         return 2

@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from flopcast.errors import InputError
 from flopcast.trainer.agreement import everywhere, on_first_rank
-from flopcast.trainer.files import sha256, sync_folder, write_atomically
+from flopcast.trainer.files import sha256, sync_folder, write_atomically, writing
 
+CHECKPOINTS = "checkpoints"  # their folder in a run's
 MANIFEST = "manifest.json"
 FORMAT = 1
 # Neither pinned nor shared memory, and the copy is done when ``save`` returns.
@@ -101,15 +102,20 @@ class Checkpoints:
         self._step = 0
 
         def clean() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".step-*"):
-                shutil.rmtree(leftover)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                for leftover in folder.glob(".step-*"):
+                    shutil.rmtree(leftover)
 
         on_first_rank(clean, self._group)
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, in order."""
         return complete_steps(self.folder)
+
+    def manifest(self, step: int) -> Path:
+        """The file that makes a checkpoint whole."""
+        return self.folder / folder_name(step) / MANIFEST
 
     def save(self, step: int, state: State, description: State) -> None:
         """Copy ``state`` to host memory and write it in the background, after the checkpoint before is whole.

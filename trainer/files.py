@@ -1,10 +1,17 @@
-"""Writing so that a reader sees the whole file or none of it, after a crash too."""
+"""Writing so that a reader sees the whole file or none of it, after a crash too, and one writer at a time."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+from flopcast.errors import InputError
+
 CHUNK_BYTES = 2**20
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -39,3 +46,36 @@ def sha256(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path: Path, mend: str = "make room or name another place") -> Iterator[None]:
+    """Raise InputError where ``path`` cannot be written to for a reason of the operating system's."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {mend}") from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, mend: str | None = None) -> Iterator[None]:
+    """Hold ``folder``, made where it is missing, until the context is left or the process ends in any way.
+
+    Where another process holds it, wait, or raise InputError with ``mend``. A file system without locks gives none.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if mend else 0))
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{folder}: another job writes into it ({file.read()}); {mend}") from None
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):  # who holds it is only for the message
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield

@@ -1,5 +1,6 @@
 """Hugging Face checkpoints in and out: safetensors of the LLaMA family and of PLaMo, whole or in several files."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from flopcast.simulator.huggingface import read_config
 from flopcast.simulator.model import Model
 from flopcast.simulator.textfile import read_text
 from flopcast.trainer.attention import permuted_heads, published_heads
-from flopcast.trainer.files import sync_folder, write_atomically
+from flopcast.trainer.constants import numerics_of
+from flopcast.trainer.files import sync_folder, write_atomically, writing
 from flopcast.trainer.model import parameter_tensors
 from flopcast.trainer.numerics import Numerics
 
@@ -32,7 +34,6 @@ _LAYER = {
     **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
 _ROOT = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -46,8 +47,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.folder = Path(folder)
         self.model = read_config(self.folder)
         config = _config(self.folder)
+        _check_readable(config, self.folder)
         self.kind = str(config["model_type"])
-        self.numerics = _numerics(config, self.folder)
+        self.numerics = numerics_of(config, str(self.folder))
         self._files = _files(self.folder)
         names = [published_name(name, self.kind) for name in self]
         missing = [name for name in names if name not in self._files]
@@ -100,7 +102,7 @@ def save(
     config = config_of(model, numerics, dtype)
     folder = Path(folder).resolve()
     check_empty(folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
+    temporary = _temporary(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -121,6 +123,20 @@ def check_empty(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error}); name another folder") from None
     if not is_free:
         raise InputError(f"{folder}: exists already and is not overwritten; remove it or name another folder")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError where :func:`save` could not make its folder, by making it and taking it away again."""
+    temporary = _temporary(folder)
+    with writing(folder, "name another folder"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        temporary.rmdir()
+
+
+def _temporary(folder: Path) -> Path:
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _write(
@@ -191,13 +207,21 @@ def config_of(model: Model, numerics: Numerics, dtype: torch.dtype) -> dict[str,
     biased = attention.qkv_bias or attention.output_bias or mlp.bias
     if block.parallel and block.num_norms == 1 and attention.kv_layout == "tiled" and not biased:
         shared = attention.num_heads // attention.num_kv_heads
-        if numerics.rope_theta != 10000.0 or attention.head_dim * attention.num_heads != model.hidden:
+        if (
+            numerics.rope_theta != 10000.0
+            or numerics.rope_scaling
+            or attention.head_dim * attention.num_heads != model.hidden
+        ):
             raise refusal
         return {"architectures": ["PlamoForCausalLM"], "model_type": "plamo", "n_shared_head": shared, **config}
     if block.parallel or block.num_norms != 2 or attention.qkv_bias != attention.output_bias:
         raise refusal
     if attention.kv_layout == "tiled":
         raise refusal
+    if numerics.rope_scaling is not None:
+        scaling = dataclasses.asdict(numerics.rope_scaling)
+        original = int(scaling.pop("original_context"))
+        config["rope_scaling"] = {"rope_type": "llama3", "original_max_position_embeddings": original, **scaling}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -237,33 +261,21 @@ def _reordered(name: str, tensor: torch.Tensor, model: Model, back: bool) -> tor
 
 
 def read_numerics(path: Path) -> Numerics:
-    """The constants in a ``config.json``, or in that of a folder. Raises InputError where it does not say them."""
-    return _numerics(_config(path), path)
+    """The constants in a ``config.json``, or in that of a folder, of any type that :func:`read_config` knows."""
+    return numerics_of(_config(path), str(path))
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A config.json that :func:`read_config` reads, as it is. Raises InputError for a type not in ``READABLE``."""
+    """A config.json that :func:`read_config` reads, as it is."""
     file = path / "config.json" if path.is_dir() else path
     config: dict[str, Any] = json.loads(read_text(file, "a Hugging Face config.json"))
-    if config["model_type"] not in READABLE:
-        known = ", ".join(READABLE)
-        raise InputError(f"{path}: weights of type '{config['model_type']}' cannot be read; those of {known} can")
     return config
 
 
-def _numerics(config: Mapping[str, Any], folder: Path) -> Numerics:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling != "default":
-        raise InputError(f"{folder}: rotary positions are scaled ('{scaling}'); the trainer knows the default only")
-    activation = config.get("hidden_act", "silu")
-    if activation not in _ACTIVATIONS:
-        raise InputError(f"{folder}: hidden_act is '{activation}'; the trainer has {', '.join(_ACTIVATIONS)}")
-    return Numerics(
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]
-    )
+def _check_readable(config: Mapping[str, Any], path: Path) -> None:
+    if config["model_type"] not in READABLE:
+        known = ", ".join(READABLE)
+        raise InputError(f"{path}: weights of type '{config['model_type']}' cannot be read; those of {known} can")
 
 
 def _files(folder: Path) -> dict[str, Path]:

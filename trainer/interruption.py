@@ -17,11 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from flopcast.errors import InputError
-from flopcast.trainer.checkpoint import complete_steps, folder_name
+from flopcast.trainer.checkpoint import CHECKPOINTS, complete_steps, folder_name
 from flopcast.trainer.files import write_atomically
 from flopcast.trainer.launch import POLL_S, Ranks
 from flopcast.trainer.log import records
-from flopcast.trainer.loop import CHECKPOINTS
 from flopcast.trainer.regression.run import table
 from flopcast.trainer.settings import read_settings, to_toml
 

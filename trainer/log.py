@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flopcast.errors import InputError
+from flopcast.trainer.files import writing
 
 FILE = "log.jsonl"
 # Where stderr is no terminal a line this often says that the run is alive, and how it does.
@@ -24,6 +25,7 @@ LINE_EVERY_S = 60.0
 # What is said of an event, bar or none.
 SAID = {
     "start": "trains from step {step} of {num_steps}, records in {file}",
+    "warning": "{words}",
     "stopped": "stopped after step {step} as asked; the same command goes on from there",
     "exported": "wrote the weights to {folder}",
     "done": "done after step {step}",
@@ -34,10 +36,11 @@ class Log(AbstractContextManager["Log"]):
     """Appends records to ``log.jsonl``; every record is flushed, so that a killed run loses none."""
 
     def __init__(self, folder: Path, num_steps: int, tensorboard: bool = False, console: Console | None = None) -> None:
-        """``folder``: receives the log. Raises InputError where TensorBoard is asked for and not installed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._events = _event_writer(folder / "tensorboard") if tensorboard else None
-        self._file = _open_for_appending(folder / FILE)
+        """``folder``: receives the log. Raises InputError where it cannot be written or TensorBoard is missing."""
+        with writing(folder / FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = _event_writer(folder / "tensorboard") if tensorboard else None
+            self._file = _open_for_appending(folder / FILE)
         console = console or Console(file=sys.stderr)
         self._progress = Progress(
             TextColumn("training"),
@@ -78,15 +81,17 @@ class Log(AbstractContextManager["Log"]):
         self._progress.console.print(f"flopcast: {words}", markup=False, highlight=False, soft_wrap=True)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with writing(self._path, "make room and start again to go on from the last checkpoint"):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the files and the progress bar."""
         self._progress.stop()
-        self._file.close()
+        with suppress(OSError):  # what could not be written has been said
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -1,40 +1,38 @@
 """The training loop: data in, optimizer steps, checkpoints, log; stops cleanly and says why."""
 
 import dataclasses
-import hashlib
 import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from flopcast.errors import InputError
-from flopcast.simulator.model import Model
 from flopcast.trainer.agreement import everywhere, gather_text, on_first_rank
-from flopcast.trainer.checkpoint import Checkpoints
+from flopcast.trainer.checkpoint import CHECKPOINTS, Checkpoints
 from flopcast.trainer.data.batches import Dataset, MicroBatch
 from flopcast.trainer.data.preparation import prepare
+from flopcast.trainer.description import described, start_record, warnings
 from flopcast.trainer.engine import Engine, OptimizerSettings, build
+from flopcast.trainer.files import locked
 from flopcast.trainer.huggingface import Checkpoint as Weights
 from flopcast.trainer.log import Log
 from flopcast.trainer.measurement import Meter, profiled
-from flopcast.trainer.numerics import Numerics
-from flopcast.trainer.pretrained import check_export, export, make_numerics
-from flopcast.trainer.processes import TrainingStoppedError, gpus_per_node, is_lost_rank, process_group
+from flopcast.trainer.pretrained import Export, make_numerics
+from flopcast.trainer.processes import TrainingStoppedError, gpus_per_node, is_lost_rank, process_group, set_timeout
 from flopcast.trainer.schedule import learning_rate
 from flopcast.trainer.settings import Settings
 from flopcast.trainer.transfer import to_device
-from flopcast.trainer.workload import make_model, make_plan
+from flopcast.trainer.workload import DTYPES, make_model, make_plan
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CHECKPOINTS, TRACES = "checkpoints", "traces"
+TRACES = "traces"
 SAMPLES_NAMED = 8  # in the message about a batch; the log has them all
 
 
@@ -46,8 +44,8 @@ def train(settings: Settings) -> int:
     """
     with process_group() as device:
         try:
-            run = Run(settings, device)
-            return run.train()
+            with Run(settings, device) as run:
+                return run.train()
         except RuntimeError as error:
             if not is_lost_rank(error):
                 raise
@@ -57,8 +55,8 @@ def train(settings: Settings) -> int:
             ) from error
 
 
-class Run:
-    """One run on one rank: everything that its steps need."""
+class Run(AbstractContextManager["Run"]):
+    """One run on one rank: everything that its steps need. The first rank holds the output folder until it is left."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         """Prepare the data, build the engine and load the last checkpoint. Raises InputError on every rank."""
@@ -67,18 +65,29 @@ class Run:
         self.gpus_per_node = settings.plan.gpus_per_node or gpus_per_node()
         self.model = everywhere(lambda: make_model(settings.model))
         self.numerics = everywhere(lambda: make_numerics(settings.model, self.model))
-        on_first_rank(self._check_export)
+        self._export = Export(settings, self.model, self.numerics)
         self.plan = everywhere(lambda: make_plan(settings.plan, dist.get_world_size(), self.gpus_per_node))
         on_first_rank(lambda: prepare(settings.data))
         self.data = everywhere(self._data)
         self.engine = everywhere(self._engine)
+        set_timeout(settings.timeout_s)  # not of what checkpoints are written over, which a disk may keep waiting
         self.meter = everywhere(
             lambda: Meter(self.model, settings.plan.seq_len, settings.plan.global_batch, settings.log, device)
         )
-        self.checkpoints = Checkpoints(self.output / CHECKPOINTS, settings.checkpoint.keep)
-        self.step = self._resume()
-        self._order = self.data.order.state()  # of the steps taken: the batch of the next may have been read already
+        with ExitStack() as held:
+            mend = "wait for it or name another output"
+            on_first_rank(lambda: held.enter_context(locked(self.output, mend)))
+            self.checkpoints = Checkpoints(self.output / CHECKPOINTS, settings.checkpoint.keep)
+            self.step = self._resume()
+            self._held = held.pop_all()
+        self._order = self.data.state()  # of the steps taken: the batch of the next may have been read already
         self._read_ahead: list[MicroBatch] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the output folder back."""
+        self._held.close()
 
     def _data(self) -> Dataset:
         table = self.settings.data
@@ -112,17 +121,6 @@ class Run:
             numerics=self.numerics,
         )
 
-    def _check_export(self) -> None:
-        table, dtype = self.settings.checkpoint, DTYPES[self.settings.plan.dtype]
-        if table.export is not None:
-            check_export(self.model, self.numerics, dtype, Path(table.export))
-
-    def _export(self, log: Log | None) -> None:
-        table, dtype = self.settings.checkpoint, DTYPES[self.settings.plan.dtype]
-        if table.export is not None:
-            export(self.engine, self.model, self.numerics, dtype, Path(table.export))
-            self._event(log, "exported", folder=table.export)
-
     def _resume(self) -> int:
         steps = self.checkpoints.steps()
         if not steps:
@@ -133,21 +131,28 @@ class Run:
         state = self.engine.state()
         manifest = self.checkpoints.load(steps[-1], state, self._must_agree())
         self.engine.load(state)
-        everywhere(lambda: self.data.order.restore(manifest["order"]))
+        everywhere(lambda: self._restore_order(manifest, steps[-1]))
         return steps[-1]
+
+    def _restore_order(self, manifest: dict[str, Any], step: int) -> None:
+        try:
+            self.data.restore(manifest["order"])
+        except (KeyError, TypeError, AttributeError):
+            path = self.checkpoints.manifest(step)
+            raise InputError(f"{path}: does not say where the order of the data stands; remove its folder") from None
 
     def _must_agree(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it have in common."""
-        return {"model": _described(self.model, self.numerics), "tokenizer": self.data.identity}
+        return {"model": described(self.model, self.numerics), "tokenizer": self.data.identity}
 
     def train(self) -> int:
         """Every step that is left."""
         settings = self.settings
         with self._log() as log, _stop_signal() as stop:
-            plan = dataclasses.asdict(self.plan)
-            table = settings.model.model_dump()
-            start = {"model": table, "numerics": dataclasses.asdict(self.numerics), "plan": plan}
+            start = start_record(settings, self.plan, self.numerics, self.data)
             self._event(log, "start", **start, ranks=dist.get_world_size(), **self.meter.machine)
+            for words in warnings(settings, self.plan, self.model, self.step):
+                self._event(log, "warning", words=words)
             stopped = False
             while self.step < settings.optimizer.num_steps and not stopped:
                 stopped = self._optimizer_step(log, stop)
@@ -157,8 +162,8 @@ class Run:
                 if settings.evaluation.every and (is_last or _is_due(self.step, settings.evaluation.every)):
                     self._event(log, "validation", loss=self._evaluate())
             self._finish_checkpoint(log)
-            if not stopped:
-                self._export(log)
+            if not stopped and self._export.write(self.engine):
+                self._event(log, "exported", folder=settings.checkpoint.export)
             self._event(log, "stopped" if stopped else "done")
         return self.step
 
@@ -187,7 +192,7 @@ class Run:
             signs = torch.cat([own, to_device(asked, self.device)])
             dist.all_reduce(signs)
             # All of the step is on its way to the device: the next one's batch is read while it works.
-            self._order = self.data.order.state()
+            self._order = self.data.state()
             self._read_ahead = self._next_batch() if number < self.settings.optimizer.num_steps else []
             means = torch.cat([signs / dist.get_world_size(), norm_found[None]])
             loss, bad_norm, stopping, failed, norm = means.tolist()
@@ -207,7 +212,9 @@ class Run:
         return self.data.next_step(plan.micro_batch, plan.grad_accum, engine.data_rank, engine.data_ranks)
 
     def _accumulate(self, micro: MicroBatch, is_last: bool) -> torch.Tensor:
-        loss = self.engine.accumulate(micro.tokens, micro.targets, micro.positions, is_last=is_last)
+        loss = self.engine.accumulate(
+            micro.tokens, micro.targets, micro.positions, is_last=is_last, weight=micro.weight
+        )
         return loss.reshape(())
 
     def _learning_rate(self) -> float:
@@ -221,13 +228,14 @@ class Run:
         )
 
     def _evaluate(self) -> float:
-        """The mean validation loss over all ranks."""
-        total, batches = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        """The mean cross-entropy over all counted tokens of all validation sequences, the same on any layout."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for micro in self.data.validation(self.plan.micro_batch, self.engine.data_rank, self.engine.data_ranks):
-            total += self.engine.evaluate(micro.tokens, micro.targets, micro.positions).double()
-            batches += 1
+            loss = self.engine.evaluate(micro.tokens, micro.targets, micro.positions).double()
+            total += torch.stack([loss, torch.ones_like(loss)]) * micro.num_counted
+        # Ranks that share sequences all count them, in the sum and in the number.
         dist.all_reduce(total)
-        return float(total) / max(batches, 1) / dist.get_world_size()
+        return float(total[0] / total[1])
 
     def _save(self, log: Log | None) -> None:
         self._finish_checkpoint(log)
@@ -258,19 +266,6 @@ class Run:
 
 def _names(batch: list[MicroBatch]) -> str:
     return " ".join(sample for micro in batch for sample in micro.samples)
-
-
-def _described(model: Model, numerics: Numerics) -> str:
-    """What makes two models the same to a checkpoint, in words.
-
-    Sizes, a digest of every parameter's shape, and the constants where they are not the usual ones.
-    """
-    tensors = [*model.root_tensors(), *(t for block in model.layers for t in block.tensors(model.hidden))]
-    digest = hashlib.sha256(repr([(t.name, t.shape) for t in tensors]).encode()).hexdigest()[:8]
-    shape = f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
-    own = dataclasses.replace(numerics, activation=numerics.activation_of(gated=True))
-    usual = Numerics(activation="silu")
-    return shape if own == usual else f"{shape}, {own}"
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -140,7 +140,8 @@ class Decoder(nn.Module):
             return None
         tables = self._angle_tables
         if tables is None or len(tables[0]) < length or tables[0].device != device:
-            tables = rotary_tables(2 * self.rotary_pairs, length, self.numerics.rope_theta, device)
+            constants = self.numerics
+            tables = rotary_tables(2 * self.rotary_pairs, length, constants.rope_theta, device, constants.rope_scaling)
             self._angle_tables = tables
         return Angles(*tables, positions)
 

@@ -10,18 +10,22 @@ from flopcast.errors import InputError
 from flopcast.simulator.catalogue import model_file
 from flopcast.simulator.huggingface import read_config
 from flopcast.simulator.model import Model
-from flopcast.trainer.agreement import everywhere
+from flopcast.trainer.agreement import everywhere, gather_text, on_first_rank
+from flopcast.trainer.checkpoint import CHECKPOINTS, complete_steps
 from flopcast.trainer.engine import Engine
-from flopcast.trainer.huggingface import check_empty, config_of, read_numerics, save
+from flopcast.trainer.huggingface import check_empty, check_writable, config_of, read_numerics, save
+from flopcast.trainer.log import FILE as LOG
+from flopcast.trainer.log import records
 from flopcast.trainer.numerics import Numerics
-from flopcast.trainer.settings import ModelTable
+from flopcast.trainer.settings import ModelTable, Settings
+from flopcast.trainer.workload import DTYPES
 
 # What two descriptions of one model may say differently.
 LABELS = ("name", "context", "source", "assumptions", "published")
 
 
 def make_numerics(settings: ModelTable, model: Model) -> Numerics:
-    """Of the folder whose weights are trained on, else of the model's config.json where it says them, else as usual.
+    """Of the folder whose weights are trained on; else as the settings say, as the model's config.json, or as usual.
 
     Raises InputError where that folder's config.json describes another model, or constants that the trainer lacks.
     """
@@ -29,12 +33,10 @@ def make_numerics(settings: ModelTable, model: Model) -> Numerics:
         check_same(model, read_config(settings.weights), settings.weights)
         return read_numerics(Path(settings.weights))
     path = model_file(settings.name)
-    if path is None or path.suffix.lower() == ".toml":
-        return Numerics()
-    try:
-        return read_numerics(path)
-    except InputError:  # as for a model of the catalogue, which has shapes alone
-        return Numerics()
+    # The catalogue and TOML files hold shapes alone.
+    found = Numerics() if path is None or path.suffix.lower() == ".toml" else read_numerics(path)
+    theta, eps = settings.rope_theta or found.rope_theta, settings.norm_eps or found.norm_eps
+    return dataclasses.replace(found, rope_theta=theta, norm_eps=eps)
 
 
 def check_same(expected: Model, found: Model, folder: str) -> None:
@@ -64,10 +66,46 @@ def _difference(name: str, ours: object, theirs: object) -> str:
     return f"{name} is {theirs}, not {ours}"
 
 
-def check_export(model: Model, numerics: Numerics, dtype: torch.dtype, folder: Path) -> None:
-    """Raise InputError where :func:`export` would refuse, which is better known before training than after it."""
-    config_of(model, numerics, dtype)
-    check_empty(folder)
+class Export:
+    """The Hugging Face folder that a run leaves its weights in, where its settings name one."""
+
+    def __init__(self, settings: Settings, model: Model, numerics: Numerics) -> None:
+        """Collective. Raises InputError where :meth:`write` would, which is better known before training than after.
+
+        Nothing is left to write where this run is at its end and its log says that it wrote the folder then.
+        """
+        self._model, self._numerics, self._dtype = model, numerics, DTYPES[settings.plan.dtype]
+        self._folder = None if settings.checkpoint.export is None else Path(settings.checkpoint.export)
+        if self._folder is None:
+            return
+        is_written = everywhere(lambda: "yes" if dist.get_rank() == 0 and _has_exported(settings) else "")
+        if any(gather_text(is_written)):
+            self._folder = None
+        else:
+            on_first_rank(self._check)
+
+    def _check(self) -> None:
+        assert self._folder is not None
+        config_of(self._model, self._numerics, self._dtype)
+        check_empty(self._folder)
+        check_writable(self._folder)
+
+    def write(self, engine: Engine) -> bool:
+        """Whether there was a folder to write. Collective; raises InputError on every rank where it cannot be."""
+        if self._folder is None:
+            return False
+        export(engine, self._model, self._numerics, self._dtype, self._folder)
+        return True
+
+
+def _has_exported(settings: Settings) -> bool:
+    """Whether the last whole checkpoint is the run's end, and the log says that its weights were written."""
+    output = Path(settings.output)
+    steps = complete_steps(output / CHECKPOINTS)
+    if not steps or steps[-1] < settings.optimizer.num_steps or not (output / LOG).exists():
+        return False
+    written = {"event": "exported", "step": steps[-1], "folder": settings.checkpoint.export}
+    return any(written.items() <= record.items() for record in records(output))
 
 
 def export(engine: Engine, model: Model, numerics: Numerics, dtype: torch.dtype, folder: Path) -> None:

@@ -24,12 +24,14 @@ class ModelTable(Table):
 
     ``weights``: a Hugging Face folder, of that model, whose weights a fresh run starts from; left out, they are drawn
     from the seed. ``qk_norm`` overrides whether queries and keys are normalised per head; left out, it is the model's
-    own.
+    own. ``rope_theta`` (base of RoPE) and ``norm_eps`` (of the norms) likewise, where no weights bring theirs.
     """
 
     name: Text = Field(examples=['"plamo-13b"'])
     weights: Text | None = None
     qk_norm: bool | None = None
+    rope_theta: Positive | None = None
+    norm_eps: Positive | None = None
 
 
 class PlanTable(Table):
@@ -129,10 +131,14 @@ class LogTable(Table):
 
 
 class Settings(Table):
-    """The whole file. ``output`` receives log, checkpoints and traces."""
+    """The whole file. ``output`` receives log, checkpoints and traces.
+
+    ``timeout_s``: how long a rank waits for the others in a step before it gives them up.
+    """
 
     output: Text = Field(examples=['"runs/first"'])
     seed: CountOrNone = 0
+    timeout_s: Positive = 600.0
     model: ModelTable
     plan: PlanTable
     optimizer: OptimizerTable
@@ -164,6 +170,9 @@ def settings(data: dict[str, Any], origin: str) -> Settings:
             raise InputError(f"{origin}: two data.sources are named '{source.name}'; give each a name of its own")
     if checked.model.weights and not checked.data.tokenizer:
         raise InputError(f"{origin}: model.weights needs data.tokenizer; name the tokenizer they were trained with")
+    for constant in ("rope_theta", "norm_eps"):
+        if checked.model.weights and getattr(checked.model, constant) is not None:
+            raise InputError(f"{origin}: model.{constant} is what model.weights say it is; leave it out")
     if checked.evaluation.every and not checked.data.validation_sequences:
         raise InputError(f"{origin}: evaluation.every needs data.validation_sequences; set it, such as 64")
     return checked

@@ -72,8 +72,9 @@ def trace(model: Model, plan: Plan, gpus_per_node: int, stage: int = 0) -> tuple
             engine = skeleton.materialise(device, OptimizerSettings())
             _make_optimizer_state(engine)
             tokens = torch.zeros(plan.micro_batch, plan.seq_len, dtype=torch.int64)
-            # In its first step a pipeline agrees on shapes and makes more buffers than it keeps.
-            for _ in range(2 if plan.pp > 1 else 1):
+            # In its first step a pipeline agrees on shapes and makes more buffers than it keeps, and DTensor tries each
+            # operation on fake tensors of the whole shape.
+            for _ in range(2 if plan.pp > 1 or plan.tp > 1 else 1):
                 recorder.issued.clear()
                 recorder.reset_peak()
                 for micro_batch in range(plan.grad_accum):
@@ -149,10 +150,16 @@ def _key(call: Issued, plan: Plan, gpus_per_node: int, stage: int) -> Key:
     return call.collective, group, phase
 
 
+# The gradient's norm is one fp32 number.
+NORM_BYTES = 4
+
+
 def _group_name(call: Issued, plan: Plan, gpus_per_node: int, stage: int) -> str:
     if call.collective in ("point_to_point", "broadcast"):
         return "pp"
     ranks, first = call.ranks, _first_rank(plan, stage)
+    if call.phase == "step" and call.tensor_bytes == NORM_BYTES:
+        return "world"  # over all ranks, even where those are the tensor-parallel ones
     if plan.tp > 1 and ranks == tuple(range(first, first + plan.tp)):
         return "tp"
     if ranks in (tuple(range(plan.num_gpus)), tuple(range(first, first + plan.num_gpus // plan.pp, plan.tp))):

@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import torch
+
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.model import Block, Model
 from flopcast.simulator.plan import Plan, placement
 from flopcast.trainer.settings import ModelTable, PlanTable
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def make_model(settings: ModelTable) -> Model:

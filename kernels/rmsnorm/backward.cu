@@ -5,16 +5,19 @@
 //
 // A persistent grid: while a row is worked on, the next one is on its way into shared memory (STAGED: asynchronous
 // copies, two stages, each thread reads only what it copied itself), so that registers hold little but the fp32 weight
-// gradient. Each block leaves one partial row, which a second small kernel adds up in a fixed order: no atomics, so the
-// same rows give the same bits. The shape is that of apex's FastLayerNorm (contrib/csrc/layer_norm/ln_bwd_kernels.cuh)
-// and of QuACK's rmsnorm.py. Not STAGED (two-byte accesses, or rows too long for shared memory), each pass over a row
-// reads memory, and the weight gradient stands in shared memory, as rows so cut leave no registers for it.
+// gradient and, where a thread has one pack of a row, the weight. Each block leaves one partial row, which a second small
+// kernel adds up in a fixed order: no atomics, so the same rows give the same bits. The shape is that of apex's
+// FastLayerNorm (contrib/csrc/layer_norm/ln_bwd_kernels.cuh) and of QuACK's rmsnorm.py. Not STAGED (two-byte accesses,
+// or rows too long for shared memory), each pass over a row reads memory, and the weight gradient stands in shared
+// memory, as rows so cut leave no registers for it.
 #include "elements.cuh"
 #include "asynchronous_copy.cuh"
 #include "rmsnorm/row.cuh"
 
 constexpr int STAGED_PACKS = STAGED ? 4 * DEPTH * LANES * ROWS : 0;  // two stages of two tensors
 constexpr bool GATHERED = !STAGED || ROWS > 1;                        // the weight gradient meets in shared memory
+constexpr bool HELD = STAGED && DEPTH == 1;                           // registers are left for the weight
+constexpr bool ALONE = HELD && ROWS == 1;                             // a block of one row, all its threads in it
 constexpr int UNROLLED = STAGED ? DEPTH : VECTOR >= 4 ? 1 : 4;
 
 extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_backward(
@@ -24,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_
     __shared__ float scratch[2][32];
     DYNAMIC_SHARED(Elements, stages);  // [2][stream, dy][DEPTH][threads], then gathered[ROWS][HIDDEN]
     float* const gathered = reinterpret_cast<float*>(stages + STAGED_PACKS);
-    const int lane = threadIdx.x % LANES;
+    const int lane = ALONE ? threadIdx.x : threadIdx.x % LANES;
     const int step = gridDim.x * ROWS;
 
     float dw[STAGED ? DEPTH : 1][VECTOR];
@@ -64,13 +67,15 @@ extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_
         }
     };
 
-    int row = blockIdx.x * ROWS + threadIdx.x / LANES;
+    int row = blockIdx.x * ROWS + (ALONE ? 0 : threadIdx.x / LANES);
     stage(row, 0);
+    Elements held[DEPTH];
+    if constexpr (HELD) load_row(held, weight, lane, true);
     float next_scale = row < rows ? rstd[row] : 0.0f;
     // The first row of the block decides, so that every thread meets every barrier.
     for (int base = blockIdx.x * ROWS, parity = 0; base < rows; base += step, row += step, parity ^= 1) {
         const float scale = next_scale;
-        const bool present = row < rows;
+        const bool present = ALONE || row < rows;
         stage(row + step, parity ^ 1);
         next_scale = row + step < rows ? rstd[row + step] : 0.0f;
         Elements r[DEPTH];
@@ -83,12 +88,15 @@ extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_
             const int pack = d * LANES + lane;
             if (present && inside(pack)) {
                 Elements w, s, g;
-                w.load(weight + pack * VECTOR);
+                if constexpr (HELD) w = held[d];
+                else w.load(weight + pack * VECTOR);
                 read(s, g, row, parity, d);
 #pragma unroll
                 for (int v = 0; v < VECTOR; ++v) product += g.get(v) * w.get(v) * s.get(v);
             }
         }
+        // The compiler would keep them as floats for the second pass, which takes twice the registers.
+        if constexpr (HELD) held[0].stay_packed();
         // Two rows of scratch in turn: a slow warp still reads one while a fast warp writes the other.
         const float mean = sum_over_row(product, scratch[parity]) * scale * (1.0f / HIDDEN);
 #pragma unroll UNROLLED
@@ -96,7 +104,8 @@ extern "C" __global__ void __launch_bounds__(LANES * ROWS, MIN_BLOCKS) rms_norm_
             const int pack = d * LANES + lane;
             if (present && inside(pack)) {
                 Elements w, s, g, add, out;
-                w.load(weight + pack * VECTOR);
+                if constexpr (HELD) w = held[d];
+                else w.load(weight + pack * VECTOR);
                 read(s, g, row, parity, d);
                 if constexpr (RESIDUAL_GRADIENT) {
                     if constexpr (STAGED) add = r[d];

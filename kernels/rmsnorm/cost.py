@@ -29,6 +29,7 @@ def forward_bytes(rows: int, hidden: int, element_bytes: int, num_branches: int 
 def backward_bytes(rows: int, hidden: int, element_bytes: int, residual_gradient: bool = False) -> float:
     """The least that a backward pass moves: read s, dy, rstd, w and the residual gradient if any, write dx and dw.
 
-    rows * (hidden * element_bytes * (3 + [residual gradient]) + 4) + 2 * hidden * element_bytes.
+    rows * (hidden * element_bytes * (3 + [residual gradient]) + 4) + 2 * hidden * element_bytes. The kernel's
+    partial gradients of w, a row of fp32 that each block writes, are not among them: they stay in the last cache.
     """
     return rows * (hidden * element_bytes * (3 + residual_gradient) + 4.0) + 2 * hidden * element_bytes

@@ -45,7 +45,7 @@ def backward(
     with_residual = residual_gradient is not None
     chosen = variant.backward(element_type(stream), hidden, with_residual, round_before_weight, shared_bytes)
     resident = chosen["MIN_BLOCKS"] * launch.num_multiprocessors(stream.device)
-    blocks = min(-(-rows // chosen["ROWS"]), resident)
+    blocks = _balanced(-(-rows // chosen["ROWS"]), resident)
     partial = stream.new_empty(blocks, hidden, dtype=torch.float32)
     tensors = [launch.dense(t) for t in (stream, weight, dy, residual_gradient)]
     launch.launch(chosen, (blocks, 1), (*tensors, rstd, dx, partial, np.int32(rows)), stream.device)
@@ -53,3 +53,9 @@ def backward(
     grid = (-(-hidden // variant.WEIGHT_GRADIENT_COLUMNS), 1)
     launch.launch(summed, grid, (partial, dw, np.int32(blocks)), stream.device)
     return dx, dw
+
+
+def _balanced(turns: int, resident: int) -> int:
+    """Blocks that take ``turns`` in as few waves as ``resident`` ones would, and equally many each or one less."""
+    waves = -(-turns // resident)
+    return -(-turns // waves)

@@ -22,6 +22,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = DEFAULT_EPS, round_before_w
     Source: Zhang and Sennrich (arXiv:1910.07467, equation 4).
     """
     _check("rms_norm", x, (), weight)
+    if not torch.is_grad_enabled():  # autograd's bookkeeping takes the host a third of a call
+        return torch.ops.flopcast.rms_norm_forward(x, None, None, weight, eps, round_before_weight)[0]  # type: ignore[no-any-return]
     return _RMSNorm.apply(x, weight, eps, round_before_weight)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -41,6 +43,9 @@ def add_rms_norm(
         raise InputError(f"add_rms_norm: {len(branches)} branches are given; add one or two to the residual stream")
     _check("add_rms_norm", residual, branches, weight)
     first, second = (*branches, None)[:2]
+    if not torch.is_grad_enabled():
+        y, s, _ = torch.ops.flopcast.rms_norm_forward(residual, first, second, weight, eps, round_before_weight)
+        return y, s
     return _AddRMSNorm.apply(residual, first, second, weight, eps, round_before_weight)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -75,13 +80,16 @@ class _AddRMSNorm(torch.autograd.Function):
         y, s, rstd = torch.ops.flopcast.rms_norm_forward(residual, first, second, weight, eps, round_before_weight)
         ctx.save_for_backward(s, weight, rstd)
         ctx.round_before_weight, ctx.three = round_before_weight, second is not None
+        ctx.set_materialize_grads(False)  # the stream's gradient is None where only y is used, and need not be read
         return y, s
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         check_first_derivative("add_rms_norm")
         s, weight, rstd = ctx.saved_tensors
         dy, ds = gradients
+        if dy is None:  # only the stream is used: the sum hands its gradient on
+            return ds, ds, ds if ctx.three else None, None, None, None
         # What flows back along the residual stream is added in the same pass, and reaches all summands alike.
         dx, dw = torch.ops.flopcast.rms_norm_backward(s, weight, dy, ds, rstd, ctx.round_before_weight)
         return dx, dx, dx if ctx.three else None, dw, None, None

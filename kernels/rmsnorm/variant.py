@@ -12,6 +12,8 @@ _WIDEST_BLOCK = 1024
 SHARED_BYTES = 156 * 1024  # of the 164 KiB of shared memory of an A100's multiprocessor
 # Threads per multiprocessor in backward: 48 registers each hold two rows' packs and the weight gradient.
 _RESIDENT_THREADS = 1280
+# Where a thread has several packs of eight, whose weight gradient alone fills 16 registers or more: 80 each, up to 128.
+_LONG_ROW_BLOCK, _LONG_ROW_RESIDENT_THREADS = 512, 768
 
 
 def check_hidden(hidden: int) -> None:
@@ -57,16 +59,19 @@ def backward(
     check_hidden(hidden)
     vector = elements_per_access(dtype, hidden)
     packs = hidden // vector
+    long = packs > _WIDEST_BLOCK and vector == 8
     if packs <= 64:
         lanes, rows = _lanes_in_warp(packs)
     else:
-        lanes, rows = _whole_warps(-(-packs // -(-packs // _WIDEST_BLOCK))), 1
+        depth = -(-packs // (_LONG_ROW_BLOCK if long else _WIDEST_BLOCK))
+        lanes, rows = _whole_warps(-(-packs // depth)), 1
     access = vector * ELEMENT_BYTES[dtype]
     stages = 4 * -(-packs // lanes) * lanes * rows * access  # two stages of two tensors
     staged = access >= 4 and stages <= shared_bytes
     gathered = 4 * rows * hidden if rows > 1 or not staged else 0
     shared = stages * staged + gathered
-    min_blocks = max(1, min(_RESIDENT_THREADS // (lanes * rows), shared_bytes // shared))
+    resident = _LONG_ROW_RESIDENT_THREADS if long else _RESIDENT_THREADS
+    min_blocks = max(1, min(resident // (lanes * rows), shared_bytes // shared))
     layout = (("VECTOR", vector), ("LANES", lanes), ("ROWS", rows), ("MIN_BLOCKS", min_blocks))
     more = (("RESIDUAL_GRADIENT", residual_gradient), ("STAGED", staged), ("ROUND_BEFORE_WEIGHT", round_before_weight))
     constants = (("ELEMENT", ELEMENT_TYPES[dtype]), ("HIDDEN", hidden), *layout, *more)

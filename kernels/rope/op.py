@@ -1,5 +1,6 @@
 """Rotary position embedding as an op: queries and keys together, differentiable, or in place without a gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +15,22 @@ _MOST_BATCHES = 65535  # blocks in the second dimension of a grid
 
 
 def rotary_tables(
-    head_dim: int, num_positions: int, base: float = 10000.0, device: torch.device | str = "cpu"
+    head_dim: int,
+    num_positions: int,
+    base: float = 10000.0,
+    device: torch.device | str = "cpu",
+    scaling: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(cosines, sines)``, fp32 [num_positions, head_dim / 2], of the angles position * base^(-2 i / head_dim).
 
     ``head_dim`` may be less than the heads have: the elements behind it are then not turned (GPT-NeoX's rotary_pct).
+    ``scaling`` of the frequencies [head_dim / 2] stretches them over a longer context.
     Source: Su et al. (arXiv:2104.09864, equation 15).
     """
     if head_dim % 2 or head_dim < 2:
         raise InputError(f"rotary_tables: head_dim is {head_dim}; pairs of elements are turned, so it must be even")
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    frequencies = frequencies if scaling is None else scaling(frequencies)
     angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) * frequencies
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
@@ -38,6 +45,8 @@ def rope(
     buffer are, with a dense last dimension; fp32, fp16 or bf16, computed in fp32. Raises InputError.
     """
     _check("rope", q, k, cosines, sines, positions)
+    if not torch.is_grad_enabled():  # autograd's bookkeeping takes the host a third of a call
+        return torch.ops.flopcast.rope(q, k, cosines, sines, positions, False)  # type: ignore[no-any-return]
     return _Rope.apply(q, k, cosines, sines, positions)  # type: ignore[no-any-return, no-untyped-call]
 
 

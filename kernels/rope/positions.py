@@ -8,7 +8,7 @@ from torch import Tensor
 from flopcast.errors import InputError
 
 # The tensors found good, by identity, with the version they had: the layers of a model share theirs, and looking at one
-# on a GPU waits for the GPU.
+# on a GPU waits for the GPU. Tensors made under torch.inference_mode() count no versions, so nothing is known of them.
 _known: dict[int, tuple["weakref.ref[Tensor]", int, int]] = {}
 
 
@@ -32,6 +32,11 @@ def check_positions(positions: Tensor, num_rows: int) -> None:
 
 
 def vouch_for(positions: Tensor, num_rows: int) -> None:
-    """Note that ``positions`` lie in 0..num_rows - 1: found before they went to the GPU, it need not be waited for."""
+    """Note that ``positions`` lie in 0..num_rows - 1: found before they went to the GPU, it need not be waited for.
+
+    Of an inference tensor nothing is noted: whether it was changed since cannot be told, so each call looks at it.
+    """
+    if positions.is_inference():
+        return
     key = id(positions)
     _known[key] = (weakref.ref(positions, lambda _: _known.pop(key, None)), positions._version, num_rows)

@@ -5,7 +5,8 @@
 // where a head's first 2 HALF elements are (first, second) and the remaining ones, if any, are copied. q [B, S, Q_HEADS,
 // HEAD] and k [B, S, K_HEADS, HEAD] have any strides, so both may be views of one QKV buffer; the last dimension is dense,
 // and input and output may be the same memory. The angles of a token stand in row positions[b, s] (or s, where
-// positions is null) of the fp32 tables [table_rows, HALF]: a token whose position lies outside comes out as NaN, and nothing outside the tables is read.
+// positions is null) of the fp32 tables [table_rows, HALF]: a token whose position lies outside comes out as NaN, and
+// nothing outside the tables is read.
 //
 // A block takes TOKENS tokens; a thread 16 bytes of the first half of a head and the matching 16 bytes of the second.
 // Compiled for ELEMENT, VECTOR elements per access, HALF, HEAD, Q_HEADS, K_HEADS, TOKENS, THREADS, MIN_BLOCKS.
@@ -28,6 +29,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) rope(
     for (int item = threadIdx.x; item < TOKENS * ITEMS; item += THREADS) {
         const long long token = (long long)blockIdx.x * TOKENS + item / ITEMS;
         if (token >= num_tokens) return;
+        // Asked for before the addresses of q and k are worked out: the angles wait for it.
+        const long long position = positions ? positions[batch * positions_stride + token] : token;
         const int head = item % ITEMS / LANES, lane = item % LANES;
         const bool query = head < Q_HEADS;
         const ELEMENT* from = query ? q + batch * q_batch + token * q_token + head * q_head
@@ -44,7 +47,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) rope(
         Elements first, second;
         first.load(from + lane * VECTOR);
         second.load(from + HALF + lane * VECTOR);
-        const long long position = positions ? positions[batch * positions_stride + token] : token;
         const bool known = position >= 0 && position < table_rows;
         Angles cosine, sine;
         const long long row = (known ? position : 0) * HALF + lane * VECTOR;

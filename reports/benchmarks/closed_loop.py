@@ -21,7 +21,7 @@ from typing import Any
 from flopcast.reports.closed_loop import FILE, as_document, replay
 
 PIECES = 2048  # of the tokenizer; a model may have more rows than it uses
-KEPT = ("event", "model", "ranks", "plan", "device", "torch", "step", "step_s", "loss", "memory_bytes")
+KEPT = ("event", "model", "ranks", "plan", "dtype", "device", "torch", "step", "step_s", "loss", "memory_bytes")
 TIMEOUT_S = 600.0
 
 

@@ -20,7 +20,11 @@ from flopcast.simulator.space import BUCKETS, Space
 SHOWN = 3
 # A tenth of the time of a run is worth a plan that is harder to set up.
 WORTH_SPLITTING = 0.9
+# Of the recommended plan's rate per GPU: below it another count is worth a search, unless it has many more GPUs.
+WORTH_SEARCHING, MOST_TIMES_SEARCHED = 0.8, 2
 PLACEMENT = ("strategy", "tp", "cp", "pp", "ep")
+# AdamW's master copy and moments in fp32.
+STATE_BYTES = 12
 SCHEDULES: dict[str, list[Any]] = {"schedule": ["1f1b", "interleaved", "zero-bubble"]}
 
 
@@ -95,6 +99,35 @@ def split_alike(found: SearchResult | None, cluster: Cluster, num_gpus: int, tok
     row = fastest_plan(
         Space(found.model, cluster, num_gpus, found.seq_len, sequences, values, (*values,)), found.request.convention
     )
+    return None if row is None else named(row)
+
+
+def at_another_count(
+    found: SearchResult | None, recommended: Row, request: Request, compared: Comparison
+) -> Row | None:
+    """What to run beside the strategies ``compared`` at another number of GPUs, if a plan fits there; or None.
+
+    The best that splits the model as the search's winner does, where that is what is recommended. Where this and the
+    strategies lose a fifth of the recommended plan's rate per GPU, up to twice the GPUs asked for, the best placement.
+    """
+    row = split_alike(found, compared.cluster, compared.num_gpus, compared.tokens_per_gpu)
+    rates = [r.tokens_per_s_per_gpu for r in (row, compared.best) if r is not None and r.fits]
+    if max(rates, default=0.0) > WORTH_SEARCHING * recommended.tokens_per_s_per_gpu:
+        return row
+    if compared.num_gpus > MOST_TIMES_SEARCHED * recommended.plan["num_gpus"]:
+        return row
+    best = best_placement(compared, request)
+    return row if best is None or (row is not None and row.step_s <= best.step_s) else best
+
+
+def best_placement(asked: Comparison, request: Request) -> Row | None:
+    """The fastest plan of all placements with the settings compared under, run as 1F1B; None where none fits."""
+    if STATE_BYTES * asked.model.num_parameters / asked.num_gpus > asked.cluster.gpu.memory_bytes:
+        return None  # the optimizer alone does not
+    values = as_compared(request, asked.cluster) | {"schedule": ["1f1b"]}
+    sequences = asked.num_gpus * asked.tokens_per_gpu // asked.seq_len
+    space = Space(asked.model, asked.cluster, asked.num_gpus, asked.seq_len, sequences, values, (*values,))
+    row = fastest_plan(space, asked.convention)
     return None if row is None else named(row)
 
 

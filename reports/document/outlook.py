@@ -27,8 +27,9 @@ def scaling(study: Study) -> Section:
     refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
     counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
     if counts:
-        what = f"Neither a strategy nor {study.best.strategy} fits" if study.searched else "No strategy fits"
-        refused += (f"{what} on {', '.join(thousands(count) for count in counts)} GPUs.",)
+        what = "No plan fits" if max(counts) <= study.num_gpus else "No plan tried fits"
+        on = ", ".join(thousands(count) for count in counts)
+        refused += (f"{what} on {on} GPU{'s' if counts != [1] else ''}.",)
     if fastest.empty:
         return Section("scaling", "On fewer and on more GPUs", ("No strategy fits at any count.",), remarks=refused)
     shown = rows_of(fastest)
@@ -67,8 +68,12 @@ def scaling(study: Study) -> Section:
                 f"{percent(first.mfu)} to {percent(last.mfu)} %.",
             ),
         ),
-        (Table("scaling-table", "The fastest plan that fits, at each count", headings, rows, asked),),
-        ("The batch is the one asked for, or one sequence per GPU where that is too few for them.", *refused),
+        (Table("scaling-table", "The fastest plan found that fits, at each count", headings, rows, asked),),
+        (
+            "The batch is the one asked for, or one sequence per GPU where that is too few for them. Tried at each "
+            "count: the strategies, and where they lose a fifth per GPU, up to twice the GPUs, all placements.",
+            *refused,
+        ),
     )
 
 

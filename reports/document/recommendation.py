@@ -114,13 +114,18 @@ class _Bill:
         money = "" if cost.money is None else f"{rounded(cost.money)} at {price:g} per GPU-hour"
         energy = f"{rounded(cost.energy_j / JOULES_PER_MWH)} MWh; {money or 'the cluster file has no price'}"
         answers = (
-            Answer("How long", f"{time} {unit}", f"{digits(row.step_s)} s per step, {percent(row.mfu)}{NBSP}% MFU"),
+            Answer("How long", f"{time} {unit}", f"{digits(row.step_s)} s per step, {_efficiency(row)}"),
             Answer("What it costs", hours, energy),
-            Answer("How sure", f"{span} {unit}", f"holds four in five comparable runs; {nearest(study)}"),
+            Answer("How sure", f"{span} {unit}", f"holds four in five published runs; {nearest(study)}"),
         )
         paid = f"{hours} ({money})" if money else hours
         takes = f"{tokens(study.num_tokens)} take {time} {unit} ({span}) and {paid}"
         return cls(f"{takes}, failures and checkpoints included.", answers)
+
+
+def _efficiency(row: Row) -> str:
+    """MFU, and of what where products run at another peak."""
+    return f"{percent(row.mfu)}{NBSP}% MFU" + (" of the 16-bit peak" if row.plan["precision"] == "fp8" else "")
 
 
 def _meaning(row: Row) -> str:
@@ -159,7 +164,10 @@ def nearest(study: Study) -> str:
         return "no published run is near"
     if study.model.num_experts:
         return "of mixtures of experts four in five published steps took 1.0 to 1.8 times the forecast"
-    return f"{percent(median_error(study))}{NBSP}% median error on those nearest to this one"
+    inside, number = int(study.nearest["in_band"].sum()), len(study.nearest)
+    return (
+        f"{percent(median_error(study))}{NBSP}% median error on those nearest to this one, {inside} of {number} inside"
+    )
 
 
 def median_error(study: Study) -> float:

@@ -9,7 +9,14 @@ import pandas as pd
 
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
-from flopcast.reports.document.further import SHOWN, further, named, split_alike, worth_splitting
+from flopcast.reports.document.further import (
+    SHOWN,
+    at_another_count,
+    further,
+    named,
+    split_alike,
+    worth_splitting,
+)
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
 from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as, same_plan
@@ -212,7 +219,8 @@ def study(
     progress(f"playing a step of {best.strategy}")
     timeline = play(model, cluster, Plan(**best.plan))
     progress("scaling, sensitivity and the nearest published runs")
-    grown, left_out = scaling(model, cluster, request, comparison, tokens, alike)
+    elsewhere = partial(at_another_count, found if searched else None, best, request)
+    grown, left_out = scaling(model, cluster, request, comparison, tokens, elsewhere)
     return Study(
         comparison=comparison,
         num_tokens=tokens,

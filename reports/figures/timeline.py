@@ -138,7 +138,9 @@ def _waterfall(axes: Axes, timeline: Timeline) -> None:
     parts = [p for p in waterfall(timeline) if abs(p.seconds) >= 0.001 * timeline.step_s]
     done = 0.0
     for row, part in enumerate(parts):
-        axes.barh(row, part.seconds, left=done, color="#009E73" if row == 0 else "#D55E00", height=0.7)
+        axes.barh(
+            row, part.seconds, left=done, color="#009E73" if row == 0 or part.seconds < 0 else "#D55E00", height=0.7
+        )
         done += part.seconds
         percent = f"{100 * part.seconds / timeline.step_s:.1f} %"
         axes.text(max(done, done - part.seconds) + 0.005 * timeline.step_s, row, percent, va="center")

@@ -12,7 +12,7 @@ CHARACTERS = 24
 
 
 def waterfall_figure(frame: pd.DataFrame) -> Figure:
-    """The ideal first, then what is lost and to what; parts under 0.2 % of the step are left out.
+    """The ideal first, then what is lost (or gained) and to what; parts under 0.2 % of the step are left out.
 
     Columns: part (in words), seconds. The first row is the ideal at peak; all rows add up to the step.
     """
@@ -22,7 +22,7 @@ def waterfall_figure(frame: pd.DataFrame) -> Figure:
         shown = frame.assign(start=done - frame["seconds"])[frame["seconds"].abs() >= LEAST_SHARE * step]
         figure, (axes,) = blank(1.0 + 1.25 * BAR * len(shown))
         for place, (start, seconds) in enumerate(zip(shown["start"], shown["seconds"], strict=True)):
-            axes.barh(place, seconds, left=start, height=0.62, color=GREEN if place == 0 else VERMILION)
+            axes.barh(place, seconds, left=start, height=0.62, color=GREEN if place == 0 or seconds < 0 else VERMILION)
             note = f"{100 * seconds / step:.1f} %"
             end = max(start, start + seconds)
             axes.annotate(note, (end, place), (5, 0), textcoords="offset points", va="center")

@@ -4,6 +4,7 @@ import numpy as np
 
 from flopcast.simulator import placement
 from flopcast.simulator.blocks.computation import Computation, Workload
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Pointwise
 
 # Unfused attention, bytes per score: write, mask and softmax, dropout, read; and the same with gradients backward.
@@ -77,13 +78,23 @@ def scores(
 def context_parallel(load: Workload, shared_bytes: Array) -> list[Computation]:
     """Every context-parallel rank needs what all hold: gathered forward and again backward, gradients summed back.
 
-    ``shared_bytes``: one rank's part, such as its keys and values.
+    ``shared_bytes``: one rank's part, such as its keys and values, in 16 bits. PyTorch holds all parts at once, and
+    passes their gradients around in fp32 and home again, one hop more than a reduce-scatter has
+    (torch/distributed/tensor/experimental/_attention.py, 2.6: _AllGatherRotater, convert_to_f32). A ring that hides
+    its hops holds two parts.
     """
     plans = load.plans
     group = placement.group(plans.cp, plans.tp, load.gpus_per_node, plans.num_gpus)
+    hidden = has_habit("hides_context", plans.engine)
+    whole = shared_bytes * plans.cp
+    hops = plans.cp / np.maximum(plans.cp - 1, 1)
+    summed = whole * np.where(hidden, 1.0, 2.0 * hops)
 
-    def work(collective: str) -> Collective:
-        return Collective(collective, shared_bytes * plans.cp, group, "cp", "context")
+    def work(collective: str, tensor_bytes: Array) -> Collective:
+        return Collective(collective, tensor_bytes, group, "cp", "context")
 
-    backward = (work("all_gather"), work("reduce_scatter"))
-    return [Computation("context", work("all_gather"), backward, 1.0, 2.0, present=plans.cp > 1)]
+    gather = work("all_gather", whole)
+    # Backward one more part is in fp32 on its way, and one is added to.
+    held = np.where(hidden, 4.0, plans.cp + 4.0) * shared_bytes * (plans.cp > 1)
+    backward = (gather, work("reduce_scatter", summed))
+    return [Computation("context", gather, backward, 1.0, 2.0, backward_bytes=held, present=plans.cp > 1)]

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.kernels.rope import cost as rope_cost
@@ -47,18 +49,26 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
         )
         parts.append(pointwise("rope", turned * a.rotary_share, fused, forward, backward, 0.0))
     parts.append(_copies(load, query, 2 * kv))
-    parts += context_parallel(load, tokens * 2 * kv * ACTIVATION_BYTES)
-    qkv_bytes = tokens * (query + 2 * kv) * ACTIVATION_BYTES
+    # What attention reads, keeps and exchanges: of heads that are shared, a copy for each query head.
+    keys_and_values = np.where(has_habit("repeats_heads", plans.engine), 2 * query, 2 * kv)
+    parts += context_parallel(load, tokens * keys_and_values * ACTIVATION_BYTES)
+    qkv_bytes = tokens * (query + keys_and_values) * ACTIVATION_BYTES
     parts += scores(load, a.num_heads, a.head_dim, a.head_dim, a.window, qkv_bytes)
     return [*parts, linear(load, "o", query, load.hidden, 0.0, a.output_bias)]
 
 
 def _copies(load: Workload, query: Array, keys_and_values: Array) -> Computation:
-    """Queries, keys and values laid out anew as often as the engine does, and their gradients about as often."""
+    """Queries, keys and values laid out anew as often as the engine does, and their gradients about as often.
+
+    Keys and values that are repeated for every query head are read once and written as often as there are such heads;
+    backward the gradients are read so, and summed.
+    """
     of_query, of_kv = habit("query_copies", load.plans.engine), habit("kv_copies", load.plans.engine)
-    copied = 2 * ACTIVATION_BYTES * load.tokens * (query * of_query + keys_and_values * of_kv)
-    each_way = Pointwise(copied, counted=True)
-    launches = of_query + of_kv
+    elements = 2 * (query * of_query + keys_and_values * of_kv)
+    repeated = has_habit("repeats_heads", load.plans.engine) & (2 * query > keys_and_values)
+    elements = elements + repeated * (2 * query + keys_and_values)
+    each_way = Pointwise(ACTIVATION_BYTES * load.tokens * elements, counted=True)
+    launches = of_query + of_kv + 2.0 * repeated
     return Computation("copies", each_way, (each_way,), launches, launches, selective=True, present=launches > 0)
 
 

@@ -7,6 +7,7 @@ A field that a config.json commonly omits takes the default of its class in tran
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,11 @@ from flopcast.simulator.units import shown
 
 __all__ = ["known_types", "model_from_config", "read_config"]
 
+# What is said of a config.json whose weights are published in fp8.
+IN_8_BITS = (
+    "quantization_config: fp8 is of the published weights; training them in full, with products in 16 bits unless fp8 "
+    "is asked for, is assumed"
+)
 EXPECTED = "a Hugging Face config.json"
 
 _FAMILIES: Mapping[str, Callable[[Fields], Model]] = {
@@ -99,10 +105,26 @@ def model_from_config(config: object, name: str, origin: str = "config.json") ->
         offer = nearest(kind, known_types())
         also = f" ({offer})" if offer.startswith("did you") else ""
         raise InputError(f"{origin}: model_type {shown(kind)} is not supported{also}; known types: {known}{inside}")
+    in_8_bits = _is_published_in_8_bits(config, origin)
     try:
-        return family(Fields(config, kind, name))
+        model = family(Fields(config, kind, name))
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
+    return replace(model, assumptions=(*model.assumptions, IN_8_BITS)) if in_8_bits else model
+
+
+def _is_published_in_8_bits(config: Mapping[str, object], origin: str) -> bool:
+    """Whether weights are held in fp8, as DeepSeek-V3's are, which was trained so; what nobody trains is refused."""
+    quantised = config.get("quantization_config")
+    if quantised is None:
+        return False
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if method == "fp8":
+        return True
+    raise InputError(
+        f"{origin}: quantization_config (quant_method {shown(method)}) is of weights that are not trained, but for "
+        "adapters beside them, which are not forecast; take it out to forecast training the model itself"
+    )
 
 
 def _refuse_experts(config: Mapping[str, object], kind: str, origin: str) -> None:

@@ -22,6 +22,7 @@ from flopcast.simulator.specification.document import (
     one_of,
     parse_toml,
 )
+from flopcast.simulator.specification.doubled import Doubled, doubled_figures
 from flopcast.simulator.specification.gpu import CatalogueGpu, GpuTable, catalogue_gpu, figures
 from flopcast.simulator.textfile import read_text
 
@@ -126,8 +127,9 @@ def _cluster(table: ClusterTable, origin: str, default_name: str) -> Cluster:
             node_mtbf_hours=_value(costs.node_mtbf_hours),
             checkpoint_bytes_per_s=_value(costs.checkpoint_bandwidth),
         ),
-        assumptions=tuple(
-            assumption(path, figure.value, figure.source) for path, figure in by_path.items() if figure.assumed
+        assumptions=(
+            *(assumption(path, figure.value, figure.source) for path, figure in by_path.items() if figure.assumed),
+            *map(_doubt, doubled_figures(gpu, nvlink)),
         ),
         sources=sources,
     )
@@ -167,6 +169,16 @@ def _value(figure: Figure[Any] | None) -> Any:
 def assumption(path: str, value: object, reason: str) -> str:
     """One sentence for a figure that is not published."""
     return f"{path}: {describe(path, value)} is assumed ({reason or 'no reason is given'})"
+
+
+def _doubt(found: Doubled) -> str:
+    """One sentence for a figure as given, though it looks like one that this file's fields are not."""
+    given, usual = describe(found.path, found.given), describe(found.path, found.usual)
+    taken, other = ("one way", "both ways") if found.path == "node.nvlink" else ("dense", "sparse products")
+    return (
+        f"{found.path}: {given} is taken as {taken}, though it is twice the {usual} of {found.gpu}; many datasheets "
+        f"count {other}: halve it if yours does"
+    )
 
 
 def describe(path: str, value: object) -> str:

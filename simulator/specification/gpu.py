@@ -17,6 +17,7 @@ from flopcast.simulator.specification.document import (
     Figure,
     Flag,
     Memory,
+    Number,
     Power,
     Section,
     Table,
@@ -31,6 +32,8 @@ class GpuTable(Section):
     """``[gpu]``: one GPU by its datasheet; ``tensor`` and ``fp8`` are the dense 16-bit and 8-bit peaks.
 
     ``matmul``: what large 16-bit products were measured to sustain, where that is known; else the architecture's share.
+    ``sustained``: what products reach of that share on this card, where it was measured beside the usual one; else what
+    its power limit says.
     ``architecture`` is one of those that the cost constants know, or "other".
     """
 
@@ -39,6 +42,7 @@ class GpuTable(Section):
     tensor: Compute = Field(examples=['"312 TFLOP/s"'])
     fp8: Compute | None = None
     matmul: Compute | None = None
+    sustained: Number | None = None
     memory: Memory = Field(examples=['"80 GiB"'])
     memory_bandwidth: Bandwidth = Field(examples=['"2039 GB/s"'])
     power: Power = Field(examples=['"400 W"'])
@@ -54,6 +58,7 @@ class GpuTable(Section):
             power_w=self.power.value,
             fp8_flop_per_s=self.fp8.value if self.fp8 else 0.0,
             matmul_flop_per_s=self.matmul.value if self.matmul else 0.0,
+            sustained_share=self.sustained.value if self.sustained else 0.0,
         )
 
 

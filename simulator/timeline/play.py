@@ -149,7 +149,7 @@ class _Game:
             "between-nodes": constants.network_share,
         }
         self._groups: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
-        self._sends: dict[tuple[Phase, float], Segment] = {}
+        self._sends: dict[tuple[Phase, Link | None, float], Segment] = {}
         self.ranks = [
             self._rank(number, stage, disturbance) for number in range(len(replicas)) for stage in range(plan.pp)
         ]
@@ -251,10 +251,10 @@ class _Game:
 
     def _send_of(self, rank: Rank, phase: Phase, to_stage: int) -> tuple[Segment, float]:
         """The exposed part of a send, and the seconds until it arrives after that."""
-        piece, share = self._program.sends[phase], self._program.exposed_send
+        piece, share = self._program.send(phase, rank.place.stage, to_stage), self._program.exposed_send
         traits = self._replicas[rank.place.replica].traits
         rate = min(traits[rank.place.stage][1], traits[to_stage][1]) if piece.link == "between-nodes" else 1.0
-        key = (phase, rate)
+        key = (phase, piece.link, rate)
         if key not in self._sends:
             exposed = replace(piece, seconds=piece.seconds * share / rate)
             self._sends[key] = lay_out([[exposed]], [0.0], 1.0)[0]
@@ -284,7 +284,7 @@ class _Game:
         elif kind.link == "in-node":
             return ((place.replica, place.stage),)
         else:
-            partial = kind.group in ("node", "expert-node")
+            partial = kind.group in ("nodes", "expert-nodes")
             key = (place.stage, self._replicas[place.replica].block if partial else -1)
         if key not in self._groups:
             stage, block = key

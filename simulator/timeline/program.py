@@ -124,12 +124,21 @@ class UnitProgram:
 
 @dataclass(frozen=True)
 class Program:
-    """The whole step: units by name (kinds of layer, "embedding", "head", "root", "stage_root") and what is shared."""
+    """The whole step: units by name (kinds of layer, "embedding", "head", "root", "stage_root") and what is shared.
+
+    ``sends``: a micro-batch handed to a stage in the same node or in the next.
+    """
 
     units: dict[str, UnitProgram]
-    sends: dict[Phase, Piece]
+    sends: dict[tuple[Phase, Link], Piece]
+    stages_per_node: int
     exposed_send: float
     norm: TransferKind | None
+
+    def send(self, phase: Phase, stage: int, to_stage: int) -> Piece:
+        """What hands a micro-batch from one stage to another."""
+        same = stage // self.stages_per_node == to_stage // self.stages_per_node
+        return self.sends[phase, "in-node" if same else "between-nodes"]
 
 
 def build(
@@ -140,7 +149,7 @@ def build(
     names = model.kind_names
     number = {names[kind]: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
     units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
-    sends: dict[Phase, Piece] = {}
+    sends: dict[tuple[Phase, Link], Piece] = {}
     norm: TransferKind | None = None
     for operation in operations:
         if operation.count[0] == 0:
@@ -163,19 +172,21 @@ def build(
                 unit.exchanges.append(_transfer(operation, work, spent, times, piece.host_s))
             if unit_name != "pipeline" or operation.phase == "step":
                 unit.pieces(operation.phase).append(piece)
-            elif operation.phase in sends:
-                sent = sends[operation.phase]
-                sends[operation.phase] = replace(sent, seconds=sent.seconds + spent)
-            else:
+            elif piece.collective == "point_to_point":
+                assert piece.link is not None
                 once = replace(piece, seconds=spent, bytes=piece.bytes / times, host_s=piece.host_s / times)
-                sends[operation.phase] = once
+                sends[operation.phase, piece.link] = once
+            else:
+                of_phase = {key: sent for key, sent in sends.items() if key[0] == operation.phase}
+                sends |= {key: replace(sent, seconds=sent.seconds + spent) for key, sent in of_phase.items()}
     for unit in units.values():
         unit.forward.sort(key=_place(unit.forward))
         unit.backward.sort(key=_place(unit.backward))
     units.pop("pipeline", None)
     interleaved = bool(plans.has(schedule="interleaved")[0])
     share = float(exposed_interleaved_send(plans, constants)[0]) if interleaved else 1.0
-    return Program(dict(units), sends, share, norm)
+    in_node = int(placement.stages_per_node(plans.pp, hardware.gpus_per_node, plans.num_gpus)[0])
+    return Program(dict(units), sends, in_node, share, norm)
 
 
 def _link(work: Collective) -> Link:
@@ -187,7 +198,9 @@ def _group_size(work: Collective) -> int:
 
 
 def _group_name(work: Collective) -> str:
-    return work.group_name if isinstance(work.group_name, str) else str(work.group_name[0])
+    """The group's name; "nodes" for a part of the ranks that spans several nodes, as of hsdp32."""
+    name = work.group_name if isinstance(work.group_name, str) else str(work.group_name[0])
+    return f"{name}s" if name in ("node", "expert-node") and _link(work) == "between-nodes" else name
 
 
 def _transfer(operation: Operation, work: Collective, spent: float, calls: float, host_s: float) -> TransferKind:

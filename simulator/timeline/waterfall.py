@@ -8,13 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.conventions import model_flop_per_token
+from flopcast.simulator.forecast import Forecast
+from flopcast.simulator.operation import Gemm
 from flopcast.simulator.timeline.events import Event, events_of
 from flopcast.simulator.timeline.play import Timeline, mean_seconds
 from flopcast.simulator.timeline.rank import Place
 
 COMMUNICATIONS = tuple(f"{p}_communication" for p in ("tensor", "context", "expert", "pipeline", "gather", "reduce"))
 ORDER = (
-    *("gemm_efficiency", "attention_efficiency", "pointwise", "recompute", "launch", *COMMUNICATIONS, "contention"),
+    *(
+        "fp8",
+        "gemm_efficiency",
+        "attention_efficiency",
+        "pointwise",
+        "recompute",
+        "launch",
+        *COMMUNICATIONS,
+        "contention",
+    ),
     *("bubble", "stragglers", "optimizer", "overhead"),
 )
 
@@ -60,9 +71,10 @@ class ExposedCollective:
 def waterfall(timeline: Timeline) -> list[Part]:
     """The step of the average GPU, from the model's FLOPs at peak ("ideal_at_peak") on; adds up to the step.
 
-    The ideal is the causal convention's FLOPs over the dense 16-bit peak, so that it is MFU times the step. GEMM and
-    attention efficiency are what their kernels take beyond it. Stragglers are what slow nodes, slow links and jitter
-    add to the step; all other parts are those of the undisturbed one. Parts of no length are left out.
+    The ideal is the causal convention's FLOPs over the dense 16-bit peak, so that it is MFU times the step. What
+    products in 8 bits gain at their own peak ("fp8") is below zero. GEMM and attention efficiency are what kernels
+    take beyond. Stragglers are what slow nodes, slow links and jitter add to the step; all other parts are those of
+    the undisturbed one. Parts of no length are left out.
     """
     found, plan = timeline.forecast, timeline.plan
     seconds = defaultdict(float, mean_seconds(timeline.even_ranks))
@@ -71,7 +83,8 @@ def waterfall(timeline: Timeline) -> list[Part]:
     peak = found.cluster.gpu.tensor_flop_per_s
     products = model_flop_per_token(found.model, plan.seq_len, "6n").total * tokens / peak
     ideal = model_flop_per_token(found.model, plan.seq_len, "causal").total * tokens / peak
-    seconds["gemm_efficiency"] = seconds.pop("gemm", 0.0) - products
+    seconds["fp8"] = -_gained_in_8_bits(found) * products
+    seconds["gemm_efficiency"] = seconds.pop("gemm", 0.0) - products - seconds["fp8"]
     seconds["attention_efficiency"] = seconds.pop("attention", 0.0) - (ideal - products)
     assert set(seconds) <= set(ORDER), sorted(set(seconds) - set(ORDER))
     parts = [Part(name, seconds[name]) for name in ORDER if abs(seconds[name]) > 1e-12 * timeline.step_s]
@@ -80,6 +93,17 @@ def waterfall(timeline: Timeline) -> list[Part]:
     largest = max(range(len(parts)), key=lambda i: parts[i].seconds)
     parts[largest] = Part(parts[largest].name, parts[largest].seconds + rest)
     return [Part("ideal_at_peak", ideal), *parts]
+
+
+def _gained_in_8_bits(found: Forecast) -> float:
+    """What share of the products' time at the 16-bit peak those at the 8-bit peak save."""
+    flop = {True: 0.0, False: 0.0}
+    for operation in found.operations:
+        if isinstance(operation.work, Gemm):
+            flop[bool(operation.work.fp8.flat[0])] += float((operation.work.flop * operation.count).flat[0])
+    gpu = found.cluster.gpu
+    saved = 1 - gpu.tensor_flop_per_s / gpu.fp8_flop_per_s if gpu.fp8_flop_per_s else 0.0
+    return saved * flop[True] / sum(flop.values())
 
 
 def exposed_communication_s(timeline: Timeline) -> float:

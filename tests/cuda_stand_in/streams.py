@@ -78,6 +78,9 @@ class Event:
     def synchronize(self) -> None:
         wait("an event")
 
+    def query(self) -> bool:
+        return False
+
     def elapsed_time(self, other: "Event") -> float:
         assert self.enable_timing, "made without enable_timing"
         assert self.recorded_s <= other.recorded_s > 0, "not recorded"

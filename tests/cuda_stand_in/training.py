@@ -43,6 +43,7 @@ def train(folder: Path, device: str, strategy: str) -> dict[str, list[Any]]:
     with (
         patch.object(loop.Run, "_optimizer_step", observed),
         patch.object(torch.cuda, "is_available", lambda: device == "cuda"),
+        patch.object(loop, "set_timeout"),  # PyTorch sets one on its own backends alone
     ):
         loop.train(settings)
     logged = steps(folder / "run").values()

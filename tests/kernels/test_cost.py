@@ -18,6 +18,7 @@ D = 5120
         (lambda t: rmsnorm.backward_bytes(t, D, 2), 30724, 20480),
         (lambda t: rmsnorm.backward_bytes(t, D, 2, True), 40964, 20480),
         (lambda t: rope.moved_bytes(t, 45, 128, 2), 23040 + 512, 0),
+        (lambda t: rope.moved_bytes(t, 45, 128, 2, num_positions=1000), 23040 + 8, 512 * 1000),
     ],
 )
 def test_bytes_of_plamo_13b(found, per_token, once):

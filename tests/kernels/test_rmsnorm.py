@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flopcast.errors import InputError
-from flopcast.kernels.rmsnorm import kernel, reference, variant
+from flopcast.kernels.rmsnorm import kernel, op, reference, variant
 from flopcast.kernels.rmsnorm.op import add_rms_norm, rms_norm
 
 EPS = 1e-5
@@ -23,6 +23,8 @@ COMPILED = [
     (1024, FP32, 1, False),
     (2056, FP16, 0, False),
     (9001, BF16, 1, False),
+    (9216, BF16, 1, False),
+    (12288, BF16, 0, False),
     (16384, BF16, 0, False),
     (16384, FP32, 2, False),
 ]
@@ -128,6 +130,21 @@ def test_kernel_agrees_with_the_reference_for_any_rows(case, rows, offset, order
         assert_near(a, b, scale=scale if a.dim() == 2 else 10 * rows**0.5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "hidden", "blocks"),
+    [(8192, 5120, 256), (4096, 5120, 256), (300, 5120, 150), (7, 5120, 7), (8192, 512, 683)],
+)
+def test_backward_deals_rows_out_evenly(rows, hidden, blocks, monkeypatch):
+    """As many rounds as a grid that fills 132 multiprocessors needs, and no block stands idle in the last."""
+    grids = []
+    monkeypatch.setattr(kernel.launch, "num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(kernel.launch, "most_shared_bytes", lambda device: 227 * 1024)
+    monkeypatch.setattr(kernel.launch, "launch", lambda variant, grid, arguments, device: grids.append(grid))
+    x = torch.empty(rows, hidden, dtype=BF16, device="meta")
+    kernel.backward(x, x[0], x, None, torch.empty(rows, 1, device="meta"), False)
+    assert grids[0] == (blocks, 1)
+
+
 def test_no_rows(emulate):
     emulate("forward")
     x, weight = torch.empty(0, 64), torch.ones(64)
@@ -169,6 +186,36 @@ def test_add_rms_norm_gives_every_summand_the_same_gradient(branches, assert_nea
     assert_near(found[-1], dw, scale=3)
 
 
+@pytest.mark.parametrize("branches", [1, 2])
+def test_an_output_that_is_not_used_costs_no_zeros(branches, assert_near, monkeypatch):
+    tensors = inputs(5, 128, FP32, branches)
+    *summands, weight, dy, ds = (t.requires_grad_() for t in tensors)
+    given = []
+    normed = torch.ops.flopcast.rms_norm_backward
+    monkeypatch.setattr(torch.ops.flopcast, "rms_norm_backward", lambda *a: given.append(a[3]) or normed(*a))
+    y, s = add_rms_norm(summands[0], tuple(summands[1:]), weight, EPS)
+    found = torch.autograd.grad(y, (*summands, weight), dy, retain_graph=True)
+    assert given == [None]
+    _, _, dx, dw = expected([*tensors[:-1], torch.zeros_like(ds)], branches, s.detach())
+    for gradient in found[:-1]:
+        assert_near(gradient, dx)
+    assert_near(found[-1], dw, scale=3)
+    *onward, of_weight = torch.autograd.grad(s, (*summands, weight), ds, allow_unused=True)
+    assert all(torch.equal(gradient, ds) for gradient in onward)
+    assert of_weight is None
+    assert len(given) == 1
+
+
+def test_without_gradients_autograd_is_left_out(monkeypatch):
+    x, weight, *_ = inputs(3, 64, BF16, 0)
+    with_autograd = rms_norm(x, weight), *add_rms_norm(x, (x, x), weight)
+    for function in (op._RMSNorm, op._AddRMSNorm):
+        monkeypatch.setattr(function, "apply", None)
+    with torch.no_grad():
+        without = rms_norm(x, weight), *add_rms_norm(x, (x, x), weight)
+    assert all(torch.equal(a, b) for a, b in zip(with_autograd, without, strict=True))
+
+
 def test_backward_takes_gradients_of_any_strides():
     x, weight = torch.randn(4, 64, requires_grad=True), torch.ones(64, requires_grad=True)
     rms_norm(x, weight).sum().backward()
@@ -205,6 +252,8 @@ def test_compiles_without_a_graph_break(engine):
     torch.testing.assert_close(found, want)
     for a, b in zip(*(torch.autograd.grad(t.square().sum(), tensors) for t in (found, want)), strict=True):
         torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(block, backend=engine, fullgraph=True)(*tensors), want)
 
 
 @pytest.mark.parametrize("branches", [0, 1, 2])

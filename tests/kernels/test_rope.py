@@ -36,6 +36,10 @@ def expected(x, cosines, sines, positions, direction=1.0):
     return torch.cat((turned.real, turned.imag, x[..., 2 * half :].double()), -1)
 
 
+def kernel_rope(q, k, cosines, sines, positions):
+    return kernel.rope(q, k, cosines, sines, positions, backward=False)
+
+
 def packed(tokens):
     """Two documents, each counted from 0."""
     return torch.cat((torch.arange(tokens // 2), torch.arange(tokens - tokens // 2)))
@@ -184,6 +188,8 @@ def test_compiles_without_a_graph_break(engine):
     torch.testing.assert_close(found, turned(q, k))
     for a, b in zip(*(torch.autograd.grad(t, (q, k)) for t in (found, turned(q, k))), strict=True):
         torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(turned, backend=engine, fullgraph=True)(q, k), found)
 
 
 def test_the_op_is_registered_as_pytorch_wants_it():
@@ -236,3 +242,31 @@ def test_positions_changed_in_place_are_looked_at_again():
     positions += 1
     with pytest.raises(InputError, match="position 4"):
         rope(Q, K, *TABLES, positions)
+
+
+def test_positions_made_in_inference_mode_are_looked_at_every_time(emulate, assert_near):
+    emulate("forward")
+    with torch.inference_mode():
+        q, k, positions = Q.clone(), K.clone(), torch.arange(4)
+        for turn in (rope, kernel_rope):
+            for before, after in zip((q, k), turn(q, k, *TABLES, positions), strict=True):
+                assert_near(after, expected(before, *TABLES, positions))
+        rope_(q, k, *TABLES, positions)
+        assert_near(q, expected(Q, *TABLES, positions))
+        positions += 1
+        for turn in (rope, rope_, kernel_rope):
+            with pytest.raises(InputError, match="position 4"):
+                turn(q, k, *TABLES, positions)
+
+
+def test_positions_made_before_inference_mode_are_looked_at_once(monkeypatch):
+    positions = torch.arange(4)
+    looks = []
+    monkeypatch.setattr(torch, "aminmax", lambda t, look=torch.aminmax: looks.append(t) or look(t))
+    with torch.inference_mode():
+        for _ in range(3):
+            rope(Q, K, *TABLES, positions)
+        assert len(looks) == 1
+        positions += 1
+        with pytest.raises(InputError, match="position 4"):
+            rope(Q, K, *TABLES, positions)

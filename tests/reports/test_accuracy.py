@@ -5,15 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import published
 import pytest
 
 from flopcast import InputError
-from flopcast.reports.accuracy import Accuracy, accuracy, null_step_s
+from flopcast.cli import main
+from flopcast.reports.accuracy import PUBLISHED_RUNS, Accuracy, accuracy
 from flopcast.reports.accuracy_table import render, render_constants
 from flopcast.reports.figures.accuracy import accuracy_figure
 from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
+from flopcast.reports.null_model import NullModel
 from flopcast.reports.runs import express, read_runs
+from flopcast.reports.search_regret import regret
 from flopcast.simulator.band import residual_quantiles
 from flopcast.simulator.constants import FILE, default_constants, entries
 
@@ -39,6 +43,26 @@ def test_a_table_of_which_nothing_can_be_forecast_says_why(tmp_path: Path) -> No
         RunSet.of(read_runs(table))
     with pytest.raises(InputError, match="nothing to draw"):
         accuracy_figure(found.rows)
+    with pytest.raises(InputError, match=r"none of the table's rows can be scored \(a: unknown"):
+        found.check_scored()
+
+
+def test_the_command_ends_with_2_where_nothing_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "runs.csv"
+    header = "id,source_key,model_name,gpu,n_gpus,seq_len,measured_step_s,global_batch_seqs"
+    for rows, said in (
+        ("", "has no rows"),
+        ("a,x,gpt2,H100,8,1024,,8", "a: measured_step_s is blank"),
+        ("a,x,gpt2,H100,8,1024,1,8", ""),
+    ):
+        table.write_text(f"{header}\n{rows}\n")
+        for arguments in (["--json"], []):
+            with pytest.raises(SystemExit) as stopped:
+                main(["accuracy", "--runs", str(table), *arguments])
+            assert stopped.value.code == (2 if said else 0)
+            assert said in capsys.readouterr().err
+    with pytest.raises(InputError, match="has no sweep"):
+        regret(table)
 
 
 def test_no_source_got_worse(result: Accuracy) -> None:
@@ -68,7 +92,7 @@ def test_sums_by_source_are_those_of_the_rows(result: Accuracy) -> None:
 
 def test_json_keys(result: Accuracy) -> None:
     document = json.loads(json.dumps(result.as_json(), allow_nan=False))
-    assert {"rows", "sources", "overall", "memory"} == set(document)
+    assert {"rows", "sources", "overall", "memory", "null_model"} == set(document)
     keys = {"id", "source", "measured_step_s", "predicted_step_s", "low_s", "high_s", "assumed"}
     assert keys == set(document["rows"][0])
     assert not any("skipped" in row for row in document["rows"])
@@ -81,10 +105,30 @@ def test_the_null_model_is_one_efficiency_per_gpu_and_precision() -> None:
     # Efficiencies of 1 and 1/3 of the first run's: their median makes the same step take 3/2 of its time.
     slow = replace(run, measured_step_s=3 * seconds)
     other = replace(run, plan=replace(run.plan, precision="fp8"), measured_step_s=5 * seconds)
-    assert null_step_s((run, slow, other)) == pytest.approx([1.5 * seconds, 1.5 * seconds, 5 * seconds])
+    runs = (run, slow, other)
+    assert NullModel.of(runs).step_s(runs) == pytest.approx([1.5 * seconds, 1.5 * seconds, 5 * seconds])
     # Sources count alike, however many runs each has: the median of 2/3 and 1/4.
     elsewhere = replace(run, source="another", measured_step_s=4 * seconds)
-    assert null_step_s((run, slow, elsewhere)) == pytest.approx([seconds / np.mean([2 / 3, 1 / 4])] * 3)
+    runs = (run, slow, elsewhere)
+    assert NullModel.of(runs).step_s(runs) == pytest.approx([seconds / np.mean([2 / 3, 1 / 4])] * 3)
+
+
+def test_the_null_model_of_a_users_table_has_not_seen_its_rows(tmp_path: Path) -> None:
+    """On a row of the published table it is that table's own; on a GPU that this lacks, what the published runs do."""
+    published_row = published.rows()[0]
+    new = {**published_row, "id": "mi300x", "gpu": "MI300X"}
+    table = tmp_path / "runs.csv"
+    pd.DataFrame([published_row, new]).to_csv(table, index=False)
+    found, known = accuracy(table), accuracy()
+    null_step_s = known.rows.set_index("id")["null_step_s"]
+    assert found.rows["null_step_s"][0] == pytest.approx(null_step_s[published_row["id"]])
+    assert found.null_model.endswith("; of mi300x bf16, which they lack, that of all bf16.")
+    # The 16-bit efficiencies of the published runs, from their own null model: ideal time over its time, by source.
+    runs = RunSet.of([run for run in read_runs(PUBLISHED_RUNS) if run.plan and run.plan.precision == "bf16"]).runs
+    unit = NullModel({"all": 1.0}).step_s(runs) / [run.measured_step_s for run in runs]
+    medians = pd.Series(unit).groupby([run.source for run in runs]).median()
+    mine = NullModel({"all": 1.0}).step_s([express(new)])[0]
+    assert found.rows["null_step_s"][1] == pytest.approx(mine / medians.median())
 
 
 def test_the_table_names_every_source(result: Accuracy) -> None:

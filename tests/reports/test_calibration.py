@@ -119,6 +119,8 @@ def test_what_cannot_be_calibrated_is_said() -> None:
         calibrate(runs(), load_cluster("dgx-h100"))
     with pytest.raises(InputError, match="is of 'A Different CPU' and the profile of 'Some CPU'"):
         calibrate([replace(run(256, 4, 1), device="A Different CPU")], MACHINE, device="Some CPU")
+    with pytest.raises(InputError, match="run 'single' was computed in fp32, while profile and forecasts are of bf16"):
+        calibrate([*runs(), replace(run(256, 4, 1), name="single", dtype="fp32")], MACHINE, device="Some CPU")
     with pytest.raises(InputError, match="1 run cannot set 2 constants"):
         calibrate([run(256, 4, 2)], MACHINE, NAMES[:2], device="Some CPU")
     with pytest.raises(InputError, match="did you mean 'straggler'"):
@@ -157,6 +159,8 @@ def test_a_log_is_its_steps_after_the_warm_up(tmp_path: Path) -> None:
     assert found.spread == pytest.approx((1.3 - 1.1) / 1.2)
     (again,) = read_machine_runs([folder / "log.jsonl"])
     assert again == found
+    assert found.dtype == ""
+    assert run_of_records(records(given, [1.0] * 8, dtype="fp32"), "r", "r", tmp_path / "first").dtype == "fp32"
 
 
 def test_a_resumed_run_counts_from_its_last_start() -> None:

@@ -24,17 +24,31 @@ def test_every_published_row_is_forecast_and_no_bin_got_worse() -> None:
     assert result.bins.loc[BINS[3], "mean"] == pytest.approx(np.mean(np.abs(scored["error"])))
 
 
-def test_json_says_why_a_row_is_skipped(tmp_path: Path) -> None:
+def table(path: Path, *rows: dict[str, str], published: int = 0) -> Path:
+    """A table of so many of the published rows, and of these of one node of A100s."""
     lines = PUBLISHED_COLLECTIVES.read_text().splitlines()
     header = lines[0].split(",")
-    row = dict.fromkeys(header, "")
-    row |= {"series": "mine", "collective": "all_reduce", "bytes": "1024", "time_us": "10", "in_place": "0"}
-    row |= {"gpu": "A100-SXM4-80GB", "gpus_per_node": "8", "n_nodes": "4"}
-    path = tmp_path / "mine.csv"
-    path.write_text("\n".join([lines[0], lines[1], ",".join(row[name] for name in header)]))
+    usual = dict.fromkeys(header, "") | {"series": "mine", "collective": "all_reduce", "time_us": "10", "in_place": "0"}
+    usual |= {"gpu": "A100-SXM4-80GB", "gpus_per_node": "8", "n_nodes": "1"}
+    own = [",".join((usual | row)[name] for name in header) for row in rows]
+    path.write_text("\n".join([*lines[: 1 + published], *own]))
+    return path
+
+
+def test_json_says_why_a_row_is_skipped(tmp_path: Path) -> None:
+    path = table(tmp_path / "mine.csv", {"bytes": "1024", "n_nodes": "4"}, published=1)
     document = json.loads(json.dumps(collective_accuracy(path).as_json(), allow_nan=False))
     assert document["rows"][-1]["skipped"] == "several nodes but no NIC rate (nic_gbit) is given"
     assert {"series", "collective", "bytes", "in_place", "measured_s", "predicted_s"} == set(document["rows"][0])
+
+
+def test_a_table_of_which_nothing_is_scored_says_why(tmp_path: Path) -> None:
+    rows = ({"bytes": "8"}, {"bytes": "1048576", "in_place": "1"}, {"bytes": "8", "n_nodes": "4"})
+    path = table(tmp_path / "mine.csv", *rows)
+    words = r"2 in place or below 1 KiB; 1 skipped: several nodes but no NIC rate"
+    with pytest.raises(InputError, match=words):
+        collective_accuracy(path).check_scored()
+    collective_accuracy().check_scored()
 
 
 def test_not_a_table(tmp_path: Path) -> None:

@@ -10,14 +10,35 @@ from builders import cluster, plan, small_model
 from rich.console import Console
 
 from flopcast import Request, compare, load_cluster, load_model
-from flopcast.reports.comparison import as_json, render
+from flopcast.reports.accuracy import PUBLISHED_RUNS
+from flopcast.reports.comparison import FITTED, as_json, assumptions, render
 from flopcast.reports.document.numbers import digits
 from flopcast.reports.document.recommendation import in_words
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
+from flopcast.reports.runs import read_runs
+from flopcast.simulator.calibrated import Calibrated
+from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.forecast import best_of, forecast
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_gpu_of_a_generation_without_runs_is_said() -> None:
+    published = {run.cluster.gpu.architecture for run in read_runs(PUBLISHED_RUNS) if run.cluster}
+    assert published == set(FITTED)
+    for name, said in (
+        ("mi300x", True),
+        ("rtx-4090", True),
+        ("v100-32gb", True),
+        ("a100-40gb", False),
+        ("b200", False),
+    ):
+        notes = assumptions(small_model(), generic_cluster(name))
+        assert any(note.startswith("gpu: ") and f"{name} is of none of them" in note for note in notes) == said, name
+    # Fitted to the machine's own runs, the constants are of it.
+    fitted = replace(generic_cluster("mi300x"), calibration=Calibrated({"num_gpus": (1.0, 8.0)}, None, num_runs=1))
+    assert not any(note.startswith("gpu: ") for note in assumptions(small_model(), fitted))
 
 
 def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:

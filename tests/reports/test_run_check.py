@@ -53,6 +53,30 @@ def test_a_planted_fault_is_found(change: dict[str, Any], words: str, tmp_path: 
     assert any(words in sentence for _, sentence in found.faults), found
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_gpus": 64.5}, "n_gpus is 64.5: Input should be a multiple of 1"),
+        ({"gpus_per_node": 0}, "gpus_per_node is 0"),
+        ({"node_gbit": -5}, "node_gbit is -5"),
+        ({"recompute": "ful"}, "recompute is 'ful'"),
+        ({"precision": "bf17"}, "precision is 'bf17': Input should be bf16, fp16 or fp8"),
+        ({"sharding": "zero9"}, "sharding is 'zero9': ZeRO has"),
+    ],
+)
+def test_what_reading_refuses_is_a_fault(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert [sentence.startswith(words) for _, sentence in checked(tmp_path, change).faults] == [True]
+
+
+def test_what_is_forecast_against_a_cell_asks_for_a_look(tmp_path: Path) -> None:
+    found = checked(tmp_path, {"framework": "torchtitn"})
+    assert found.cautions == (("one", "is forecast with framework fsdp2: 'torchtitn' is not known"),)
+    # Beside a fault too, and of a shape by the model's name.
+    other = checked(tmp_path, {"framework": "torchtitn", "hidden": "", "n_layers": "", "trust": "D"})
+    assert other.cautions == found.cautions
+    assert [sentence.partition(" ")[0] for _, sentence in other.faults] == ["trust"]
+
+
 def test_the_same_id_twice(tmp_path: Path) -> None:
     assert checked(tmp_path, {}, {}).faults == (("one", "id occurs twice"),)
 

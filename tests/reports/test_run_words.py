@@ -31,9 +31,20 @@ def test_words_are_no_numbers(cell: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "flag"), [(1, True), (0.0, False), ("True", True), ("no", False), ("inductor", True), ("None", False)]
+    ("cell", "flag"),
+    [
+        (1, True),
+        (0.0, False),
+        ("True", True),
+        ("no", False),
+        ("inductor", True),
+        ("None", False),
+        ("flase", None),
+        ("no (default)", False),
+        ("yes, layers", True),
+    ],
 )
-def test_flags(cell: object, flag: bool) -> None:
+def test_flags(cell: object, flag: bool | None) -> None:
     assert flag_in(cell) is flag
 
 
@@ -42,7 +53,16 @@ def test_flags(cell: object, flag: bool) -> None:
     [
         *(("none", "none"), ("false", "none"), ("0", "none"), ("selective", "selective"), ("full", "full")),
         *(("yes", "full"), ("activation checkpointing", "full"), ("selective checkpointing", "selective")),
-        *(("minimal_flash", "selective"), ("block", "full"), ("1", "full")),
+        *(("minimal_flash", "selective"), ("block", "full"), ("1", "full"), ("ckpt", "full"), ("remat", "full")),
+        *(("core_attn", "selective"), ("layernorm moe_act", "selective"), ("save_qkv_proj", "selective")),
+        *(
+            ("nothing_saveable", "full"),
+            ("no checkpointing", "none"),
+            ("none (default)", "none"),
+            ("op", "selective"),
+            ("2", "selective"),
+            ("activation recomputation", "full"),
+        ),
     ],
 )
 def test_recomputation(text: str, recompute: str) -> None:
@@ -69,7 +89,15 @@ def test_attention_kernels(text: str, kernel: str | None) -> None:
 def test_precisions() -> None:
     assert precision_in("bf16-mixed") == precision_in("fp16") == "bf16"
     assert precision_in("fp8-cs") == precision_in("mxfp8") == precision_in("e4m3") == "fp8"
-    for refused in ("nvfp4", "fp32", "tf32"):
+    assert (
+        precision_in("half")
+        == precision_in("16-mixed")
+        == precision_in("amp o2")
+        == precision_in("bf16/fp32")
+        == "bf16"
+    )
+    assert precision_in("fp8 with bf16 gradients") == precision_in("float-8") == "fp8"
+    for refused in ("nvfp4", "fp32", "tf32", "bf17", "int8"):
         with pytest.raises(InputError, match=refused):
             precision_in(refused)
 

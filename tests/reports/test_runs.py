@@ -100,6 +100,37 @@ def test_an_unknown_sharding_is_said() -> None:
     assert not any("not known" in words for words in changed(sharding="DDP").assumed)
 
 
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"framework": "torchtitn"}, "framework fsdp2: 'torchtitn' is not known"),
+        ({"framework": "own", "tp": 8}, "framework megatron: 'own' is not known"),
+        ({"grad_accum": 7}, "grad_accum 2: 7 passes of 2 on 64 ranks are not 256 sequences"),
+        ({"n_gpus": 60, "global_batch_seqs": 240}, "gpus_per_node 6: 60 GPUs do not fill nodes of 8"),
+        ({"shard_group_size": 48}, "shard_group_size 64: 48 does not divide the 64 data-parallel ranks"),
+        ({"mlp_type": "swigloo"}, "mlp_type gelu: 'swigloo' is not known"),
+        ({"tp": 2, "sequence_parallel": "flase"}, "sequence_parallel 1: 'flase' is not known"),
+        ({"n_heads": 33, "n_kv_heads": 33}, "head_dim 124: 33 heads do not divide a hidden size of 4096"),
+    ],
+)
+def test_what_stands_against_a_cell_is_said(cells: dict[str, Any], words: str) -> None:
+    run = changed(**cells)
+    assert run.doubts == [words]
+    assert words in run.assumed
+
+
+def test_what_people_write_for_a_known_value_is_no_doubt() -> None:
+    for cells in (
+        {"grad_accum": 2, "precision": "BF16-mixed", "recompute": "Activation checkpointing", "n_gpus": "64.0"},
+        {"framework": "PyTorch FSDP", "vocab": "31.25k", "mlp_type": "SwiGLU", "torch_compile": "max-autotune"},
+        {"global_batch_seqs": 244.14, "grad_accum": 2},  # a million tokens
+        {"n_gpus": 4, "global_batch_seqs": 16},  # in a node of 8
+    ):
+        run = changed(**cells)
+        assert not run.skipped
+        assert not run.doubts
+
+
 def test_an_optimizer_on_the_host() -> None:
     for cells in ({"sharding": "ZeRO-2-Offload"}, {"framework": "DeepSpeed, CPU offload"}):
         plan = changed(**cells).plan
@@ -208,6 +239,16 @@ def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
         ({"hidden": None, "model_name": "unheard-of"}, "hidden is blank"),
         ({"n_gpus": "many"}, "n_gpus is 'many'"),
         ({"tp": 3}, "does not divide"),
+        ({"tp": 0}, "tp is 0; write a whole number of at least 1"),
+        ({"n_gpus": 64.5}, "n_gpus is 64.5; write a whole number"),
+        ({"n_gpus": float("inf")}, "n_gpus is inf"),
+        ({"seq_len": 8192.5}, "seq_len is 8192.5"),
+        ({"gpus_per_node": 0}, "gpus_per_node is 0"),
+        ({"node_gbit": -5}, "node_gbit is -5"),
+        ({"global_batch_seqs": 0}, "global_batch_seqs is 0"),
+        ({"sharding": "zero9"}, "sharding is 'zero9'"),
+        ({"recompute": "ful"}, "recompute is 'ful'; write none, selective or full"),
+        ({"precision": "bf17"}, "precision is 'bf17'; write bf16, fp16 or fp8"),
         ({"tp": 64}, "does not divide"),
         ({"pp": 2, "vpp": 32, "micro_batch": 1}, "one stage per layer"),
         ({"precision": "nvfp4"}, "4-bit products"),

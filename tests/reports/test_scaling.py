@@ -18,6 +18,7 @@ def test_counts_run_from_a_node_to_ten_times_what_was_asked() -> None:
     assert gpu_counts(480, cluster) == [8, 16, 32, 64, 128, 256, 480, 960, 2400, 4800]
     assert gpu_counts(8, cluster) == [8, 16, 40, 80]
     assert gpu_counts(4, cluster) == [4, 8, 16, 24, 40]
+    assert gpu_counts(1, cluster) == [1, 2, 4, 8, 16]
     assert gpu_counts(4, replace(cluster, nics_per_node=0, nic_bytes_per_s=0.0, num_nodes=1)) == [1, 2, 4, 8]
 
 

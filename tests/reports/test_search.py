@@ -56,6 +56,12 @@ def test_the_document_has_rows_as_compares_and_what_the_search_adds() -> None:
     assert front[0]["step_s"] == pytest.approx(first["step_s"])
 
 
+def test_what_is_as_good_is_named_however_many_placements_are_shown() -> None:
+    near = verdict(RESULT).partition("Not told apart from it: ")[2]
+    assert near
+    assert verdict(found(top=1)).endswith(near)
+
+
 def test_the_verdict_names_the_winner_with_its_band() -> None:
     row = RESULT.found[0].rows[0]
     words = verdict(RESULT)

@@ -206,7 +206,7 @@ def test_every_cluster_figure_has_a_source_and_every_assumption_a_reason(name: s
     assert cluster.sources["cluster"]
     assert not any("no reason is given" in assumption for assumption in cluster.assumptions)
     assert cluster.gpus_per_node in (4, 8, 72)
-    assert 20e9 <= cluster.node_bytes_per_s <= 4e12
+    assert 20e9 <= cluster.node_bytes_per_s <= 8e12
     if cluster.costs.gpu_hour_price is not None:
         # Currency, place and day: a price without them says nothing.
         assert re.match(r"USD, on demand in [\w-]+ on \d+ \w+ 20\d\d: ", cluster.sources["operation.gpu_hour_price"])
@@ -230,6 +230,8 @@ def test_every_cluster_figure_has_a_source_and_every_assumption_a_reason(name: s
         ("dgx-h200", 3200, None),
         ("dgx-b200", 3200, None),
         ("gb200-nvl72", 28_800, None),
+        ("dgx-b300", 6400, None),
+        ("gb300-nvl72", 57_600, None),
         ("abci-3.0", 1600, None),
     ],
 )

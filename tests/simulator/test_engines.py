@@ -193,8 +193,9 @@ def test_halves_of_one_product_have_their_gradients_joined() -> None:
 
 
 def test_sums_with_the_residual_stream_are_folded_only_by_norms_that_do_so() -> None:
-    per_element = {engine: moved(engine, "residual1")[0] / (4 * TOKENS * D) for engine in ("fsdp2", "nanotron")}
-    assert per_element == {"fsdp2": 4, "nanotron": 6}
+    engines = ("llm.c", "fsdp2", "nanotron")
+    per_element = {engine: moved(engine, "residual1")[0] / (4 * TOKENS * D) for engine in engines}
+    assert per_element == {"llm.c": 4, "fsdp2": 6, "nanotron": 6}
     assert moved("nanotron", "residual1", compiled=True)[0] == 4 * TOKENS * D * 4
     assert moved("megatron", "residual1", compiled=True)[0] == 4 * TOKENS * D * 6
 

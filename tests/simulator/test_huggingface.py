@@ -421,3 +421,19 @@ def test_any_bytes_are_a_model_or_refused(tmp_path_factory: pytest.TempPathFacto
     with pytest.raises(InputError) as refused:
         read_config(path)
     assert "\n" not in str(refused.value)
+
+
+def test_quantised_weights_are_refused_or_said() -> None:
+    """transformers writes quant_method of them all; DeepSeek-V3's weights are fp8, and were trained so."""
+    config = {"model_type": "llama", **SMALL}
+    plain = model_from_config({**config, "quantization_config": None}, "small")
+    assert plain.assumptions == ()
+    for method in ("bitsandbytes", "gptq", "awq", "compressed-tensors"):
+        quantised = {**config, "quantization_config": {"quant_method": method, "load_in_4bit": True}}
+        with pytest.raises(
+            InputError, match=f"quantization_config .quant_method .{method}.. is of weights that are not"
+        ):
+            model_from_config(quantised, "small")
+    said = model_from_config({**config, "quantization_config": {"quant_method": "fp8"}}, "small")
+    assert said.num_parameters == plain.num_parameters
+    assert "quantization_config: fp8" in said.assumptions[0]

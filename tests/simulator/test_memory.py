@@ -1,5 +1,7 @@
 """Memory by hand, by category, and the order of strategies that the report's figure 4 shows."""
 
+from dataclasses import replace
+
 import pytest
 from builders import cluster, plan, small_model
 
@@ -110,3 +112,13 @@ def test_the_quantised_shard_is_what_stays_in_the_node() -> None:
 )
 def test_micro_batches_in_flight(fields: dict[str, object], expected: float) -> None:
     assert micro_batches_in_flight(Plans.of([plan("zero1", 16, **fields)]))[0] == pytest.approx(expected)
+
+
+def test_stages_of_a_pipeline_sum_no_two_gradients_of_a_tied_embedding() -> None:
+    """Embedding and head are on different ranks."""
+    untied = small_model(vocab_size=65536)
+    given = plan("zero1", 16, pp=2, grad_accum=8)
+    held = [
+        forecast(replace(untied, tied_embeddings=tied), cluster(), given).memory.allocated[0] for tied in (False, True)
+    ]
+    assert held[0] == held[1]

@@ -9,9 +9,10 @@ from builders import H100, cluster, small_model
 
 from flopcast import InputError
 from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.compare import Request, compare
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import CHOICES, Plan, Plans, placement
-from flopcast.simulator.space import BUCKETS, MICRO_BATCHES, Space, divisors
+from flopcast.simulator.space import BUCKETS, Space, divisors, micro_batches
 
 SMALL = Space(small_model(), cluster(H100), 16, 2048, 16, {"recompute": ["none", "full"]})
 
@@ -47,7 +48,7 @@ def by_hand(space: Space) -> set[Plan]:
         if pp > 1:
             schedules += [("gpipe", 1), ("zero-bubble", 1)]
             schedules += [("interleaved", v) for v in range(2, stage + 1) if stage % v == 0 and pp * v <= 4]
-        for name, (schedule, v), micro in product(strategies, schedules, MICRO_BATCHES):
+        for name, (schedule, v), micro in product(strategies, schedules, micro_batches(length)):
             dp = world // cp
             if space.num_sequences % (dp * micro):
                 continue
@@ -165,3 +166,13 @@ def test_divisors() -> None:
 
 def test_the_choices_are_those_of_a_plan() -> None:
     assert {plan["schedule"] for plan in listed(SMALL)} == set(CHOICES["schedule"])
+
+
+def test_short_sequences_are_tried_in_larger_passes() -> None:
+    assert micro_batches(4096) == micro_batches(131072) == [1, 2, 4, 8, 16, 32]
+    assert micro_batches(128)[-1] == 1024
+    request = Request(8, strategies=["ddp"], seq_len=128, tokens_per_gpu=2**19)
+    row = compare(load_model("gpt2"), load_cluster("dgx-h100"), request).best
+    pinned = compare(load_model("gpt2"), load_cluster("dgx-h100"), replace(request, micro_batch=32)).best
+    assert row.plan["micro_batch"] > 32
+    assert row.step_s < 0.6 * pinned.step_s

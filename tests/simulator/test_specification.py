@@ -15,6 +15,7 @@ from flopcast.simulator.blocks.latent_attention import LatentAttention
 from flopcast.simulator.blocks.residual import MixedBlock
 from flopcast.simulator.blocks.state_space import StateSpace
 from flopcast.simulator.blocks.transformer import Mlp
+from flopcast.simulator.catalogue import cluster_names, load_cluster
 from flopcast.simulator.specification import parse_cluster, parse_model, read_cluster, read_model
 
 CLUSTER = """
@@ -353,3 +354,41 @@ def test_the_documentations_model_file_is_one() -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     model = parse_model(page.split("```toml\n")[1].split("```")[0], "docs/models.md")
     assert [block.kind for block in model.layers] == ["transformer", *["expert-transformer"] * 7]
+
+
+def test_figures_that_are_twice_a_datasheets_are_said() -> None:
+    """NVIDIA's datasheets: H100 SXM 989 TFLOP/s dense and 1,979 sparse, NVLink 900 GB/s both ways; A100 312 and 600."""
+    table = """
+[gpu]
+name = "NAME"
+architecture = "ARCHITECTURE"
+tensor = "TENSOR TFLOP/s"
+memory = "80 GiB"
+memory_bandwidth = "3350 GB/s"
+power = "700 W"
+[node]
+num_gpus = 8
+nvlink = "NVLINK GB/s"
+nvswitch = true
+"""
+
+    def said(name: str, architecture: str, tensor: str, nvlink: str) -> list[str]:
+        text = table.replace("NAME", name).replace("ARCHITECTURE", architecture)
+        cluster = parse_cluster(text.replace("TENSOR", tensor).replace("NVLINK", nvlink), "my.toml")
+        return [words.partition(":")[0] for words in cluster.assumptions]
+
+    assert said("mine", "hopper", "1979", "900") == ["node.nvlink", "gpu.tensor"]
+    assert said("mine", "hopper", "989", "450") == []
+    assert said("mine", "ampere", "624", "300") == ["gpu.tensor"]
+    assert said("NVIDIA H100 80GB SXM", "hopper", "2000", "450") == ["gpu.tensor"]
+    # Twice an RTX A6000's 154.8 is an A100's own 312; what has no generation is like nothing.
+    assert said("mine", "ampere", "312", "300") == []
+    assert said("mine", "other", "1979", "900") == []
+
+    named = parse_cluster(CLUSTER.replace("300 GB/s", "600 GB/s"), "my.toml")
+    assert "600 GB/s per GPU is taken as one way, though it is twice the 300 GB/s" in named.assumptions[0]
+    assert not parse_cluster(CLUSTER, "my.toml").assumptions
+
+
+def test_no_cluster_of_the_catalogue_has_such_figures() -> None:
+    assert not [words for name in cluster_names() for words in load_cluster(name).assumptions if "twice" in words]

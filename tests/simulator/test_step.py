@@ -1,5 +1,7 @@
 """The closed form against its own arithmetic, done by hand on the parts it is made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import A100, H100, cluster, plan, small_model
@@ -27,6 +29,21 @@ def test_a_large_product_runs_at_the_share_of_peak_and_a_thin_one_at_memory_spee
     assert large == pytest.approx(2 * side**3 / (312e12 * C.gemm_share_ampere), rel=1e-3)
     thin = gemm_seconds(Gemm(array(1.0), array(8192.0), array(8192.0), np.array([False])), hardware, C)[0]
     assert thin >= 2 * 8192 * 8192 / (2.039e12 * C.memory_share)
+
+
+def test_what_a_card_sustains_is_measured_or_follows_from_its_power_limit() -> None:
+    side = array(1e7)
+    work = Gemm(side, side, side, np.array([False]))
+
+    def share(**fields: float) -> float:
+        return float(work.flop[0] / gemm_seconds(work, Hardware.of([cluster(replace(H100, **fields))]), C)[0] / 989e12)
+
+    usual = share()
+    assert share(power_w=350.0) == pytest.approx(usual * 0.5**C.power_exponent)
+    assert share(power_w=1000.0) == usual
+    for watts in (350.0, 1000.0):
+        assert share(power_w=watts, sustained_share=1.1) == pytest.approx(1.1 * usual)
+    assert share(power_w=350.0, matmul_flop_per_s=500e12) == pytest.approx(500 / 989, rel=1e-4)
 
 
 def test_fp8_products_are_faster_only_where_the_gpu_has_them() -> None:

@@ -1,3 +1,5 @@
+import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ from training_runs import run_settings
 from flopcast.errors import InputError
 from flopcast.trainer.data.batches import Dataset
 from flopcast.trainer.data.preparation import prepare
+from flopcast.trainer.data.tokenizer import train
 from flopcast.trainer.settings import DataTable
 
 
@@ -49,8 +52,76 @@ def test_validation_is_not_trained_on_and_the_same_on_any_number_of_ranks(data: 
     assert len(alone) == 6
     for rank in range(3):
         assert {row for micro in dataset.validation(1, rank, 3) for row in map(bytes, micro.tokens.numpy())} < alone
+    for micro_batch, ranks in ((4, 1), (4, 2), (16, 3)):
+        each = [list(dataset.validation(micro_batch, rank, ranks)) for rank in range(ranks)]
+        assert len({len(micros) for micros in each}) == 1
+        every = [micro for micros in each for micro in micros]
+        assert all(micro.tokens.shape == (micro_batch, 32) for micro in every)
+        assert len({s for micro in every for s in micro.samples}) == sum(len(micro.samples) for micro in every) == 6
+        assert sum(micro.num_counted for micro in every) == sum(m.num_counted for m in dataset.validation(1, 0, 1))
     trained = {row for micro in dataset.next_step(1, 2000, 0, 1) for row in map(bytes, micro.tokens.numpy())}
     assert not trained & alone
+
+
+def test_going_on_with_other_weights_keeps_the_split(data: DataTable) -> None:
+    first = Dataset(data, 32, seed=5)
+    first.next_step(2, 5, 0, 1)
+    weights = [source.model_copy(update={"weight": 1.0}) for source in data.sources]
+    second = Dataset(data.model_copy(update={"sources": weights}), 32, seed=5)
+    kept = [{s for micro in d.validation(1, 0, 1) for s in micro.samples} for d in (first, second)]
+    assert kept[0] != kept[1]
+    second.restore(json.loads(json.dumps(first.state())))
+    assert {s for micro in second.validation(1, 0, 1) for s in micro.samples} == kept[0]
+    names = [micro.samples[0].split(":")[0] for micro in second.next_step(1, 100, 0, 1)]
+    assert names.count("english") == 50
+    for changed, message in (({"validation_sequences": 8}, "validation_sequences"), ({"sources": weights[:1]}, "same")):
+        with pytest.raises(InputError, match=message):
+            Dataset(data.model_copy(update=changed), 32, seed=5).restore(first.state())
+
+
+def test_tokens_of_another_text_are_not_gone_on_with(data: DataTable) -> None:
+    state = Dataset(data, 32, seed=5).state()
+    state["tokens"] = {**state["tokens"], "japanese": "0" * 64}
+    with pytest.raises(InputError, match=r"the tokens of source 'japanese' in .* are others than the checkpoint was"):
+        Dataset(data, 32, seed=5).restore(state)
+    del state["tokens"], state["validation"]  # as earlier versions wrote it
+    Dataset(data, 32, seed=5).restore(state)
+
+
+def test_text_that_has_changed_since_is_refused_and_one_that_is_gone_is_not_missed(tmp_path: Path) -> None:
+    table = run_settings(tmp_path).data
+    prepare(table)
+    text = Path(str(table.sources[0].path))
+    whole = text.read_bytes()
+    text.write_bytes(whole)  # a time of change is no change
+    prepare(table)
+    text.write_bytes(whole + whole[: whole.index(b"\n") + 1])
+    with pytest.raises(InputError, match=r"english: the text of .* has changed since its tokens were made; remove the"):
+        prepare(table)
+    text.unlink()
+    prepare(table)
+    index = tmp_path / "data" / "english" / "index.json"
+    index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "fingerprint"}))
+    text.write_bytes(whole[:1000])
+    prepare(table)  # token files of earlier versions do not say
+
+
+def test_two_that_prepare_at_once_make_the_data_once(tmp_path: Path) -> None:
+    table = run_settings(tmp_path).data
+    both = [multiprocessing.get_context("fork").Process(target=prepare, args=(table,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert Dataset(table, 32, seed=5).vocab_size == 400
+
+
+def test_what_leaves_nothing_to_train_on_says_which_setting(data: DataTable) -> None:
+    with pytest.raises(InputError, match=r"data\.validation_sequences = 1000000 keeps \d+ of the \d+ sequences of"):
+        Dataset(data.model_copy(update={"validation_sequences": 1000000}), 32, seed=5)
+    with pytest.raises(InputError, match=r"give it more text or shorten plan\.seq_len"):
+        Dataset(data, 2_000_000, seed=5)
 
 
 def test_preparing_again_changes_nothing_and_other_sources_are_refused(data: DataTable, tmp_path: Path) -> None:
@@ -63,3 +134,7 @@ def test_preparing_again_changes_nothing_and_other_sources_are_refused(data: Dat
         prepare(data.model_copy(update={"sources": [changed, data.sources[1]]}))
     with pytest.raises(InputError, match=r"has 400 pieces, not data\.vocab_size = 401"):
         prepare(data.model_copy(update={"vocab_size": 401}))
+    other = tmp_path / "other.model"
+    train(Path(str(data.sources[0].path)).read_text().splitlines(), other, 330)
+    with pytest.raises(InputError, match="english: was made with another tokenizer"):
+        prepare(data.model_copy(update={"tokenizer": str(other)}))

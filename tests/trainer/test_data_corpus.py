@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flopcast.errors import InputError
-from flopcast.trainer.data.corpus import documents, manual_page_text
+from flopcast.trainer.data.corpus import documents, fingerprint, manual_page_text
 
 
 def installed(package: str) -> bool:
@@ -54,6 +54,9 @@ def test_parquet_gives_a_document_per_row(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "a"}\n{"tex', "line 2 is not JSON"),
         ("x.txt", b"\xff\xfe", "byte 0 is not UTF-8"),
         ("x.txt.gz", b"not gzip", "cannot be read"),
+        ("x.txt.gz", gzip.compress(b"text" * 99)[:10] + b"\xff" * 40, r"x\.txt\.gz: cannot be read"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n')[:10] + b"\xff" * 40, r"x\.jsonl\.gz: cannot be read"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "b\\ud800"}\n', r"line 2: character 1 \(\\ud800\) is half of a pair"),
         ("x.zip", b"PK", "is not a kind of file to train on"),
     ],
 )
@@ -73,6 +76,30 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         list(documents(package="no-such-package-of-text"))
     with pytest.raises(InputError, match="how to read its text is not known"):
         list(documents(package="numpy"))
+
+
+def test_a_fingerprint_changes_with_the_text_alone(tmp_path: Path) -> None:
+    def made(name: str, **texts: str) -> str:
+        for file, text in texts.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{file}.txt").write_text(text)
+        return fingerprint(tmp_path / name)
+
+    long = "x" * 300_000
+    whole = made("a", one="one", two=long)
+    assert made("copy", one="one", two=long) == whole
+    (tmp_path / "a" / "ignored.bin").write_bytes(b"1")
+    assert fingerprint(tmp_path / "a") == whole
+    others = [
+        made("added", one="one", two=long, three="3"),
+        made("appended", one="one ", two=long),
+        made("removed", two=long),
+        made("renamed", uno="one", two=long),
+        made("rewritten", one="one", two=long[:-1] + "y"),
+        fingerprint(package="numpy"),
+    ]
+    assert len({whole, *others}) == 7
+    assert fingerprint(tmp_path / "none") == fingerprint(package="no-such-package-of-text") == ""
 
 
 def test_a_manual_page_loses_its_markup() -> None:

@@ -56,6 +56,45 @@ def test_another_seed_is_another_order() -> None:
     assert order(1).next(50) != order(2).next(50)
 
 
+def test_sources_in_another_order_go_on_alike() -> None:
+    first = order()
+    whole = [(NAMES[s.source], s.index, s.epoch) for s in order().next(500)]
+    first.next(123)
+    swapped = [2, 0, 1]
+    names, weights, sizes = ([table[n] for n in swapped] for table in (NAMES, WEIGHTS, SIZES))
+    second = Order(names, weights, sizes, 1)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert [(names[s.source], s.index, s.epoch) for s in second.next(200)] == whole[123:323]
+    third = order()  # and back again
+    third.restore(json.loads(json.dumps(second.state())))
+    assert [(NAMES[s.source], s.index, s.epoch) for s in third.next(177)] == whole[323:]
+
+
+def test_other_weights_are_the_shares_from_then_on() -> None:
+    first = order()
+    first.next(10_000)
+    other = [0.1, 0.2, 0.7]
+    second = Order(NAMES, other, SIZES, 1)
+    second.restore(first.state())
+    taken = np.zeros(3)
+    for number, sample in enumerate(second.next(1000), start=1):
+        taken[sample.source] += 1
+        assert np.abs(taken - np.array(other) * number).max() < 3
+    # The second share is gone on with as the first; a factor common to all weights changes nothing.
+    third = Order(NAMES, [10 * weight for weight in other], SIZES, 1)
+    third.restore(json.loads(json.dumps(second.state())))
+    assert third.next(300) == second.next(300)
+
+
+def test_a_state_of_an_earlier_version_has_the_weights_of_the_settings() -> None:
+    first = order()
+    first.next(123)
+    old = {name: first.state()[name] for name in ("seed", "taken", "sizes")}
+    second = order()
+    second.restore(old)
+    assert second.next(300) == first.next(300)
+
+
 def test_a_state_of_other_data_is_refused() -> None:
     state = order().state()
     with pytest.raises(InputError, match="seed is 2, but the checkpoint was made with 1"):

@@ -10,7 +10,7 @@ from flopcast.trainer.data.tokens import TokenFile
 
 def token_file(lengths: list[int]) -> TokenFile:
     tokens = np.arange(sum(lengths), dtype=np.uint16)
-    return TokenFile(tokens, np.cumsum(lengths).astype(np.uint64), "tokenizer")
+    return TokenFile(tokens, np.cumsum(lengths).astype(np.uint64), "digest")
 
 
 def test_a_row_over_two_documents_by_hand() -> None:

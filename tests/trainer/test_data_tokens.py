@@ -48,6 +48,20 @@ def test_a_tokenizer_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "missing.model")
 
 
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sample_texts(tmp_path)),
+        model_prefix=str(tmp_path / "endless"),
+        vocab_size=200,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    with pytest.raises(InputError, match=r"endless\.model: the tokenizer has no token to end a document"):
+        Tokenizer.load(tmp_path / "endless.model")
+
+
 def test_token_files_hold_every_document_closed_by_its_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_tokens(tmp_path / "x", TEXTS, tokenizer, {"path": "somewhere"})
     file = open_tokens(tmp_path / "x", tokenizer)
@@ -72,7 +86,7 @@ def test_a_failure_half_way_leaves_nothing_behind(tokenizer: Tokenizer, tmp_path
         yield "one"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"x: cannot be written \(No space left on device\); make room or"):
         write_tokens(tmp_path / "x", texts(), tokenizer, {})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 

@@ -49,6 +49,17 @@ def test_a_terminal_shows_progress_and_a_file_a_line_now_and_then(tmp_path: Path
     ]
 
 
+def test_a_log_that_cannot_grow_is_one_sentence(tmp_path: Path) -> None:
+    with Log(tmp_path, 3) as log:
+        log._file.close()
+        log._file = Path("/dev/full").open("w")  # noqa: SIM115
+        with pytest.raises(InputError, match=r"log\.jsonl: cannot be written \(No space left on device\); make room"):
+            log.step(1, loss=4.0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/log\.jsonl: cannot be written"):
+        Log(tmp_path / "file", 3)
+
+
 def test_tensorboard_is_written_or_asked_for(tmp_path: Path) -> None:
     try:
         import tensorboard  # noqa: F401

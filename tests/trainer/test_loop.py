@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -21,10 +22,11 @@ from flopcast.trainer.data.__main__ import main as prepare_data
 from flopcast.trainer.data.batches import Dataset
 from flopcast.trainer.data.tokenizer import train as train_tokenizer
 from flopcast.trainer.engine import Engine
+from flopcast.trainer.files import locked
 from flopcast.trainer.launch import Ranks
 from flopcast.trainer.log import records, steps
-from flopcast.trainer.loop import train
-from flopcast.trainer.processes import TrainingStoppedError
+from flopcast.trainer.loop import Run, train
+from flopcast.trainer.processes import TrainingStoppedError, process_group
 from flopcast.trainer.workload import make_model
 
 TIMEOUT_S = 120.0
@@ -81,12 +83,71 @@ def test_the_log_says_what_each_step_took(whole: Path) -> None:
     assert found[6]["loss"] < found[1]["loss"] - 0.3
     start = next(record for record in records(whole / "run") if record.get("event") == "start")
     assert (start["convention"], start["ranks"], start["plan"]["strategy"]) == ("full", 1, "zero3")
+    assert (start["dtype"], start["settings"]["seed"], start["settings"]["optimizer"]["beta2"]) == ("fp32", 0, 0.95)
+    assert [source["name"] for source in start["settings"]["data"]["sources"]] == ["english", "japanese"]
+    tokenizer = hashlib.sha256((whole / "data" / "tokenizer.model").read_bytes()).hexdigest()
+    assert start["data"]["tokenizer"] == tokenizer
+    assert list(start["data"]["tokens"]) == ["english", "japanese"]
 
 
 def test_validation_comes_when_due_and_at_the_end(whole: Path) -> None:
     found = {r["step"]: r["loss"] for r in records(whole / "run") if r.get("event") == "validation"}
     assert list(found) == [4, 6]
     assert found[6] < found[4] < math.log(512)
+
+
+# 6 validation sequences: less than a micro-batch, a last pass in which a rank has none, and a pipeline.
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "alone": (1, {"plan__micro_batch": 8}),
+    "ranks": (2, {"plan__micro_batch": 2}),
+    "pipeline": (2, {"plan__micro_batch": 4, "plan__strategy": "ddp", "plan__pp": 2}),
+}
+OF_LAYOUTS = {
+    "data__validation_sequences": 6,
+    "evaluation__every": 2,
+    "optimizer__num_steps": 2,
+    "plan__global_batch": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def layouts(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of one run under each of the layouts."""
+    folder = start_like(whole, tmp_path_factory.mktemp("layouts"))
+    for name, (num_ranks, layout) in LAYOUTS.items():
+        write_config(folder / f"{name}.toml", folder, **OF_LAYOUTS, **layout, output=str(folder / name / "run"))
+        with Ranks([str(folder / f"{name}.toml")], num_ranks, folder / name / "errors") as ranks:
+            assert set(ranks.wait(TIMEOUT_S)) == {0}, ranks.error_text(0)
+    return folder
+
+
+def test_every_validation_sequence_counts_under_every_layout(layouts: Path) -> None:
+    settings = run_settings(layouts, **OF_LAYOUTS, **LAYOUTS["alone"][1], output=str(layouts / "alone" / "run"))
+    with process_group() as device, Run(settings, device) as run:
+        assert run.step == 2
+        each = []
+        with torch.no_grad():
+            for micro in run.data.validation(1, 0, 1):
+                logits = run.engine.module(micro.tokens, None, micro.positions)[0]
+                each.append(torch.nn.functional.cross_entropy(logits, micro.targets[0], reduction="none"))
+    losses = torch.cat(each)
+    expected = float(losses.sum() / losses.count_nonzero())
+    for name in LAYOUTS:
+        found = [r["loss"] for r in records(layouts / name / "run") if r.get("event") == "validation"]
+        assert found == pytest.approx([expected], abs=1e-5), name
+
+
+def test_a_step_is_the_mean_over_its_counted_tokens_under_every_layout(layouts: Path) -> None:
+    # The whole batch in one pass is that mean; micro-batches do not all hold as many tokens that count.
+    expected = steps(layouts / "alone" / "run")
+    settings = run_settings(layouts, **OF_LAYOUTS, **LAYOUTS["ranks"][1])
+    weights = [micro.weight for rank in range(2) for micro in Dataset(settings.data, 32, 0).next_step(2, 2, rank, 2)]
+    assert sum(weights) == pytest.approx(4)
+    assert max(weights) > min(weights) + 0.01
+    for name in LAYOUTS:
+        for number, record in steps(layouts / name / "run").items():
+            assert record["loss"] == pytest.approx(expected[number]["loss"], abs=3e-6), name
+            assert record["gradient_norm"] == pytest.approx(expected[number]["gradient_norm"], rel=1e-5), name
 
 
 def test_checkpoints_come_when_due_and_the_last_are_kept(whole: Path) -> None:
@@ -152,9 +213,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_samples(
     settings = run_settings(tmp_path, data__validation_sequences=6, checkpoint__every=1)
     original, count = Engine.accumulate, [0]
 
-    def accumulate(self: Engine, *arguments: Any, is_last: bool) -> torch.Tensor:
+    def accumulate(self: Engine, *arguments: Any, **keywords: Any) -> torch.Tensor:
         count[0] += 1
-        loss = original(self, *arguments, is_last=is_last)
+        loss = original(self, *arguments, **keywords)
         return loss * float("nan") if count[0] == 6 else loss  # the second micro-batch of step 3
 
     monkeypatch.setattr(Engine, "accumulate", accumulate)
@@ -215,6 +276,73 @@ def test_the_command_trains_and_says_what_is_wrong_in_one_line(
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 2
         assert all(line.startswith("flopcast: ") for line in lines)
+
+
+def test_a_run_stopped_by_a_signal_has_an_exit_code_of_its_own(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_like(whole, tmp_path)
+    write_config(tmp_path / "run.toml", tmp_path, data__validation_sequences=6)
+    with monkeypatch.context() as patch:
+        at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+        assert main([str(tmp_path / "run.toml")]) == 75
+    assert main([str(tmp_path / "run.toml")]) == 0
+
+
+def test_a_rank_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
+    start_like(whole, tmp_path)
+    fields = {"data__validation_sequences": 6, "plan__micro_batch": 1, "optimizer__num_steps": 100_000}
+    write_config(tmp_path / "run.toml", tmp_path, checkpoint__every=2, timeout_s=2.0, **fields)
+    with Ranks([str(tmp_path / "run.toml")], 2, tmp_path / "errors") as ranks:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not complete_steps(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline and ranks.running:
+            time.sleep(0.05)
+        ranks.processes[1].send_signal(signal.SIGSTOP)
+        assert ranks.processes[0].wait(TIMEOUT_S) == 1, ranks.error_text(0)
+        last = ranks.error_text(0).strip().splitlines()[-1]
+    assert last.startswith("flopcast: rank 0 lost another rank (")
+    assert "2000ms" in last
+
+
+def test_two_jobs_do_not_write_into_one_folder(whole: Path, tmp_path: Path) -> None:
+    start_like(whole, tmp_path)
+    settings = run_settings(tmp_path, data__validation_sequences=6, optimizer__num_steps=1)
+    with locked(tmp_path / "run", "wait"):
+        with pytest.raises(
+            InputError, match=r"run: another job writes into it \(process \d+ on .*\); wait for it or name"
+        ):
+            train(settings)
+        assert not (tmp_path / "run" / "checkpoints").exists()
+    assert train(settings) == 1
+
+
+def test_a_run_says_what_may_not_be_meant(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start_like(whole, tmp_path)
+    fields = {"data__validation_sequences": 2, "optimizer__num_steps": 1, "optimizer__warmup_steps": 100}
+    assert train(run_settings(tmp_path, plan__seq_len=300, **fields)) == 1
+    words = [record["words"] for record in records(tmp_path / "run") if record.get("event") == "warning"]
+    assert words[0].startswith("plan.seq_len = 300 is beyond the ")
+    assert words[1].startswith("optimizer.warmup_steps = 100 is more than num_steps = 1: the learning rate")
+    said = capsys.readouterr().err
+    assert all(f"flopcast: {each}" in said for each in words)
+    assert not any(record.get("event") == "warning" for record in records(whole / "run"))
+
+
+@pytest.mark.parametrize("place", ["run.txt", "/proc/run"])
+def test_an_output_that_cannot_be_is_one_sentence(whole: Path, tmp_path: Path, place: str) -> None:
+    start_like(whole, tmp_path)
+    (tmp_path / "run.txt").write_text("a file")
+    with pytest.raises(InputError, match=f"{place}: cannot be written"):
+        train(run_settings(tmp_path, data__validation_sequences=6, output=str(tmp_path / place)))
+
+
+def test_a_checkpoint_without_the_order_of_the_data_is_refused(whole: Path, tmp_path: Path) -> None:
+    start_like(whole, tmp_path)
+    shutil.copytree(whole / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    path = tmp_path / "run" / "checkpoints" / "step-000000006" / "manifest.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "order"}))
+    with pytest.raises(InputError, match=r"manifest\.json: does not say where the order of the data stands; remove"):
+        train(run_settings(tmp_path, data__validation_sequences=6))
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:

@@ -90,10 +90,11 @@ def one_rank(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_first_loss_is_that_of_transformers(folder: Path, one_rank: Path) -> None:
     settings = run_settings(folder, **fields(folder, one_rank))
     batch = Dataset(settings.data, 32, settings.seed).next_step(2, 2, 0, 1)
-    expected = [transformers_loss(folder / "llama", micro) for micro in batch]
-    assert steps(one_rank / "run")[1]["loss"] == pytest.approx(sum(expected) / 2, abs=1e-5)
+    expected = sum(transformers_loss(folder / "llama", micro) * micro.num_counted for micro in batch)
+    expected /= sum(micro.num_counted for micro in batch)
+    assert steps(one_rank / "run")[1]["loss"] == pytest.approx(expected, abs=1e-5)
     start = next(iter(records(one_rank / "run")))
-    assert start["numerics"] == {"rope_theta": 50000.0, "norm_eps": 1e-3, "activation": "silu"}
+    assert start["numerics"] == {"rope_theta": 50000.0, "norm_eps": 1e-3, "activation": "silu", "rope_scaling": None}
 
 
 def test_what_is_exported_is_what_the_engine_computes_with(folder: Path, one_rank: Path) -> None:
@@ -125,8 +126,11 @@ def test_the_last_checkpoint_is_exported_when_no_step_is_left(folder: Path, one_
     assert train(run_settings(folder, **again)) == 2
     for path in (one_rank / "exported").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
+    assert train(run_settings(folder, **again)) == 2  # a requeued job whose work is done has done it
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == written
     with pytest.raises(InputError, match="again: exists already and is not overwritten"):
-        train(run_settings(folder, **again))
+        train(run_settings(folder, **again | {"output": str(tmp_path / "another run")}))
 
 
 def test_a_checkpoint_goes_on_with_its_own_constants_only(folder: Path, one_rank: Path, tmp_path: Path) -> None:
@@ -200,6 +204,14 @@ def test_an_export_that_cannot_be_is_refused_before_training(folder: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["/proc/exported", "run.txt/exported"])
+def test_an_export_to_where_nothing_can_be_is_refused_before_training(folder: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "run.txt").write_text("a file")
+    with pytest.raises(InputError, match=r"exported: cannot be written .*; name another folder"):
+        train(run_settings(folder, **fields(folder, tmp_path, checkpoint__export=str(tmp_path / place))))
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_need_their_tokenizer(folder: Path) -> None:
     with pytest.raises(InputError, match=r"model\.weights needs data\.tokenizer"):
         run_settings(folder, model__weights=str(folder / "llama"))
@@ -214,4 +226,9 @@ def test_a_config_gives_its_constants_where_they_are_known(folder: Path, tmp_pat
     assert numerics("llama-2-7b") == numerics(MODEL) == Numerics()
     shutil.copy(folder / "llama" / "config.json", tmp_path)
     edit_config(tmp_path, hidden_act="tanh")
-    assert numerics(tmp_path) == Numerics()
+    with pytest.raises(InputError, match="hidden_act is 'tanh'; the trainer has silu"):
+        numerics(tmp_path)
+    own = run_settings(folder, model__rope_theta=5e5, model__norm_eps=1e-5).model
+    assert make_numerics(own, make_model(own)) == Numerics(rope_theta=5e5, norm_eps=1e-5)
+    with pytest.raises(InputError, match=r"model\.norm_eps is what model\.weights say it is"):
+        run_settings(folder, **fields(folder, tmp_path, model__norm_eps=1e-5))

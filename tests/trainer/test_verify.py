@@ -62,6 +62,23 @@ def test_every_strategy_to_the_byte(strategy: str, micro_batches: int) -> None:
     assert_agrees(verify(TILED, 24, strategy, gpus_per_node=8, micro_batches=micro_batches))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "micro_batches"),
+    [*((name, 1) for name in STRATEGIES), ("ddp", 3), ("zero1", 3), ("zero2", 3), ("zero3", 3)],
+)
+def test_a_tied_embeddings_gradients_are_summed_at_the_peak(strategy: str, micro_batches: int) -> None:
+    tied = dataclasses.replace(small_model(vocab_size=65536), tied_embeddings=True)
+    found = verify(tied, 16, strategy, seq_len=512, micro_batches=micro_batches)
+    assert_agrees(found)
+    if micro_batches > 1:
+        assert abs(found.memory_error) < 0.03
+
+
+def test_one_tensor_parallel_group_is_the_whole_world() -> None:
+    """Its norm's sum is over all ranks; and what DTensor tries in its first step is no tensor of the engine's."""
+    assert_agrees(verify(load_model("llama-3.2-1b"), 8, "tp8", seq_len=1024))
+
+
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole", "sequence-parallel"])
 @pytest.mark.parametrize(
     ("model", "strategy", "tp"),

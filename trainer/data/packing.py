@@ -38,8 +38,14 @@ class Packed:
         if self.num_sequences < 1:
             raise InputError(
                 f"source '{name}' has {len(file.tokens)} tokens, {max(whole - first, 0)} sequences of {seq_len}; "
-                "give it more text or shorten data.seq_len"
+                "give it more text or shorten plan.seq_len"
             )
+
+    def num_counted(self, index: int) -> int:
+        """Targets of a sequence that count, without reading it."""
+        start = (self._first + index) * self.seq_len
+        first, last = np.searchsorted(self._file.ends, [start, start + self.seq_len], side="right")
+        return int(self.seq_len - (last - first))
 
     def __getitem__(self, index: int) -> Sequence:
         """Sequence ``index`` of 0..num_sequences - 1."""

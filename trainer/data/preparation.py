@@ -6,7 +6,8 @@ from pathlib import Path
 from flopcast.errors import InputError
 from flopcast.trainer.data import corpus
 from flopcast.trainer.data.tokenizer import Tokenizer, train
-from flopcast.trainer.data.tokens import is_made_from, write_tokens
+from flopcast.trainer.data.tokens import open_tokens, write_tokens
+from flopcast.trainer.files import locked
 from flopcast.trainer.settings import DataTable, SourceTable
 
 TOKENIZER = "tokenizer.model"
@@ -17,9 +18,22 @@ TOKENIZER_CHARACTERS = 20_000_000
 def prepare(settings: DataTable) -> None:
     """Train the tokenizer unless one is named or made already, and tokenise the sources that are not yet.
 
-    Raises InputError for a source that is empty or unreadable, and for a folder whose contents were made from other
-    sources than the settings name.
+    Where two jobs come at once, one waits for the other. A text that is no longer there is not missed once its tokens
+    are made. Raises InputError for a source that is empty or unreadable, and for a folder whose contents were made from
+    other sources than the settings name, from another text or with another tokenizer.
     """
+    folder = Path(settings.folder)
+    made = [folder / source.name for source in settings.sources]
+    if settings.tokenizer is None:
+        made.append(folder / TOKENIZER)
+    if all(path.exists() for path in made):  # and may be where nobody can write
+        _prepare(settings)
+        return
+    with locked(folder):
+        _prepare(settings)
+
+
+def _prepare(settings: DataTable) -> None:
     folder = Path(settings.folder)
     if settings.tokenizer is None and not (folder / TOKENIZER).exists():
         texts = (text for source in settings.sources for text in _excerpt(source, settings))
@@ -28,13 +42,17 @@ def prepare(settings: DataTable) -> None:
     for source in settings.sources:
         origin = {"path": source.path, "package": source.package, "field": source.field}
         target = folder / source.name
+        fingerprint = corpus.fingerprint(_path(source), source.package)
         if not target.exists():
-            write_tokens(target, _documents(source), tokenizer, origin)
-        elif not is_made_from(target, origin):
-            raise InputError(
-                f"{target}: was not made from the source '{source.name}' of the settings ({_where(source)}); remove "
-                "the folder to make it again, or name another data.folder"
-            )
+            write_tokens(target, _documents(source), tokenizer, origin, fingerprint)
+            continue
+        found = open_tokens(target, tokenizer, verify=False)
+        mend = "remove the folder to make it again, or name another data.folder"
+        if found.origin != origin:
+            named = f"the source '{source.name}' of the settings ({_where(source)})"
+            raise InputError(f"{target}: was not made from {named}; {mend}")
+        if found.fingerprint and fingerprint and found.fingerprint != fingerprint:
+            raise InputError(f"{target}: the text of {_where(source)} has changed since its tokens were made; {mend}")
 
 
 def load_tokenizer(settings: DataTable) -> Tokenizer:
@@ -50,8 +68,11 @@ def load_tokenizer(settings: DataTable) -> Tokenizer:
 
 
 def _documents(source: SourceTable) -> Iterator[str]:
-    path = None if source.path is None else Path(source.path)
-    return corpus.documents(path, source.package, source.field)
+    return corpus.documents(_path(source), source.package, source.field)
+
+
+def _path(source: SourceTable) -> Path | None:
+    return None if source.path is None else Path(source.path)
 
 
 def _excerpt(source: SourceTable, settings: DataTable) -> Iterator[str]:

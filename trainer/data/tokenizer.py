@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flopcast.errors import InputError
-from flopcast.trainer.files import write_atomically
+from flopcast.trainer.files import write_atomically, writing
 
 try:
     import sentencepiece
@@ -31,6 +31,8 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, OSError):
             raise InputError("the tokenizer is not a SentencePiece model; train it again") from None
+        if self.end < 0:
+            raise InputError("the tokenizer has no token to end a document (eos); name one that has")
         self.identity = hashlib.sha256(model).hexdigest()
 
     @classmethod
@@ -94,7 +96,8 @@ def train(texts: Iterable[str], path: Path, vocab_size: int) -> Tokenizer:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise lines.error or InputError(_too_little(vocab_size, " ".join(str(error).split()))) from None
-    write_atomically(path, model.getvalue())
+    with writing(path):
+        write_atomically(path, model.getvalue())
     return Tokenizer(model.getvalue())
 
 

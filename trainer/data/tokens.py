@@ -5,19 +5,21 @@ document ends) and ``index.json`` with their sizes, their checksums, the tokeniz
 from. It is written under another name and renamed when it is whole.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.errors import InputError
 from flopcast.trainer.data.tokenizer import Tokenizer
-from flopcast.trainer.files import sha256, sync_folder, write_atomically
+from flopcast.trainer.files import sha256, sync_folder, write_atomically, writing
 
 TOKENS, DOCUMENTS, INDEX = "tokens.bin", "documents.bin", "index.json"
 
@@ -29,30 +31,39 @@ class TokenFile:
     """The tokens of one source, each document closed by the tokenizer's end token.
 
     ``tokens``: [num_tokens]. ``ends``: [num_documents], the position just after each document's end token.
-    ``identity`` is the tokenizer's.
+    ``digest`` is the SHA-256 over those of both, ``origin`` where the text came from, ``fingerprint`` that of the text
+    as it was then (empty in files of earlier versions).
     """
 
     tokens: NDArray[np.uint16] | NDArray[np.uint32]
     ends: NDArray[np.uint64]
-    identity: str
+    digest: str
+    origin: Origin = field(default_factory=dict)
+    fingerprint: str = ""
 
 
-def write_tokens(folder: Path, texts: Iterable[str], tokenizer: Tokenizer, origin: Origin) -> None:
-    """Write the documents of a source as a token file. Raises InputError where there is no document at all."""
+def write_tokens(
+    folder: Path, texts: Iterable[str], tokenizer: Tokenizer, origin: Origin, fingerprint: str = ""
+) -> None:
+    """Write the documents of a source as a token file; ``fingerprint`` tells their text from a later one.
+
+    Raises InputError where there is no document at all, and where it cannot be written.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _write(temporary, texts, tokenizer, origin, folder.name)
-        temporary.replace(folder)
-    except BaseException:
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
+        temporary.mkdir()
+        try:
+            _write(temporary, texts, tokenizer, {"origin": origin, "fingerprint": fingerprint}, folder.name)
+            temporary.replace(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
 
 
-def _write(folder: Path, texts: Iterable[str], tokenizer: Tokenizer, origin: Origin, name: str) -> None:
+def _write(folder: Path, texts: Iterable[str], tokenizer: Tokenizer, source: dict[str, Any], name: str) -> None:
     kind = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     ends: list[int] = []
     num_tokens = 0
@@ -72,18 +83,10 @@ def _write(folder: Path, texts: Iterable[str], tokenizer: Tokenizer, origin: Ori
         "dtype": np.dtype(kind).name,
         "num_tokens": num_tokens,
         "num_documents": len(ends),
-        "origin": origin,
+        **source,
         "sha256": {name: sha256(folder / name) for name in (TOKENS, DOCUMENTS)},
     }
     write_atomically(folder / INDEX, json.dumps(index, indent=2).encode())
-
-
-def is_made_from(folder: Path, origin: Origin) -> bool:
-    """Whether the folder is a token file of that origin."""
-    try:
-        return bool(json.loads((folder / INDEX).read_bytes())["origin"] == origin)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def open_tokens(folder: Path, tokenizer: Tokenizer, verify: bool = True) -> TokenFile:
@@ -96,6 +99,7 @@ def open_tokens(folder: Path, tokenizer: Tokenizer, verify: bool = True) -> Toke
     try:
         index = json.loads((folder / INDEX).read_bytes())
         identity, kind, checksums = index["tokenizer"], np.dtype(index["dtype"]), index["sha256"]
+        origin = dict(index["origin"])
         sizes = {TOKENS: index["num_tokens"] * kind.itemsize, DOCUMENTS: index["num_documents"] * 8}
         if kind not in (np.uint16, np.uint32) or not all(isinstance(checksums[name], str) for name in sizes):
             raise ValueError
@@ -117,5 +121,7 @@ def open_tokens(folder: Path, tokenizer: Tokenizer, verify: bool = True) -> Toke
     return TokenFile(
         np.memmap(folder / TOKENS, dtype=kind, mode="r"),
         np.memmap(folder / DOCUMENTS, dtype=np.uint64, mode="r"),
-        identity,
+        hashlib.sha256("".join(checksums[name] for name in sizes).encode()).hexdigest(),
+        origin,
+        str(index.get("fingerprint", "")),
     )

@@ -31,9 +31,9 @@ class Passes(Protocol):
     """How micro-batches go through a sharded module: at once, or in a pipeline."""
 
     def train(
-        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, weight: float, is_last: bool
     ) -> torch.Tensor:
-        """One micro-batch of a step, forward and backward; its loss."""
+        """One micro-batch of a step, forward and backward; its loss times ``weight``."""
 
     def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None) -> torch.Tensor:
         """The loss without gradients."""
@@ -93,8 +93,12 @@ class Engine:
         positions: torch.Tensor | None = None,
         *,
         is_last: bool,
+        weight: float = 1.0,
     ) -> torch.Tensor:
-        """Forward and backward of one of the plan's ``grad_accum`` micro-batches; returns its mean loss, detached.
+        """Forward and backward of one of the plan's ``grad_accum`` micro-batches; ``weight`` x its mean loss, detached.
+
+        The gradient is that of the mean of these over the step's micro-batches on all data ranks; a ``weight`` of a
+        micro-batch's counted targets over their mean makes it the mean over the step's counted targets.
 
         ``tokens``, ``targets`` int64 [B, S]; targets of -100 do not count. ``positions`` [B, S] count from 0 in every
         document of a packed sequence. All may be on the host: they travel while the device works. In a pipeline all
@@ -106,7 +110,7 @@ class Engine:
                 f"micro-batch {self._micro_batches} of the plan's grad_accum={self.plan.grad_accum} came with "
                 f"is_last={is_last}; give exactly grad_accum micro-batches per step"
             )
-        return self._passes.train(*self._inputs(tokens, targets, positions), is_last)
+        return self._passes.train(*self._inputs(tokens, targets, positions), weight, is_last)
 
     def step(self, lr: float | None = None) -> torch.Tensor:
         """Clip, update and forget the gradients; returns their norm over the whole model before clipping, fp32."""
@@ -211,11 +215,11 @@ class WholePasses:
         self.module, self.sharding, self.num_micro_batches = module, sharding, num_micro_batches
 
     def train(
-        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, weight: float, is_last: bool
     ) -> torch.Tensor:
         """One micro-batch; its share of the step's loss goes backward."""
         self.sharding.before(is_last)
-        loss: torch.Tensor = self.module(tokens, targets, documents)
+        loss: torch.Tensor = self.module(tokens, targets, documents) * weight
         (loss / self.num_micro_batches).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

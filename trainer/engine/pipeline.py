@@ -28,13 +28,15 @@ class PipelinePasses:
         self._schedules: dict[bool, PipelineScheduleSingle] = {}
         self._stages: dict[bool, PipelineStage] = {}
         self._documents: deque[Documents] = deque()  # of the micro-batches that this stage has not begun
+        self._weights: deque[float] = deque()  # of those whose loss has not been worked out, where this stage does it
         module.register_forward_pre_hook(self._with_documents, with_kwargs=True)
 
     def train(
-        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, is_last: bool
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None, weight: float, is_last: bool
     ) -> torch.Tensor:
         """Keep a micro-batch; with the last one run them all. Returns the sum of their losses then, else 0."""
         self._waiting.append((tokens, targets, documents))
+        self._weights.append(weight)
         if not is_last:
             return torch.zeros((), device=tokens.device)
         batch, self._waiting = self._waiting, []
@@ -43,6 +45,7 @@ class PipelinePasses:
 
     def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor, documents: Documents | None) -> torch.Tensor:
         """The loss of one micro-batch, forward only."""
+        self._weights.append(1.0)
         return self._run([(tokens, targets, documents)], training=False)
 
     def release(self) -> None:
@@ -61,6 +64,7 @@ class PipelinePasses:
         run = cast("Callable[..., Any]", schedule.step if training else schedule.eval)
         inputs = (tokens,) if self.module.is_first else ()
         run(*inputs, **keywords, **({"return_outputs": False} if training else {}))
+        self._weights.clear()  # no other stage has losses
         if training:
             self._share_buffers(self._stages[training])
         total = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=tokens.device)
@@ -71,13 +75,16 @@ class PipelinePasses:
         """A stage begins micro-batches in order. PyTorch would cut tensors, in which to find documents is to wait."""
         return inputs, keywords | {"positions": self._documents.popleft()} if self._documents else keywords
 
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.module.loss(logits, targets) * self._weights.popleft()
+
     def _schedule(self, training: bool, tokens: torch.Tensor) -> PipelineScheduleSingle:
         """Made once: the shapes that pass between the stages are those of the plan."""
         if training not in self._schedules:
             kind = Schedule1F1B if training and self.plan.schedule == "1f1b" else ScheduleGPipe
             micro_batches = self.plan.grad_accum if training else 1
             self._stages[training] = self._stage(tokens)
-            self._schedules[training] = kind(self._stages[training], micro_batches, loss_fn=self.module.loss)
+            self._schedules[training] = kind(self._stages[training], micro_batches, loss_fn=self._loss)
         return self._schedules[training]
 
     def _stage(self, tokens: torch.Tensor) -> PipelineStage:

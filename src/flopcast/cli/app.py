@@ -4,6 +4,8 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import App, Parameter
 
+from flopcast.cli.numbers import whole_in_digits
+
 # A switch without a "--no-..." twin.
 Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
 
@@ -11,6 +13,7 @@ app = App(
     name="flopcast",
     help="Forecasts what a language-model training run costs on a GPU cluster, explains the forecast, and proves it.",
     version_flags=["--version"],
+    config=whole_in_digits,
     suppress_keyboard_interrupt=False,  # main says so, where cyclopts would leave without a word
 )
 bench = App(name="bench", help="Measure this machine: one family of operations, in the columns its users know.")

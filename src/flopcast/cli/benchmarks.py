@@ -114,7 +114,7 @@ def kernels(
     Parameters
     ----------
     device
-        cuda or cpu; by default the GPU where there is one. On a CPU the reference runs, and the answer says so.
+        cuda, cuda:1 or cpu; by default the GPU where there is one. On a CPU the reference runs, and the answer says so.
     tokens
         Rows, by default 1 K to 128 K (fewer on a CPU).
     hidden
@@ -122,7 +122,7 @@ def kernels(
     dtype
         bfloat16 (the default), float16, float32.
     ops
-        rms_norm, add_rms_norm, add_add_rms_norm, swiglu, rope, nf4_quantise, nf4_dequantise.
+        rms_norm, add_rms_norm, add_add_rms_norm, rope, packed_rope, swiglu, nf4_quantise, nf4_dequantise.
     providers
         flopcast, eager, torch, compiled, liger, quack.
     samples
@@ -152,9 +152,7 @@ def kernels(
         raise InputError(f"--dtype is '{unknown[0]}'; choose one of {', '.join(types)}")
     if samples < 1:
         raise InputError(f"--samples is {samples}; give at least 1")
-    if device and device.partition(":")[0] not in ("cuda", "cpu"):
-        raise InputError(f"--device is '{device}'; choose cuda or cpu")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = tuple(types[name] for name in dtype or ["bfloat16"])
     result = benchmark.run(
         where, tokens=tokens, hidden=hidden, dtypes=dtypes, ops=ops, providers=providers, samples=samples,

@@ -1,10 +1,10 @@
 """Numbers as they are said of training runs: 1.4T tokens, 300B, 8,16 GPUs."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
 
-from cyclopts import Token
+from cyclopts import App, ArgumentCollection, CoercionError, Token
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _AMOUNT = re.compile(r"([+-]?(?:[0-9_.]+(?:e[+-]?[0-9]+)?|nan|inf))\s*([KMGBT]?)", re.ASCII | re.IGNORECASE)
@@ -27,3 +27,21 @@ def whole_numbers(_: Any, tokens: Sequence[Token]) -> list[int]:
     if not all(re.fullmatch(r"-?(?:0|[1-9][0-9]*)", word, re.ASCII) for word in words):
         raise ValueError("write whole numbers in digits alone, e.g. 512 1024")
     return [int(word) for word in words]
+
+
+def whole_in_digits(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse for every count of every command what is none: the parser itself would round 15.7 GPUs to 16."""
+    for argument in arguments:
+        if argument.parameter.converter is None and int in _types(argument.hint):
+            for token in argument.tokens:
+                try:
+                    int(token.value)
+                except ValueError:
+                    raise CoercionError(argument=argument, token=token, target_type=int) from None
+
+
+def _types(hint: Any) -> Iterable[Any]:
+    """``list[int] | None`` -> list[int], int, None and itself."""
+    yield hint
+    for part in get_args(hint):
+        yield from _types(part)

@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
 from flopcast.cli.output import PICTURES, check_place, print_json, show
+from flopcast.errors import InputError
 
 
 @app.command
@@ -17,14 +18,15 @@ def timeline(
     *,
     cluster: str,
     gpus: int,
-    strategy: str,
+    strategy: str | None = None,
+    fix: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     tokens_per_gpu: int | None = None,
     seq_len: int | None = None,
     micro_batch: int | None = None,
     recompute: str | None = None,
     ep: int | None = None,
-    pp: int = 1,
-    virtual_pp: int = 1,
+    pp: int | None = None,
+    virtual_pp: int | None = None,
     schedule: str | None = None,
     trace: Path | None = None,
     slow_node: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
@@ -47,6 +49,8 @@ def timeline(
         GPUs of the job: within one node, or whole nodes.
     strategy
         ddp, zero1, zero2, zero3, zero3-node, hsdp or tpN; +q4 on zero3, zero3-node, hsdp.
+    fix
+        Instead: FIELD=VALUE as of flopcast search (strategy=zero2 tp=2 pp=8), whose fastest such plan is played.
     tokens_per_gpu
         Tokens per GPU and optimizer step; by default about 4 Mi tokens over all GPUs.
     seq_len
@@ -58,9 +62,9 @@ def timeline(
     ep
         Ranks that share out the experts of a mixture of experts; by default the number that runs fastest.
     pp
-        Pipeline stages.
+        Pipeline stages; by default 1.
     virtual_pp
-        Model chunks per stage, which are interleaved.
+        Model chunks per stage, which are interleaved; by default 1.
     schedule
         1f1b, gpipe, interleaved or zero-bubble; by default 1f1b, or interleaved where stages have several chunks.
     trace
@@ -84,26 +88,30 @@ def timeline(
     from flopcast.simulator.catalogue import load_cluster, load_model
     from flopcast.simulator.compare import Request
     from flopcast.simulator.compare import compare as choose
+    from flopcast.simulator.fixed import parse_fixed
     from flopcast.simulator.plan import Plan
+    from flopcast.simulator.search import SearchRequest, search
     from flopcast.simulator.timeline import Disturbance, play
     from flopcast.simulator.timeline.fold import parse_shares
 
     if figure is not None:
         check_place("--figure", figure, PICTURES)
     found_model, found_cluster = load_model(model), load_cluster(cluster)
-    request = Request(
-        num_gpus=gpus,
-        tokens_per_gpu=tokens_per_gpu,
-        seq_len=seq_len,
-        micro_batch=micro_batch,
-        ep=ep,
-        pp=pp,
-        virtual_pp=virtual_pp,
-        schedule=schedule or ("interleaved" if virtual_pp > 1 else "1f1b"),  # type: ignore[arg-type]
-        recompute=recompute,  # type: ignore[arg-type]
-        strategies=[strategy],
-    )
-    plan = Plan(**choose(found_model, found_cluster, request).rows[0].plan)
+    of_plan: dict[str, Any] = {"micro_batch": micro_batch, "ep": ep, "pp": pp, "virtual_pp": virtual_pp}
+    of_plan |= {"schedule": schedule, "recompute": recompute}
+    given = {name: value for name, value in of_plan.items() if value is not None}
+    if fix:
+        _refuse_beside_fix(given | ({} if strategy is None else {"strategy": strategy}))
+        batch = None if tokens_per_gpu is None else tokens_per_gpu * gpus
+        search_request = SearchRequest([gpus], global_batch_tokens=batch, seq_len=seq_len, fixed=parse_fixed(fix))
+        plan = Plan(**search(found_model, found_cluster, search_request).winner[1].plan)
+    elif strategy is None:
+        raise InputError("timeline: say which plan, with --strategy (zero3, tp8, ...) or --fix (tp=2 pp=8, ...)")
+    else:
+        if virtual_pp is not None and virtual_pp > 1:
+            given.setdefault("schedule", "interleaved")
+        request = Request(gpus, tokens_per_gpu=tokens_per_gpu, seq_len=seq_len, strategies=[strategy], **given)
+        plan = Plan(**choose(found_model, found_cluster, request).rows[0].plan)
     disturbance = Disturbance(
         parse_shares("--slow-node", slow_node or []), parse_shares("--slow-link", slow_link or []), jitter, seed
     )
@@ -131,3 +139,9 @@ def timeline(
         from flopcast.reports.timeline import render
 
         show(render(step, comparison))
+
+
+def _refuse_beside_fix(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        raise InputError(f"timeline --fix takes {option} as FIELD=VALUE, e.g. --fix {name}={value}")

@@ -43,6 +43,11 @@ def accuracy(
         Print one JSON document and nothing else: every row, the sources, the whole.
 
     """
+    instead = [name for name, given in (("collectives", collectives), ("regret", regret), ("check", check)) if given]
+    beside = [name for name, given in (("runs", runs and collectives), ("figure", figure and instead)) if given]
+    if len(instead + beside) > 1:
+        first, second = (instead + beside)[:2]
+        raise InputError(f"accuracy --{first} and --{second} do not go together; ask for one of them")
     if figure is not None:
         check_place("--figure", figure, PICTURES)
     if regret:
@@ -64,24 +69,26 @@ def accuracy(
         found = by_size.collective_accuracy(path)
         if json:
             print_json(found.as_json())
-        else:
-            show([by_size.render(found)])
+        elif not found.bins.empty:
+            show(by_size.render(found))
+        found.check_scored()
         return
     from flopcast.reports.accuracy import PUBLISHED_RUNS
     from flopcast.reports.accuracy import accuracy as measure
 
     result = measure(runs or PUBLISHED_RUNS)
+    if json:
+        print_json(result.as_json())
+    else:
+        from flopcast.reports.accuracy_table import render
+
+        show(render(result))
+    result.check_scored()
     if figure is not None:
         from flopcast.reports.figures.accuracy import accuracy_figure
         from flopcast.reports.figures.canvas import save
 
         save(accuracy_figure(result.rows), figure)
-    if json:
-        print_json(result.as_json())
-        return
-    from flopcast.reports.accuracy_table import render
-
-    show(render(result))
 
 
 def _check(runs: Path | None, json: bool) -> None:

@@ -175,6 +175,17 @@ def test_one_gpu_and_one_strategy_make_a_report() -> None:
     found.as_html()
 
 
+def test_more_gpus_train_sooner_because_their_placement_is_chosen_anew() -> None:
+    """One NIC for eight GPUs: strategies alone stall from 64 GPUs on, where a pipeline does not."""
+    slow = cluster(nics_per_node=1, nic_bytes_per_s=25e9 / 8)
+    found = study(load_model("llama-2-13b"), slow, Request(32))
+    fastest = found.fastest.set_index("num_gpus")
+    assert list(fastest.index[:4]) == [8, 16, 32, 64]
+    assert fastest["days"].is_monotonic_decreasing
+    alone = found.scaling[found.scaling["strategy"].isin(["zero3", "zero3+q4", "hsdp", "zero1", "tp8"])]
+    assert fastest.loc[64, "days"] < 0.97 * alone[alone["num_gpus"] == 64]["days"].min()
+
+
 def test_strategies_asked_for_are_the_only_ones() -> None:
     found = study(small_model(), cluster(), Request(16, strategies=["zero1", "tp2"], tokens_per_gpu=2048))
     assert set(found.strategies["strategy"]) == {"zero1", "tp2"}

@@ -37,6 +37,21 @@ def test_the_parts_add_up_to_the_step_exactly(p: Plan, disturbance: Disturbance)
     assert stragglers == pytest.approx(timeline.step_s - timeline.undisturbed_s, abs=1e-12)
 
 
+def test_products_in_8_bits_gain_half_of_the_products_at_peak() -> None:
+    """An H100's 8-bit peak is twice the other; every product of a Llama is in 8 bits."""
+    timeline = play(MODEL, load_cluster("dgx-h100"), plan("zero3", 16, precision="fp8"))
+    seconds = {part.name: part.seconds for part in waterfall(timeline)}
+    tokens = timeline.plan.seq_len * timeline.plan.global_batch_sequences / 16
+    products = 6 * (MODEL.num_parameters - MODEL.vocab_size * MODEL.hidden) * tokens / 989e12
+    assert seconds["fp8"] == pytest.approx(-products / 2, rel=2e-3)
+    assert seconds["gemm_efficiency"] > 0
+
+
+def test_a_part_of_the_ranks_that_spans_nodes_is_called_so() -> None:
+    groups = {row.group for row in exposed_collectives(play(MODEL, CLUSTER, plan("hsdp16", 64)))}
+    assert groups == {"nodes", "across-nodes", "world"}
+
+
 def test_each_cause_appears_where_it_should() -> None:
     def names(**fields: object) -> set[str]:
         timeline = play(MODEL, CLUSTER, plan(**{"strategy": "zero3", "num_gpus": 32, **fields}))  # type: ignore[arg-type]

@@ -1,0 +1,50 @@
+"""What a run is, for its log and its checkpoints, and what of it may not be meant."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from flopcast.simulator.model import Model
+from flopcast.simulator.plan import Plan
+from flopcast.trainer.data.batches import Dataset
+from flopcast.trainer.numerics import Numerics
+from flopcast.trainer.settings import Settings
+
+
+def start_record(settings: Settings, plan: Plan, numerics: Numerics, data: Dataset) -> dict[str, Any]:
+    """All that says which run a log is of, as JSON holds it."""
+    return {
+        "model": settings.model.model_dump(),
+        "numerics": dataclasses.asdict(numerics),
+        "plan": dataclasses.asdict(plan),
+        "dtype": settings.plan.dtype,
+        "data": data.description,
+        "settings": settings.model_dump(),
+    }
+
+
+def described(model: Model, numerics: Numerics) -> str:
+    """What makes two models the same to a checkpoint, in words.
+
+    Sizes, a digest of every parameter's shape, and the constants where they are not the usual ones.
+    """
+    tensors = [*model.root_tensors(), *(t for block in model.layers for t in block.tensors(model.hidden))]
+    digest = hashlib.sha256(repr([(t.name, t.shape) for t in tensors]).encode()).hexdigest()[:8]
+    shape = f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
+    own = dataclasses.replace(numerics, activation=numerics.activation_of(gated=True))
+    usual = Numerics(activation="silu")
+    words = ", ".join(f"{field}={value!r}" for field, value in vars(own).items() if value is not None)
+    return shape if own == usual else f"{shape}, Numerics({words})"
+
+
+def warnings(settings: Settings, plan: Plan, model: Model, step: int) -> Iterator[str]:
+    """What is allowed and may not be meant, of a run that goes on from ``step``."""
+    table = settings.optimizer
+    if model.positions == "rotary" and plan.seq_len > model.context:
+        yield f"plan.seq_len = {plan.seq_len} is beyond the {model.context} tokens that {model.name} is made for"
+    if step < table.num_steps < table.warmup_steps:
+        yield (
+            f"optimizer.warmup_steps = {table.warmup_steps} is more than num_steps = {table.num_steps}: the learning "
+            "rate does not come to its peak"
+        )
