@@ -1,7 +1,6 @@
 """What each of two ranks does in the checkpoint tests; it writes what it found as JSON for the test to read."""
 
 import json
-import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from flopcast.collectives.running.pytorch import leave_process_group
 from flopcast.errors import InputError
 from flopcast.trainer.agreement import everywhere
 from flopcast.trainer.checkpoint import Checkpoints, folder_name
@@ -61,9 +61,8 @@ def message_of(action: Callable[[], object]) -> str:
     return "no error"
 
 
-def work(rank: int, folder: Path, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/rendezvous")
     mesh = init_device_mesh("cpu", (2,))
     checkpoints = Checkpoints(folder / "run", keep=2)
     found: dict[str, object] = {}
@@ -104,7 +103,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     dist.barrier()
     found["one before"] = load_difference(checkpoints, 2, mesh)
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def fail(rank: int) -> None:

@@ -1,7 +1,6 @@
 """Ranks on this machine, started as torchrun would: for experiments and for trials that kill them."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+
+from torch._C._distributed_c10d import TCPStore
 
 from flopcast.errors import InputError
 
@@ -22,10 +23,13 @@ class Ranks(AbstractContextManager["Ranks"]):
         """``errors``: a folder that receives each rank's standard error as ``rank-R.txt``."""
         errors.mkdir(parents=True, exist_ok=True)
         self._errors = errors
+        # The store of this process, as torchrun's: a port looked for beforehand can be taken by the time it is used.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         command = [sys.executable, "-m", "flopcast.trainer", *arguments]
         environment = {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
             "WORLD_SIZE": str(num_ranks),
             "LOCAL_WORLD_SIZE": str(num_ranks),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1))),
@@ -79,9 +83,3 @@ class Ranks(AbstractContextManager["Ranks"]):
         self.kill()
         for process in self.processes:
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from flopcast.collectives.running.pytorch import leave_process_group
 from flopcast.errors import InputError
 
 # What gloo, NCCL and the store say when the other side of a connection is gone.
@@ -38,7 +39,7 @@ def process_group() -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 def _device() -> torch.device:

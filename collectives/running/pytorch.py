@@ -1,5 +1,6 @@
-"""The two calls of torch.distributed whose names changed: PyTorch 2.13 deprecates the old ones, 2.9 lacks the new."""
+"""What torch.distributed wants done with care: two calls whose names changed, and the end of a process group."""
 
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -8,11 +9,25 @@ import torch.distributed as dist
 Call: TypeAlias = "Callable[..., dist.Work | None]"
 
 
+RELEASE_S = 0.1
+
+
+def leave_process_group() -> None:
+    """Destroy every group, and give gloo's threads the time to let go of the last tensors.
+
+    They take the interpreter's lock for it, and one that asks for the lock while the interpreter ends aborts the whole
+    process, after all its work is done (github.com/pytorch/pytorch/issues/190489). Sleeping releases the lock.
+    """
+    dist.destroy_process_group()
+    time.sleep(RELEASE_S)
+
+
 def _first(new: str, old: str) -> Call:
     call: Call = getattr(dist, new, None) or getattr(dist, old)
     return call
 
 
+# PyTorch 2.13 deprecates the old names, 2.9 lacks the new.
 # (output, input, group=None, async_op=False): output holds every rank's input, in rank order.
 all_gather_single = _first("all_gather_single", "all_gather_into_tensor")
 # (output, input, op=SUM, group=None, async_op=False): output is this rank's part of the reduced input.

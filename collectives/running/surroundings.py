@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from flopcast.collectives.running.agreement import reporting
-from flopcast.collectives.running.pytorch import all_gather_single
+from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.errors import InputError
 
 _TEXT_BYTES = 256
@@ -50,7 +50,7 @@ def process_group(backend: str | None, timeout_s: float) -> Iterator[torch.devic
     try:
         yield device
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 def _device(backend: str) -> torch.device:

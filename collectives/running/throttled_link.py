@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from flopcast.collectives.running.payload import Layout
-from flopcast.collectives.running.pytorch import all_gather_single
+from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.collectives.running.quantised_all_gather import quantised_all_gather
 from flopcast.collectives.running.results import write_json
 from flopcast.collectives.running.surroundings import processor, versions
@@ -209,7 +209,7 @@ def _rank(setting: Setting, rank: int, folder: Path) -> None:
     dist.all_reduce(wrong)
     if rank == 0:
         write_json(folder / "times.json", {"times_s": times, "num_wrong": int(wrong)})
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def _spread(times: list[float]) -> float:

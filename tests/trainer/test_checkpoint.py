@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,7 @@ from flopcast.trainer.checkpoint import Checkpoints, complete_steps, folder_name
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have saved, loaded and failed."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(folder, port), nprocs=2)
+    mp.spawn(work, args=(folder,), nprocs=2)
     return folder
 
 
