@@ -3,6 +3,7 @@
 import numpy as np
 
 from flopcast.collectives import hierarchical, torus
+from flopcast.collectives.collnet import collnet
 from flopcast.collectives.constants import DEFAULT, Constants
 from flopcast.collectives.cost import ALGORITHMS, Candidate, Cost, Evaluation, Floats, evaluate
 from flopcast.collectives.group import Fabric, FloatArray, Group
@@ -22,7 +23,7 @@ def cost(
     *,
     algorithm: str | None = None,
 ) -> Cost:
-    """Cheapest of ring, tree, NVLS and NVLS-tree, or the ``algorithm`` asked for; ``tensor_bytes`` is the buffer S.
+    """Cheapest of ring, tree, NVLS, NVLS-tree and CollNet, or the ``algorithm`` asked for; S is the buffer.
 
     "hierarchical" and "torus" run only when asked for; NCCL has neither.
     """
@@ -41,7 +42,7 @@ def cost(
 
 
 def forced(tensor_bytes: FloatArray, group: Group, fabric: Fabric, constants: Constants, algorithm: str) -> Cost:
-    """The cost with "ring", "tree", "nvls" or "nvls-tree"; infinite where that cannot run."""
+    """The cost with "ring", "tree", "nvls", "nvls-tree" or "collnet"; infinite where that cannot run."""
     return evaluate(_only(algorithm), tensor_bytes, group, fabric, constants)
 
 
@@ -56,12 +57,13 @@ def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: C
         *ring(ring_bytes(tensor_bytes, group, 2), 2, on, constants),
         *tree(tensor_bytes, on, constants),
         *nvls(tensor_bytes, on, fabric, constants),
+        *collnet(tensor_bytes, on, fabric, constants),
     ]
 
 
 def _only(algorithm: str) -> Evaluation:
     """The candidates of one algorithm."""
-    known = ["ring", "tree", "nvls", "nvls-tree"]
+    known = ["ring", "tree", "nvls", "nvls-tree", "collnet"]
     if algorithm not in known:
         raise InputError(f"algorithm '{algorithm}' is unknown; {nearest(algorithm, [*known, 'hierarchical', 'torus'])}")
     code = ALGORITHMS.index(algorithm)

@@ -16,41 +16,41 @@ class Constants:
 
     launch_s: float = 2.16e-05
     process_gpu_s: float = 1.39e-06
-    protocol_base_s: float = 1.65e-05
-    hopper_base_scale: float = 0.546
+    protocol_base_s: float = 1.67e-05
+    hopper_base_scale: float = 0.547
     ring_share: float = 0.974
-    copy_share: float = 0.969
+    copy_share: float = 0.97
     nvls_share_hopper: float = 1.06
     nvls_share_blackwell: float = 0.929
-    ll_share: float = 0.132
-    ll128_share: float = 0.679
-    ll128_share_hopper: float = 0.735
+    ll_share: float = 0.135
+    ll128_share: float = 0.678
+    ll128_share_hopper: float = 0.759
     ring_fill_chunks: float = 0.936
     ring_fill_limit: float = 6.45
-    tree_fill_chunks: float = 2.78
+    tree_fill_chunks: float = 2.77
     tree_fill_limit: float = 5
-    nvls_base_s: float = 4.84e-06
+    nvls_base_s: float = 4.81e-06
     nvls_rank_s: float = 1.81e-06
-    nvls_tree_hop_s: float = 2.13e-05
-    network_fill_share: float = 0.447
+    nvls_tree_hop_s: float = 2.12e-05
+    network_fill_share: float = 0.446
     all_to_all_base_s: float = 3.98e-06
     all_to_all_peer_s: float = 4.22e-07
-    point_to_point_share: float = 0.885
-    hop_infiniband_s: float = 2.27e-06
+    point_to_point_share: float = 0.89
+    hop_infiniband_s: float = 2.26e-06
     hop_roce_s: float = 2.25e-06
-    hop_efa_s: float = 2.72e-05
-    hop_efa_first_s: float = 7.21e-05
-    hop_tcpx_s: float = 0.000685
+    hop_efa_s: float = 2.71e-05
+    hop_efa_first_s: float = 7.22e-05
+    hop_tcpx_s: float = 0.000684
     hop_tcpxo_s: float = 4.34e-05
-    hop_slingshot_s: float = 7.24e-06
+    hop_slingshot_s: float = 7.34e-06
     hop_ethernet_s: float = 5e-05
-    nic_share_infiniband: float = 0.943
+    nic_share_infiniband: float = 0.944
     nic_share_roce: float = 0.913
-    nic_share_efa: float = 0.876
+    nic_share_efa: float = 0.877
     nic_share_efa_first: float = 0.844
     nic_share_tcpx: float = 0.599
     nic_share_tcpxo: float = 0.908
-    nic_share_slingshot: float = 0.814
+    nic_share_slingshot: float = 0.913
     nic_share_ethernet: float = 0.8
 
 
@@ -109,7 +109,7 @@ FITTED: dict[str, Range] = {
     "nic_share_efa_first": Range(0.75, 0.95, "1", _NIC + "EFA of the first generation", _LARGE),
     "nic_share_tcpx": Range(0.45, 0.80, "1", _NIC + "GPUDirect-TCPX", _LARGE),
     "nic_share_tcpxo": Range(0.84, 0.98, "1", _NIC + "GPUDirect-TCPXO", _LARGE),
-    "nic_share_slingshot": Range(0.70, 0.95, "1", _NIC + "Slingshot", "rows of 16 to 128 MiB"),
+    "nic_share_slingshot": Range(0.86, 0.97, "1", _NIC + "Slingshot; HPE's 24 of 25 GB/s", "rows of 16 to 128 MiB"),
     "nic_share_ethernet": Range(0.60, 0.95, "1", _NIC + "TCP sockets", "assumed: no rows"),
 }
 

@@ -14,9 +14,9 @@ from flopcast.errors import InputError
 Floats: TypeAlias = NDArray[np.float64]
 Checked = TypeVar("Checked", Group, Fabric)
 
-ALGORITHMS = ("ring", "tree", "nvls", "nvls-tree", "pat", "hierarchical", "torus")
+ALGORITHMS = ("ring", "tree", "nvls", "nvls-tree", "collnet", "pat", "hierarchical", "torus")
 PROTOCOLS = ("LL", "LL128", "Simple")
-RING, TREE, NVLS, NVLS_TREE, PAT, HIERARCHICAL, TORUS = range(len(ALGORITHMS))
+RING, TREE, NVLS, NVLS_TREE, COLLNET, PAT, HIERARCHICAL, TORUS = range(len(ALGORITHMS))
 LL, LL128, SIMPLE = range(len(PROTOCOLS))
 
 # Arrays are worked through in blocks that stay in a core's cache.

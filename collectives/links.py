@@ -15,7 +15,7 @@ from flopcast.collectives.cost import Floats
 from flopcast.collectives.group import FABRICS, Fabric, Group
 
 _EFA, _TCP = FABRICS.index("efa"), FABRICS.index("gpudirect-tcp")
-_HOPPER = 2
+_HOPPER, _BLACKWELL = 2, 3
 # FABRICS, then EFA of the first generation and GPUDirect-TCPX.
 _ORDERED = np.array([True, True, True, False, False, False, False, False])
 
@@ -90,10 +90,8 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     # links of 370.8 (search.cc). A PCIe slot carries both. With one rank per node nothing crosses the links.
     leaving = np.where(pcie, 1.0, per_node / np.maximum(per_node - 1, 1.0))
     chain_bus = bus * np.where(multi, np.where(per_node > 1, leaving, np.inf), 1.0)
-    doubled = np.where(np.asarray(fabric.nic_bytes_per_s) > nccl.DOUBLED_BYTES_PER_S, 2, 1)
-    built = np.minimum(np.maximum(usable, 1) * doubled, 2 * nccl.NODE_CHANNELS)
     each = nccl.TREE_CHANNEL_BYTES_PER_S[architecture, np.where(nodes > 2, 1, 0)]
-    tree_channels = np.where(multi & (per_node > 1), built * each, np.inf)
+    tree_rate = _tree_channels(usable, np.asarray(fabric.nic_bytes_per_s), architecture) * each
     base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
     return Links(
         ranks=ranks,
@@ -115,14 +113,29 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         # NCCL runs LL128 by default where NVLink joins the node's GPUs (tuning.cc, "Enable LL128 by default").
         ll128=np.asarray((ordered | ~multi) & (~pcie | (per_node == 1))),
         ll128_share=np.where(_is_hopper(architecture), constants.ll128_share_hopper, constants.ll128_share),
-        tree_bus=np.minimum(chain_bus * nccl.TREE_SHARE[architecture], tree_channels),
+        tree_bus=np.minimum(
+            chain_bus * nccl.TREE_SHARE[architecture], np.where(multi & (per_node > 1), tree_rate, np.inf)
+        ),
         pcie=np.asarray(pcie),
     )
 
 
+def _tree_channels(usable: Floats, line_bytes_per_s: Floats, architecture: NDArray[np.int64]) -> Floats:
+    """Channels of a tree across nodes: one for each of the NICs, two for each of fast ones (ncclTopoDupChannels).
+
+    Where NVLink carries more than four of them at the NICs' full rate they stay single, which the search finds on
+    Blackwell: eight, and with many nodes half of what a ring moves.
+    """
+    fast = line_bytes_per_s > nccl.DOUBLED_BYTES_PER_S
+    many = (usable > nccl.FEW_CHANNELS) & (line_bytes_per_s <= nccl.CHANNEL_BYTES_PER_S)
+    single = many & (architecture == _BLACKWELL)
+    most = np.where(fast & single, nccl.NODE_CHANNELS, 2 * nccl.NODE_CHANNELS)
+    return np.asarray(np.minimum(np.maximum(usable, 1) * np.where(fast & ~single, 2, 1), most))
+
+
 def _is_hopper(architecture: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Hopper or Blackwell."""
-    return np.asarray((architecture == _HOPPER) | (architecture == _HOPPER + 1))
+    return np.asarray((architecture == _HOPPER) | (architecture == _BLACKWELL))
 
 
 def network(fabric: Fabric, constants: Constants) -> tuple[Floats, Floats, NDArray[np.bool_]]:

@@ -30,10 +30,20 @@ GPUS: tuple[tuple[str, str, float, str], ...] = (
     (r"\bA(10G?|16|30|40)\b|RTX A\d|\b30[5-9]0", "other", 32e9, "NVIDIA A10 and A40 datasheets, 2021: PCIe 4.0 x16"),
     (r"\bT4\b|\bP40?\b|\b20[678]0|QUADRO|TITAN", "other", 16e9, "NVIDIA T4 datasheet, 2019: PCIe 3.0 x16, 32 GB/s"),
 )
+# NVLink bridges of a pair of PCIe cards, in the order of the datasheets: bytes/s one way.
+BRIDGES: tuple[tuple[str, float, str], ...] = (
+    (r"H200", 450e9, "NVIDIA H200 NVL datasheet, 2024: NVLink bridge 900 GB/s"),
+    (r"H100|H800|A100|A800", 300e9, "NVIDIA A100 and H100 PCIe datasheets: NVLink bridge 600 GB/s"),
+    (r"A30\b", 100e9, "NVIDIA A30 datasheet, 2021: NVLink bridge 200 GB/s"),
+    (r"A40|RTX A[4-6]|3090", 56.25e9, "NVIDIA A40 and RTX A6000 datasheets, 2021: NVLink bridge 112.5 GB/s"),
+)
 _PCIE_OF = {"volta": "3", "ampere": "4", "hopper": "5", "blackwell": "5"}
 # Every GPU of these boards has one link to each of the other seven: fewer GPUs have fewer links to use.
 _MESH = re.compile(r"MI3[0-5]\dX?")
 MESH_GPUS = 8
+# AMD counts on 48 of the 64 GB/s of a link (rocm.blogs.amd.com, "Understanding RCCL Bandwidth and xGMI Performance on
+# AMD Instinct MI300X", 2025); the model takes 0.8 of any link.
+MESH_SHARE = 48 / 64 / 0.8
 # Tables of several nodes often describe the network where others describe the node.
 NETWORK = re.compile(r"\bIB\b|INFINIBAND|ROCE|EFA|TCP|SLINGSHOT|ETHERNET|\bNICS?\b")
 
@@ -54,24 +64,28 @@ class Gpu:
     def rate(self, gpus: int) -> float:
         """Bytes/s one way that a GPU has for a group of ``gpus`` in its node."""
         links = min(max(gpus, 2), MESH_GPUS) - 1
-        return self.nvlink_bytes_per_s * links / (MESH_GPUS - 1) if self.mesh else self.nvlink_bytes_per_s
+        return self.nvlink_bytes_per_s * MESH_SHARE * links / (MESH_GPUS - 1) if self.mesh else self.nvlink_bytes_per_s
 
 
 def gpu(name: str, interconnect: str = "", gpus: int = 8) -> Gpu:
     """The GPU called ``name``, in a node of this ``interconnect`` where that is said.
 
-    An interconnect of PCIe alone is believed over the name, and of a pair (``gpus`` of 2) of PCIe cards a rate that is
-    stated for their NVLink bridge; in a larger group traffic passes the slots whatever bridges there are. A GPU that is
-    not in the table goes by the NVLink generation in ``interconnect``, else by a rate there ("600 GB/s", both ways
-    together, as vendors state it), else it counts as a PCIe card of the fourth generation.
+    An interconnect of PCIe alone is believed over the name, and of a pair (``gpus`` of 2) of PCIe cards an NVLink
+    bridge, with the rate that is stated for it or the card's own; in a larger group traffic passes the slots whatever
+    bridges there are. A GPU that is not in the table goes by the NVLink generation in ``interconnect``, else by a rate
+    there ("600 GB/s", both ways together, as vendors state it), else it counts as a PCIe card of the fourth generation.
     """
     inside = "" if NETWORK.search(interconnect.upper()) else interconnect.upper()
     pcie = None if "NV" in inside else re.search(r"PCIE?\s*(?:GEN\s*)?([3-6])?", inside)
     stated = _RATE.search(inside)
     for pattern, architecture, rate, _ in GPUS:
         if re.search(pattern, name.upper()):
-            if rate in PCIE_GENERATIONS.values() and gpus == 2 and "NV" in inside and stated:
-                break
+            if rate in PCIE_GENERATIONS.values() and gpus == 2 and "NV" in inside:
+                bridges = [bridge for card, bridge, _ in BRIDGES if re.search(card, name.upper())]
+                if stated:
+                    break
+                if bridges:
+                    return Gpu(architecture_code("other"), bridges[0])
             if not pcie:
                 return Gpu(architecture_code(architecture), rate, bool(_MESH.search(name.upper())))
             usual = PCIE_GENERATIONS[_PCIE_OF[architecture]] if architecture in _PCIE_OF else rate

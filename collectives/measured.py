@@ -189,5 +189,6 @@ def _together(note: str, gpus: int) -> int:
 
 def _forced(note: str) -> str:
     """The algorithm that the notes of a run say it forced with NCCL_ALGO, or ""."""
-    found = re.search(r"NCCL_ALGO=(?:ALLREDUCE:)?(RING|TREE|NVLSTREE|NVLS)\b", note.upper())
-    return {"RING": "ring", "TREE": "tree", "NVLSTREE": "nvls-tree", "NVLS": "nvls"}[found.group(1)] if found else ""
+    found = re.search(r"NCCL_ALGO=(?:ALLREDUCE:)?(RING|TREE|NVLSTREE|NVLS|COLLNET)(?:DIRECT|CHAIN)?\b", note.upper())
+    names = {"RING": "ring", "TREE": "tree", "NVLSTREE": "nvls-tree", "NVLS": "nvls", "COLLNET": "collnet"}
+    return names[found.group(1)] if found else ""

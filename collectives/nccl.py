@@ -29,12 +29,16 @@ LL128_PAYLOAD = 0.92
 # and tries plain ones from Hopper on only (search.cc, "Try a simpler tree"). Order of ARCHITECTURES.
 TREE_SHARE = 0.92 * np.array([1.0, 1.0, 0.85, 0.85, 1.0])
 # Bytes/s that the kernel of one channel of a tree reaches at most, up and down together, over two nodes and over more
-# (tuning.cc, perChMaxTreeBws): with a NIC for every GPU of an A100 a tree loses to a ring. Order of ARCHITECTURES.
+# (tuning.cc, perChMaxTreeBws): with a NIC for every GPU of an A100 a tree loses to a ring, and on B200 it moves 98 GB/s
+# over 4 to 64 nodes where the ring moves 200. H100 nodes with two NICs pass NCCL's 41.4 GB/s: no limit is known there.
+# Order of ARCHITECTURES.
 TREE_CHANNEL_BYTES_PER_S = np.array(
-    [[18.5e9, 10e9], [23.6e9, 17.8e9], [41.4e9, 36e9], [42.8e9, 24e9], [np.inf, np.inf]]
+    [[18.5e9, 10e9], [23.6e9, 17.8e9], [np.inf, np.inf], [42.8e9, 24e9], [np.inf, np.inf]]
 )
-# Channels at more than this are built twice, at half the rate each (search.cc, ncclTopoDupChannels).
+# Channels at more than this are built twice, at half the rate each, but not more than four of at most 50 GB/s from
+# Hopper on (search.cc, ncclTopoDupChannels).
 DOUBLED_BYTES_PER_S = 26e9
+FEW_CHANNELS = 4
 # What a GPU's own PCIe slot carries, as NCCL counts it (topo.h: 12 GB/s for generation 3 x16): a rank's network traffic
 # passes it, however many NICs its node has. B300 boards have generation 6. Order of ARCHITECTURES.
 SLOT_BYTES_PER_S = np.array([12e9, 24e9, 48e9, 96e9, np.inf])
@@ -46,7 +50,20 @@ SLOWEST_NVLINK_BYTES_PER_S = 64e9
 NODE_CHANNELS = 8
 CHANNEL_BYTES_PER_S = 50e9
 
-# A multi-node NVLS-tree is not built beyond this many nodes (NVIDIA/nccl issue 1221).
+# A multi-node NVLS-tree is not built beyond this many nodes (NVIDIA/nccl issue 1221). Over more than two it reaches
+# 0.91 of the ring's rate on B200, forced on 4 to 64 nodes; its channels are twice a ring's.
 NVLS_TREE_MAX_NODES = 4
+NVLS_TREE_SHARE = 0.92
 # NVLS needs more than two ranks in the node.
 NVLS_MIN_RANKS = 3
+
+# CollNet, the reduction in the network (SHARP) without NVLS: latencies of its steps, and its rate from Hopper on.
+COLLNET_STEP_S = 3.7e-6 + 31e-6
+COLLNET_SHARE = np.array([1.0, 1.0, 0.85, 0.85, 1.0])
+
+# A send between nodes has two channels, one in groups of more than 32 ranks, and at least one for each NIC of its GPU
+# (paths.cc, "start from 2 channels per NIC and reduce with scale", 2.20 to 2.28; from 2.29 on four, fewer with scale).
+# NCCL counts 14 GB/s for one; on B200 one is measured at 15 to 17 and two at 34.
+SEND_CHANNELS = 2
+SEND_CHANNELS_RANKS = 32
+SEND_CHANNEL_BYTES_PER_S = 17e9

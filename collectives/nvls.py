@@ -26,7 +26,8 @@ def nvls(tensor_bytes: Floats, on: Links, fabric: Fabric, constants: Constants) 
     sharp = np.asarray(fabric.sharp)
     sent = tensor_bytes * np.where((on.nodes > 2) & ~sharp, 2.0, 1.0)
     # With two nodes each switch drives every NIC of its node; in a deeper tree the channels are the limit.
-    network = np.where(on.nodes > 2, on.channel_rate, on.node_rate)
+    deep = nccl.NVLS_TREE_SHARE * np.minimum(on.node_rate, 2 * on.channel_rate)
+    network = np.where((on.nodes > 2) & ~sharp, deep, on.node_rate)
     transfer = np.maximum(tensor_bytes * volume / rate, np.where(on.multi, sent / network, 0.0))
 
     hops = np.where(sharp, np.minimum(on.hops, 1.0), on.hops)

@@ -6,7 +6,7 @@ from flopcast.collectives import nccl
 from flopcast.collectives.constants import DEFAULT, Constants
 from flopcast.collectives.cost import RING, SIMPLE, Candidate, Cost, Floats, checked_bytes, evaluate
 from flopcast.collectives.group import Fabric, FloatArray, Group
-from flopcast.collectives.links import links
+from flopcast.collectives.links import Links, links
 from flopcast.collectives.volume import split
 
 
@@ -15,7 +15,7 @@ def cost(tensor_bytes: FloatArray, group: Group, fabric: Fabric, constants: Cons
 
     For the stages of a pipeline give ``Group(size=2, ranks_per_node=1, groups_per_node=<pairs that speak at once>)``,
     or ``ranks_per_node=2`` where both sit in one node. A larger group is a ring of neighbours (nccl-tests'
-    sendrecv): as slow as its crossing between nodes.
+    sendrecv): as slow as its crossing between nodes, and the more ranks it has the fewer channels NCCL gives to each.
     """
     return evaluate(_candidates, tensor_bytes, group, fabric, constants)
 
@@ -26,11 +26,19 @@ def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
     return split(np.where(alone, 0.0, checked_bytes(tensor_bytes)), group)
 
 
+def _channels_rate(on: Links, fabric: Fabric) -> Floats:
+    """Bytes/s that the channels of one send between nodes carry."""
+    channels = np.where(on.ranks > nccl.SEND_CHANNELS_RANKS, 1, nccl.SEND_CHANNELS)
+    nics = np.asarray(fabric.nics_per_node) / np.asarray(fabric.gpus_per_node)
+    return np.asarray(nccl.SEND_CHANNEL_BYTES_PER_S * np.maximum(channels, np.ceil(nics)))
+
+
 def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
     on = links(group, fabric, constants)
     # One rank of each group crosses between nodes, by its own NICs.
     inside = tensor_bytes / (on.bus * constants.copy_share) + nccl.RING_NVLINK_STEP_S[SIMPLE]
     network = nccl.RING_NETWORK_STEP_S[SIMPLE] + on.crossing_s
-    between = tensor_bytes / (on.own_rate * constants.point_to_point_share) + network
+    rate = np.minimum(on.own_rate * constants.point_to_point_share, _channels_rate(on, fabric))
+    between = tensor_bytes / rate + network
     time = on.launch_s + on.base_s + np.where(on.multi, between, inside)
     return [Candidate(RING, SIMPLE, np.asarray(time), tensor_bytes)]

@@ -18,7 +18,8 @@ def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidat
     """The three protocols of NCCL's tree, for groups of several nodes.
 
     T = launch + base + 2 [(g-1) a_node + log2(N) a_network] + max(2 S / B_tree, S_node / B_NIC) + fill:
-    up the tree and down again, every GPU passing S on twice over its links, every node sending S_node.
+    up the tree and down again, every GPU passing S on twice over its links, every node sending S_node. The chain of
+    GPUs in a node has to fill under LL128 as under Simple, which tells in racks of 72.
     """
     sent = node_volume(tensor_bytes, on)
     inside = 2 * tensor_bytes / on.tree_bus
@@ -33,12 +34,16 @@ def tree(tensor_bytes: Floats, on: Links, constants: Constants) -> list[Candidat
         network = (nccl.TREE_NETWORK_STEP_S[protocol] + on.crossing_s) * network_share
         return np.asarray(2 * ((on.ranks_per_node - 1) * nccl.TREE_NVLINK_STEP_S[protocol] + on.hops * network))
 
+    def filled(protocol: int, transfer: Floats) -> Floats:
+        path = latency(protocol, constants.network_fill_share) + on.base_s
+        return (
+            latency(protocol) + transfer + fill(transfer, path, constants.tree_fill_chunks, constants.tree_fill_limit)
+        )
+
     based = on.launch_s + on.base_s
-    path = latency(SIMPLE, constants.network_fill_share) + on.base_s
-    filling = fill(transfer, path, constants.tree_fill_chunks, constants.tree_fill_limit)
     times = {
         LL: on.launch_s + latency(LL) + ll,
-        LL128: np.where(on.ll128, based + latency(LL128) + ll128, np.inf),
-        SIMPLE: based + latency(SIMPLE) + transfer + filling,
+        LL128: np.where(on.ll128, based + filled(LL128, ll128), np.inf),
+        SIMPLE: based + filled(SIMPLE, transfer),
     }
     return [Candidate(TREE, protocol, np.where(on.multi, time, np.inf), sent) for protocol, time in times.items()]

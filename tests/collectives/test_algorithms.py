@@ -21,6 +21,7 @@ A100 = Fabric(architecture_code("ampere"), 300e9, True, 8, 25e9, fabric_code("in
 A100_4HDR = replace(A100, nics_per_node=4)
 A100_4EDR = replace(A100, nics_per_node=4, nic_bytes_per_s=12.5e9)
 H100 = Fabric(architecture_code("hopper"), 450e9, True, 8, 50e9, fabric_code("infiniband"), 8)
+B200 = Fabric(architecture_code("blackwell"), 900e9, True, 8, 50e9, fabric_code("infiniband"), 8)
 # NCCL's own figures know nothing of our corrections.
 PLAIN = replace(DEFAULT, launch_s=1e-30, protocol_base_s=1e-30, hop_infiniband_s=1e-30)
 
@@ -124,6 +125,66 @@ def test_a_ring_beats_the_tree_where_every_gpu_has_its_nic() -> None:
     assert ALGORITHMS[int(found.algorithm)] == "ring"
     tree_only = COLLECTIVES["all_reduce"].cost(64 * GIB, Group(16, 8), A100, algorithm="tree")
     assert 64 * GIB / float(tree_only.time_s) == pytest.approx(8 * 23.6e9 / 2, rel=5e-3)
+
+
+@pytest.mark.parametrize(("nodes", "each"), [(2, 42.8e9), (4, 24e9), (64, 24e9)])
+def test_a_tree_of_blackwell_nodes_has_eight_channels(nodes: int, each: float) -> None:
+    """search.cc keeps eight channels of 48 GB/s single; tuning.cc has what one reaches, both ways together.
+
+    Forced trees on B200 with eight NICs of 400 Gbit/s are published at 180 GB/s over two nodes and at 98 over four to
+    64 (together-nccl-tests, 2026), within 5 % of it.
+    """
+    all_reduce, size = COLLECTIVES["all_reduce"], 256 * GIB
+    forced = all_reduce.cost(size, Group(8 * nodes, 8), B200, algorithm="tree")
+    assert size / float(forced.time_s) == pytest.approx(8 * each / 2, rel=0.02)
+    # Left to itself NCCL takes a ring or the switches.
+    assert ALGORITHMS[int(all_reduce.cost(size, Group(8 * nodes, 8), B200).algorithm)] != "tree"
+
+
+def test_a_chain_of_72_gpus_fills_under_every_protocol() -> None:
+    racks = replace(B200, gpus_per_node=72, nics_per_node=72)
+    on = links(Group(1440, 72), racks, PLAIN)
+    size = np.array(64 * 2.0**20)
+    slowest = 2 * size / on.tree_bus
+    for protocol, share in ((LL128, 0.92 * PLAIN.ll128_share_hopper), (SIMPLE, 1.0)):
+        bare = latency(tree(np.array(1e-20), on, PLAIN), protocol) + float(slowest) / share
+        # Half of a limit that is as long as several passes down the chain, or of several transfers.
+        assert latency(tree(size, on, PLAIN), protocol) > 1.2 * bare
+
+
+def test_switches_of_the_network_reduce_for_nodes_without_nvls() -> None:
+    """CollNet: a node sends S to the network, at 0.85 of the NICs' rate from Hopper on (tuning.cc), on any number.
+
+    B200 with SHARP and without NVLS is published at 313 GB/s on 4 nodes and at 273 on 64 (together-nccl-tests, 2026).
+    """
+    sharp = replace(B200, sharp=True, nvswitch=False)
+    rates = []
+    for nodes in (4, 64):
+        found = COLLECTIVES["all_reduce"].cost(64 * GIB, Group(8 * nodes, 8), sharp)
+        assert ALGORITHMS[int(found.algorithm)] == "collnet"
+        rates.append(64 * GIB / float(found.time_s))
+    assert rates == pytest.approx([8 * 50e9 * DEFAULT.nic_share_infiniband * 0.85] * 2, rel=0.01)
+    # Eight GPUs that share four NICs reach two thirds of what those carry.
+    four = replace(sharp, nics_per_node=4)
+    found = COLLECTIVES["all_reduce"].cost(64 * GIB, Group(64, 8), four, algorithm="collnet")
+    assert 64 * GIB / float(found.time_s) == pytest.approx(rates[0] / 2 / 1.5, rel=0.01)
+    with pytest.raises(InputError, match="cannot run"):
+        COLLECTIVES["all_reduce"].cost(GIB, Group(64, 8), B200, algorithm="collnet")
+
+
+@pytest.mark.parametrize(("ranks", "rate"), [(16, 34e9), (32, 34e9), (64, 17e9), (512, 17e9)])
+def test_a_send_between_nodes_has_two_channels_and_one_in_large_groups(ranks: int, rate: float) -> None:
+    """paths.cc, 2.28; B200 is published at 34.1 GB/s on 2 and 4 nodes and at 17.2 on 8 to 64 (together-nccl-tests)."""
+
+    def reached(fabric: Fabric, size: float = 64 * GIB) -> float:
+        return size / float(COLLECTIVES["point_to_point"].cost(size, Group(ranks, 8), fabric).time_s)
+
+    assert reached(B200) == pytest.approx(rate, rel=0.01)
+    # A slower NIC is the limit itself, and of four for each GPU every one has a channel.
+    share = DEFAULT.nic_share_infiniband * DEFAULT.point_to_point_share
+    assert reached(replace(B200, nic_bytes_per_s=12.5e9)) == pytest.approx(12.5e9 * share, rel=0.01)
+    four = replace(B200, nics_per_node=32, nic_bytes_per_s=12.5e9)
+    assert reached(four) == pytest.approx(4 * 12.5e9 * share, rel=0.01)
 
 
 def test_forced_algorithm() -> None:
