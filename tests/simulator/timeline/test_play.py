@@ -263,6 +263,19 @@ def test_a_slow_link_slows_only_what_crosses_nodes() -> None:
     assert inside.step_s == inside.undisturbed_s
 
 
+def test_a_slow_link_slows_the_gathers_of_its_own_block_only() -> None:
+    """Four blocks of two nodes hold the parameters: node 5 is of the third."""
+    p, slow = plan("hsdp16", 64), Disturbance(slow_links={5: 0.5})
+    found = events(play(MODELS["plamo-13b"], CLUSTERS["abci-a"], p, slow))
+    gathers = found[(found.group == "nodes") & (found.collective == "all_gather")]
+    # The first of a step: nothing of another block has held them up.
+    first = gathers[gathers.name == "root.gather"].groupby("rank").first()
+    seconds = first.end_s - first.start_s
+    assert list(seconds.index) == [0, 32, 40]
+    assert seconds[32] == pytest.approx(2 * seconds[0])
+    assert seconds[40] == pytest.approx(2 * seconds[0])
+
+
 def test_a_slow_node_in_a_pipeline_holds_up_its_own_replica_and_then_all() -> None:
     p = plan("ddp", 64, pp=4, grad_accum=8)
     timeline = play(MODELS["llama-2-7b"], CLUSTERS["dgx-h100"], p, Disturbance({2: 0.7}))
