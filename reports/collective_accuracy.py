@@ -22,14 +22,17 @@ _DESCRIBED = "reports/measurements/collectives.md"
 # Mean errors are stated by size because latency, protocol switches and bandwidth are different things to get right.
 EDGES = (2**10, 2**18, 2**24, 2**29, np.inf)
 BINS = ("1 KiB - 256 KiB", "256 KiB - 16 MiB", "16 MiB - 512 MiB", "512 MiB and more")
+# By how much machines of one specification differ in published tables, least and most over four classes: A100, and H100
+# with H200, in one node and in two, all-reduce (A100 over two nodes from 16 MiB on only).
+TWINS = dict(zip(BINS, ((0.29, 1.04), (0.23, 0.43), (0.025, 0.27), (0.013, 0.018)), strict=True))
 
 
 @dataclass(frozen=True)
 class CollectiveAccuracy:
     """``rows``: series, collective, bytes, in_place, measured_s, predicted_s, error; ``skipped``: with the reason.
 
-    ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median size of the error, bias, and the
-    mean after each series' latency is fitted to its own smallest rows.
+    ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median size of the error, bias, the mean
+    after each series' latency is fitted to its own smallest rows, and by how much twin machines differ (``TWINS``).
     """
 
     rows: pd.DataFrame
@@ -91,11 +94,19 @@ def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
     """The error by size, from specifications and after each series' latency is calibrated; what is skipped and why."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("size of the tensor", no_wrap=True)
-    for heading in ("rows", "mean\n|error| %", "median\n%", "bias\n%", "calibrated\nmean %"):
+    for heading in (
+        "rows",
+        "mean\n|error| %",
+        "median\n%",
+        "bias\n%",
+        "calibrated\nmean %",
+        "twin machines\ndiffer by %",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in accuracy.bins.iterrows():
         shares = [f"{100 * row[column]:.1f}" for column in ("mean", "median", "bias", "calibrated_mean")]
-        table.add_row(str(name), str(int(row["rows"])), *shares)
+        twins = "-".join(f"{100 * row[column]:.3g}" for column in ("twins_least", "twins_most"))
+        table.add_row(str(name), str(int(row["rows"])), *shares, twins)
     yield table
     for reason, number in accuracy.reasons.items():
         yield Text(f"skipped {number}: {reason}")
@@ -114,5 +125,8 @@ def _by_size(rows: pd.DataFrame) -> pd.DataFrame:
             "median": groups["size"].median(),
             "bias": groups["error"].mean(),
             "calibrated_mean": groups["calibrated"].mean(),
-        }
+            "twins_least": pd.Series({name: least for name, (least, _) in TWINS.items()}),
+            "twins_most": pd.Series({name: most for name, (_, most) in TWINS.items()}),
+        },
+        index=groups.size().index,
     )

@@ -10,7 +10,7 @@ from flopcast import InputError
 from flopcast.reports.collective_accuracy import BINS, PUBLISHED_COLLECTIVES, collective_accuracy
 
 # Mean |error| may not rise above these: what the committed constants reach, and half a point.
-STORED = (0.159, 0.194, 0.114, 0.047)
+STORED = (0.158, 0.189, 0.112, 0.044)
 
 
 def test_every_published_row_is_forecast_and_no_bin_got_worse() -> None:
@@ -20,6 +20,8 @@ def test_every_published_row_is_forecast_and_no_bin_got_worse() -> None:
     assert list(result.bins.index) == list(BINS)
     for name, most in zip(BINS, STORED, strict=True):
         assert result.bins.loc[name, "mean"] <= most, name
+    # Beside it stands what no forecast from a specification can know.
+    assert result.bins.loc[BINS[3], ["twins_least", "twins_most"]].tolist() == [0.013, 0.018]
     scored = result.rows[(result.rows["in_place"] == 0) & (result.rows["bytes"] >= 2**29)]
     assert result.bins.loc[BINS[3], "mean"] == pytest.approx(np.mean(np.abs(scored["error"])))
 
