@@ -123,14 +123,13 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
 def _tree_channels(usable: Floats, line_bytes_per_s: Floats, architecture: NDArray[np.int64]) -> Floats:
     """Channels of a tree across nodes: one for each of the NICs, two for each of fast ones (ncclTopoDupChannels).
 
-    Where NVLink carries more than four of them at the NICs' full rate they stay single, which the search finds on
-    Blackwell: eight, and with many nodes half of what a ring moves.
+    On Blackwell NVLink carries eight of them at 50 GB/s each, and eight stay eight: with many nodes half of what a ring
+    moves.
     """
-    fast = line_bytes_per_s > nccl.DOUBLED_BYTES_PER_S
-    many = (usable > nccl.FEW_CHANNELS) & (line_bytes_per_s <= nccl.CHANNEL_BYTES_PER_S)
-    single = many & (architecture == _BLACKWELL)
-    most = np.where(fast & single, nccl.NODE_CHANNELS, 2 * nccl.NODE_CHANNELS)
-    return np.asarray(np.minimum(np.maximum(usable, 1) * np.where(fast & ~single, 2, 1), most))
+    doubled = np.where(line_bytes_per_s > nccl.DOUBLED_BYTES_PER_S, 2, 1)
+    single = (architecture == _BLACKWELL) & (line_bytes_per_s <= nccl.CHANNEL_BYTES_PER_S)
+    most = np.where(single, nccl.NODE_CHANNELS, 2 * nccl.NODE_CHANNELS)
+    return np.asarray(np.minimum(np.maximum(usable, 1) * doubled, most))
 
 
 def _is_hopper(architecture: NDArray[np.int64]) -> NDArray[np.bool_]:

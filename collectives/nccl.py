@@ -35,10 +35,9 @@ TREE_SHARE = 0.92 * np.array([1.0, 1.0, 0.85, 0.85, 1.0])
 TREE_CHANNEL_BYTES_PER_S = np.array(
     [[18.5e9, 10e9], [23.6e9, 17.8e9], [np.inf, np.inf], [42.8e9, 24e9], [np.inf, np.inf]]
 )
-# Channels at more than this are built twice, at half the rate each, but not more than four of at most 50 GB/s from
-# Hopper on (search.cc, ncclTopoDupChannels).
+# Channels at more than this are built twice, at half the rate each, but from Hopper on no more than four of at most 50
+# GB/s (search.cc, ncclTopoDupChannels).
 DOUBLED_BYTES_PER_S = 26e9
-FEW_CHANNELS = 4
 # What a GPU's own PCIe slot carries, as NCCL counts it (topo.h: 12 GB/s for generation 3 x16): a rank's network traffic
 # passes it, however many NICs its node has. B300 boards have generation 6. Order of ARCHITECTURES.
 SLOT_BYTES_PER_S = np.array([12e9, 24e9, 48e9, 96e9, np.inf])

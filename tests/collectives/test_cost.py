@@ -70,6 +70,16 @@ def test_more_bandwidth_is_never_slower(
     ) * (1 + 1e-12)
 
 
+@given(names, sizes, st.integers(1, 64), places())
+@settings(max_examples=200, deadline=None)
+def test_more_nics_are_never_slower(name: str, size: float, more: int, place: tuple[Group, Fabric]) -> None:
+    group, fabric = place
+    richer = replace(fabric, nics_per_node=int(fabric.nics_per_node) + more)
+    assert float(COLLECTIVES[name].cost(size, group, richer).time_s) <= float(
+        COLLECTIVES[name].cost(size, group, fabric).time_s
+    ) * (1 + 1e-12)
+
+
 @given(names, sizes, places())
 @settings(max_examples=100, deadline=None)
 def test_bytes_are_conserved_across_tiers(name: str, size: float, place: tuple[Group, Fabric]) -> None:
