@@ -152,6 +152,29 @@ def test_a_chain_of_72_gpus_fills_under_every_protocol() -> None:
         assert latency(tree(size, on, PLAIN), protocol) > 1.2 * bare
 
 
+def test_a_deep_nvls_tree_loses_to_the_ring_of_eight_nics_and_wins_in_racks() -> None:
+    """A node sends 2 S over its NICs, at 0.92 of their rate; racks use sixteen of them where a ring uses eight.
+
+    Forced over 4 nodes of B200: 149 to 181 GB/s, their rings 161 to 201 (together-nccl-tests, 2026).
+    """
+    all_reduce, size = COLLECTIVES["all_reduce"], 256 * GIB
+    nic = 50e9 * DEFAULT.nic_share_infiniband
+    forced = all_reduce.cost(size, Group(32, 8), B200, algorithm="nvls-tree")
+    assert size / float(forced.time_s) == pytest.approx(0.92 * 8 * nic / 2, rel=0.01)
+    assert ALGORITHMS[int(all_reduce.cost(size, Group(32, 8), B200).algorithm)] == "ring"
+    racks = replace(B200, gpus_per_node=64, nics_per_node=64)
+    found = all_reduce.cost(size, Group(192, 64), racks)
+    assert ALGORITHMS[int(found.algorithm)] == "nvls-tree"
+    assert size / float(found.time_s) == pytest.approx(0.92 * 16 * nic / 2, rel=0.01)
+
+
+def test_collnet_cannot_pass_a_node_s_links() -> None:
+    slow = replace(B200, sharp=True, nvswitch=False, nvlink_bytes_per_s=100e9)
+    found = COLLECTIVES["all_reduce"].cost(64 * GIB, Group(32, 8), slow, algorithm="collnet")
+    on = links(Group(32, 8), slow, DEFAULT)
+    assert 64 * GIB * 2 * 7 / 8 / float(found.time_s) == pytest.approx(float(on.bus), rel=0.01)
+
+
 def test_switches_of_the_network_reduce_for_nodes_without_nvls() -> None:
     """CollNet: a node sends S to the network, at 0.85 of the NICs' rate from Hopper on (tuning.cc), on any number.
 
