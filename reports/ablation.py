@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.global_fit import RunSet, fit, leave_one_out, mean_of_medians
-from flopcast.reports.runs import Run, read_runs
+from flopcast.reports.runs import PUBLISHED_RUNS, Run, read_runs
 from flopcast.simulator.plan import Plan
 
 

@@ -11,10 +11,8 @@ from flopcast.reports.global_fit import RunSet
 from flopcast.reports.memory_accuracy import MemoryAccuracy, memory_accuracy
 from flopcast.reports.memory_rows import MemoryRows
 from flopcast.reports.null_model import NullModel
-from flopcast.reports.runs import read_runs
+from flopcast.reports.runs import PUBLISHED_RUNS, published_runs, read_runs
 from flopcast.simulator.band import band
-
-PUBLISHED_RUNS = Path(__file__).parent / "measurements" / "training_runs.csv"
 
 NUMBERS = ("measured_step_s", "predicted_step_s", "low_s", "high_s", "null_step_s", "error")
 COLUMNS = ["id", "source", "gpu", "framework", *NUMBERS, "assumed", "doubts"]
@@ -67,12 +65,12 @@ def accuracy(path: Path = PUBLISHED_RUNS) -> Accuracy:
 
     The null model of the published runs is fitted to them; that of another table too, not to its own rows.
     """
-    runs = read_runs(path)
+    own = path.resolve() == PUBLISHED_RUNS.resolve()
+    runs = published_runs() if own else read_runs(path)
     kept = [run for run in runs if not run.skipped]
     rows, null_model = _no_rows(), ""
     if kept:
-        own = path.resolve() == PUBLISHED_RUNS.resolve()
-        null = NullModel.of(kept if own else [run for run in read_runs(PUBLISHED_RUNS) if not run.skipped])
+        null = NullModel.of([run for run in published_runs() if not run.skipped])
         rows, null_model = _rows(RunSet.of(kept), null), _said(own, null.borrowed(kept))
     skipped = pd.DataFrame(
         [{"id": run.id, "source": run.source, "skipped": run.skipped} for run in runs if run.skipped],

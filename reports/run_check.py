@@ -13,7 +13,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.accuracy import PUBLISHED_RUNS as PUBLISHED_RUNS
 from flopcast.reports.run_shards import zero_stage
 from flopcast.reports.run_words import width_in
 from flopcast.reports.runs import NEEDED, Run, read_runs

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flopcast.simulator.forecast import check
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Plans
 
+PUBLISHED_RUNS = Path(__file__).parent / "measurements" / "training_runs.csv"
 # Passes of a step where a table states a rate and neither the passes nor the batch.
 ASSUMED_PASSES = 8
 # Rates that tables state in place of a step's seconds: of each GPU, or of the whole job.
@@ -67,6 +69,12 @@ def read_runs(path: Path) -> list[Run]:
     """Every row of a CSV with the columns of the published runs, in order; InputError for a file that is not one."""
     table = read_table(path, NEEDED, "reports/measurements/training_runs.md")
     return [express(cells) for cells in table.to_dict("records")]
+
+
+@cache
+def published_runs() -> tuple[Run, ...]:
+    """Every row of the published table, read once: it takes seconds, and whoever asks again gets the same runs."""
+    return tuple(read_runs(PUBLISHED_RUNS))
 
 
 def express(cells: dict[Any, Any]) -> Run:

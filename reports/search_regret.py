@@ -13,9 +13,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from flopcast.errors import InputError
-from flopcast.reports.accuracy import PUBLISHED_RUNS as PUBLISHED_RUNS
 from flopcast.reports.global_fit import RunSet
-from flopcast.reports.runs import Run, read_runs
+from flopcast.reports.runs import PUBLISHED_RUNS, Run, read_runs
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def memory(
     ``stage``, whose ``operations`` are given then.
     """
     parts = units(model, plans, stage)
-    sharded = total(u.count * u.sharded_elements(plans, plans.optimizer_shard) for u in parts)
+    sharded = total(u.count * u.sharded_elements(plans.optimizer_shard) for u in parts)
     update = habit("update_bytes", plans.engine) * (plans.state_bytes > 0) * sharded
     held = activations(model, operations, plans, stage)
     moments = _moments(model, plans, parts, held)
@@ -117,11 +117,11 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     layers = [unit for unit in parts if unit.section == "layer"]
     roots = [unit for unit in parts if unit.section != "layer"]
     layer = largest(_layer_elements(layers, plans))
-    gathered_layer = layer * np.where(layers[0].gathered_in_8_bits(plans), 0.5, 1.0)
-    root = total(unit.count * unit.padded_elements(plans, o) for unit in roots)
-    whole = total(unit.count * unit.padded_elements(plans, o) for unit in parts)
-    gradients = width * total(unit.count * unit.sharded_elements(plans, g) for unit in parts)
-    kept_bytes = total(unit.count * unit.gather_bytes(plans, o) / unit.ways(plans, p) for unit in parts)
+    gathered_layer = layer * np.where(layers[0].gathered_in_8_bits, 0.5, 1.0)
+    root = total(unit.count * unit.padded_elements(o) for unit in roots)
+    whole = total(unit.count * unit.padded_elements(o) for unit in parts)
+    gradients = width * total(unit.count * unit.sharded_elements(g) for unit in parts)
+    kept_bytes = total(unit.count * unit.gather_bytes(o) / unit.ways(p) for unit in parts)
     share_of_layer = layer / whole
     head = held.is_last * head_gradient_bytes(model, plans)
     sharded, in_node, replicated = p > 1, (p > 1) & (p < o), p == 1
@@ -130,7 +130,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
     kept = pipeline | (accumulates & (plans.gradient_shard > 1))
 
-    shards = 2.0 * static * total(unit.count * unit.sharded_elements(plans, p) for unit in parts)
+    shards = 2.0 * static * total(unit.count * unit.sharded_elements(p) for unit in parts)
     live = np.minimum(whole, habit("live_elements", plans.engine))
 
     def gathered(elements: Array) -> Array:
@@ -196,5 +196,5 @@ def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array
     by_kind: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
     for unit in units_of_layers:
         kind = unit.name.partition(".")[0]
-        by_kind[kind] = by_kind[kind] + unit.padded_elements(plans, plans.optimizer_shard)
+        by_kind[kind] = by_kind[kind] + unit.padded_elements(plans.optimizer_shard)
     return list(by_kind.values())

@@ -37,7 +37,7 @@ from flopcast.simulator.operation import (
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.recompute import checkpoint, expand, selectively
 from flopcast.simulator.sends import send_operations
-from flopcast.simulator.sharding import Unit, layers_by_kind, units
+from flopcast.simulator.sharding import IntArray, Unit, layers_by_kind, units
 
 # Cross-entropy, bytes per logit where its passes are compiled into one; engines say what theirs move (engines.py).
 LOSS_FUSED = (Pass(4, 2), Pass(6, 2))
@@ -79,9 +79,9 @@ def step_operations(
         operations += expand(f"{section}.{piece.name}", section, piece, here, plans)
     parts = units(model, plans, stage)
     for unit in parts:
-        operations += _gathers(unit, plans, gpus_per_node)
-        operations += _reductions(unit, plans, gpus_per_node)
-        operations += _update(unit, plans, gpus_per_node)
+        operations += _gathers(unit, gpus_per_node)
+        operations += _reductions(unit, gpus_per_node)
+        operations += _update(unit, gpus_per_node)
     operations += _shared_gradients(parts, plans, gpus_per_node)
     operations += send_operations(load, stage)
     operations += _gradient_norm(plans, gpus_per_node)
@@ -115,79 +115,75 @@ def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation
     return [*(("embedding", piece) for piece in lookup), *(("head", piece) for piece in head)]
 
 
-def _gathers(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+def _gathers(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
     """All-gathers of parameters: from the master shard once a step, or from the working copy in every pass.
 
     parameter shard p, optimizer shard o. p = o > 1 (zero3, hsdp): over p, forward and backward of every micro-batch.
     1 < p < o (zero3-node): the first forward over o, every other pass over p, padded as for o. p = 1 < o (zero1,
     zero2): once over o. All are counted among the ranks that hold the unit's parameters.
     """
-    p, o = unit.ways(plans, plans.parameter_shard), unit.ways(plans, plans.optimizer_shard)
+    plans = unit.plans
+    p, o = unit.ways(plans.parameter_shard), unit.ways(plans.optimizer_shard)
     once = o > p
-    yield from _gather(unit, plans, o, gpus_per_node, "forward", "first", once)
-    yield from _gather(unit, plans, p, gpus_per_node, "forward", "every", (p > 1) & ~once)
-    yield from _gather(unit, plans, p, gpus_per_node, "forward", "later", (p > 1) & once)
-    yield from _gather(unit, plans, p, gpus_per_node, "backward", "every", p > 1)
-
-
-def _gather(
-    unit: Unit,
-    plans: Plans,
-    shard: NDArray[np.int64],
-    gpus_per_node: NDArray[np.int64],
-    phase: Phase,
-    when: When,
-    present: NDArray[np.bool_],
-) -> Iterator[Operation]:
-    count = unit.count * present
-    group = placement.group(shard, unit.stride(plans), gpus_per_node, plans.num_gpus)
     # The node's copy is cut from what was gathered over the optimizer's shards, and keeps its padding.
-    bytes_ = unit.gather_bytes(plans, plans.optimizer_shard).astype(np.float64)
-    work = Collective("all_gather", bytes_, group, unit.group_name(plans, shard), "gather")
+    tensor_bytes = unit.gather_bytes(plans.optimizer_shard).astype(np.float64)
+    elements = unit.padded_elements(plans.optimizer_shard).astype(np.float64)
+    occasions: list[tuple[IntArray, Phase, When, NDArray[np.bool_]]] = [
+        (o, "forward", "first", once),
+        (p, "forward", "every", (p > 1) & ~once),
+        (p, "forward", "later", (p > 1) & once),
+        (p, "backward", "every", p > 1),
+    ]
     nothing = plans.zeros
-    kernels = plans.zeros + GATHER_KERNELS
-    yield Operation(f"{unit.name}.gather", unit.section, phase, when, count, kernels, work, nothing, nothing)
-    quantised = count * (plans.gather_bits == 4)
-    elements = unit.padded_elements(plans, plans.optimizer_shard).astype(np.float64)
-    # What is gathered in the node was quantised when it was gathered over all.
-    fresh = np.where(shard == unit.ways(plans, plans.optimizer_shard), nf4.quantise_bytes(elements / shard), 0.0)
-    restore = Pointwise(fresh + nf4.dequantise_bytes(elements), counted=True)
-    launches = nothing + 2.0
-    name = f"{unit.name}.dequantise"
-    yield Operation(name, unit.section, phase, when, quantised, launches, restore, nothing, nothing)
+    for shard, phase, when, present in occasions:
+        if not np.any(present):
+            continue
+        count = unit.count * present
+        group = placement.group(shard, unit.stride, gpus_per_node, plans.num_gpus)
+        work = Collective("all_gather", tensor_bytes, group, unit.group_name(shard), "gather")
+        launches = nothing + GATHER_KERNELS
+        yield Operation(f"{unit.name}.gather", unit.section, phase, when, count, launches, work, nothing, nothing)
+        quantised = count * (plans.gather_bits == 4)
+        if not np.any(quantised):
+            continue
+        # What is gathered in the node was quantised when it was gathered over all.
+        fresh = np.where(shard == o, nf4.quantise_bytes(elements / shard), 0.0)
+        restore = Pointwise(fresh + nf4.dequantise_bytes(elements), counted=True)
+        name = f"{unit.name}.dequantise"
+        yield Operation(name, unit.section, phase, when, quantised, nothing + 2.0, restore, nothing, nothing)
 
 
-def _reductions(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+def _reductions(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
     """Gradient reductions: to the gradient shard every micro-batch, to the optimizer shard and the replicas once.
 
     gradient shard g, optimizer shard o, W ranks: g > 1 reduce-scatters over g after every backward; what is still
     missing (g = 1: over o; 1 < g < o: over o/g of 1/g) and the all-reduce over the W/o replicas follow the last.
     All are counted among the ranks that hold the unit's parameters.
     """
-    g, o = unit.ways(plans, plans.gradient_shard), unit.ways(plans, plans.optimizer_shard)
-    world, stride = unit.ranks(plans), unit.stride(plans)
+    plans = unit.plans
+    g, o = unit.ways(plans.gradient_shard), unit.ways(plans.optimizer_shard)
+    world, stride = unit.ranks, unit.stride
     element_bytes = plans.gradient_bits / 8
 
     def among(size: NDArray[np.int64], apart: NDArray[np.int64] | int = 1) -> Group:
         return placement.group(size, stride * apart, gpus_per_node, plans.num_gpus)
 
-    padded = unit.padded_elements(plans, plans.gradient_shard) * element_bytes
-    name = unit.group_name(plans, g)
-    yield from _reduction(unit, plans, "reduce_scatter", "every", padded, among(g), name, g > 1)
-    once = unit.padded_elements(plans, plans.optimizer_shard) * element_bytes
-    name = unit.group_name(plans, o)
-    yield from _reduction(unit, plans, "reduce_scatter", "last", once, among(o), name, (g == 1) & (o > 1))
+    padded = unit.padded_elements(plans.gradient_shard) * element_bytes
+    name = unit.group_name(g)
+    yield from _reduction(unit, "reduce_scatter", "every", padded, among(g), name, g > 1)
+    once = unit.padded_elements(plans.optimizer_shard) * element_bytes
+    name = unit.group_name(o)
+    yield from _reduction(unit, "reduce_scatter", "last", once, among(o), name, (g == 1) & (o > 1))
     second = among(o // g, g)
-    yield from _reduction(unit, plans, "reduce_scatter", "last", padded / g, second, "across-nodes", (g > 1) & (g < o))
-    exact = unit.elements(plans) * element_bytes
+    yield from _reduction(unit, "reduce_scatter", "last", padded / g, second, "across-nodes", (g > 1) & (g < o))
+    exact = unit.elements * element_bytes
     replicated = np.where(o > 1, once / o, exact)
-    names = np.where(o > 1, "across-nodes", unit.group_name(plans, world))
-    yield from _reduction(unit, plans, "all_reduce", "last", replicated, among(world // o, o), names, o < world)
+    names = np.where(o > 1, "across-nodes", unit.group_name(world))
+    yield from _reduction(unit, "all_reduce", "last", replicated, among(world // o, o), names, o < world)
 
 
 def _reduction(
     unit: Unit,
-    plans: Plans,
     collective: Literal["reduce_scatter", "all_reduce"],
     when: When,
     unit_bytes: Array,
@@ -196,10 +192,13 @@ def _reduction(
     present: NDArray[np.bool_],
 ) -> Iterator[Operation]:
     """One call per unit, or per bucket where replicated gradients are all-reduced or a bucket holds several units."""
+    if not np.any(present):
+        return
+    plans = unit.plans
     total = unit.count * unit_bytes
     bucket = plans.bucket_bytes if collective == "all_reduce" else np.maximum(plans.bucket_bytes, unit_bytes)
     buckets = np.maximum(np.ceil(total / bucket - 1e-9), (total > 0) * 1.0)
-    gathered = unit.ways(plans, plans.parameter_shard) > 1
+    gathered = unit.ways(plans.parameter_shard) > 1
     calls = np.where(gathered, unit.count, buckets) * present
     tensor_bytes = np.where(calls > 0, total, 0.0) / np.where(calls > 0, calls, 1.0)
     work = Collective(collective, tensor_bytes, group, group_name, "reduce")
@@ -209,9 +208,10 @@ def _reduction(
     yield Operation(name, unit.section, "backward", when, calls, kernels, work, nothing, nothing)
 
 
-def _update(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+def _update(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation]:
+    plans = unit.plans
     nothing = plans.zeros
-    local = unit.elements(plans) / unit.ways(plans, plans.optimizer_shard)
+    local = unit.elements / unit.ways(plans.optimizer_shard)
 
     def state(
         name: str, phase: Phase, when: When, bytes_: Array, present: NDArray[np.bool_], kernels: float
@@ -229,20 +229,21 @@ def _update(unit: Unit, plans: Plans, gpus_per_node: NDArray[np.int64]) -> Itera
             nothing,
         )
 
-    yield _slices(unit, plans)
-    yield _host_update(unit, plans, local, gpus_per_node)
+    yield _slices(unit)
+    yield _host_update(unit, local, gpus_per_node)
     everywhere, on_device = plans.zeros == 0, plans.state_bytes > 0
     yield state("optimizer", "step", "step", local * OPTIMIZER_BYTES_PER_PARAMETER, on_device, 4.0)
     yield state("clip", "step", "step", local * CLIP_BYTES_PER_PARAMETER, everywhere, 2.0)
     # Replicated gradients are added to the accumulator in its own width: read both, write one.
-    added = unit.elements(plans) * (2 + plans.gradient_bits / 4)
-    replicated = (unit.ways(plans, plans.gradient_shard) == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
+    added = unit.elements * (2 + plans.gradient_bits / 4)
+    replicated = (unit.ways(plans.gradient_shard) == 1) & ((plans.grad_accum > 1) | (plans.gradient_bits == 32))
     apart = replicated & ~has_habit("accumulates_in_products", plans.engine)
     yield state("accumulate", "backward", "every", added, apart, 4.0)
 
 
-def _host_update(unit: Unit, plans: Plans, local: Array, gpus_per_node: NDArray[np.int64]) -> Operation:
+def _host_update(unit: Unit, local: Array, gpus_per_node: NDArray[np.int64]) -> Operation:
     """Where the states lie on the host: its memory serves every GPU of the node (ZeRO-Offload, arXiv:2101.06840)."""
+    plans = unit.plans
     sharing = np.minimum(plans.num_gpus, gpus_per_node)
     work = HostUpdate(local * OPTIMIZER_BYTES_PER_PARAMETER * sharing, local * HOST_LINK_BYTES_PER_PARAMETER)
     nothing = plans.zeros
@@ -250,9 +251,10 @@ def _host_update(unit: Unit, plans: Plans, local: Array, gpus_per_node: NDArray[
     return Operation(f"{unit.name}.host_optimizer", "state", "step", "step", count, nothing, work, nothing, nothing)
 
 
-def _slices(unit: Unit, plans: Plans) -> Operation:
+def _slices(unit: Unit) -> Operation:
     """Where replicated parameters are updated in slices: of every tensor one copy per rank, of its gradients too."""
-    shard = unit.ways(plans, plans.optimizer_shard)
+    plans = unit.plans
+    shard = unit.ways(plans.optimizer_shard)
     present = plans.sliced_update & (shard > 1) & (plans.parameter_shard == 1)
     tensors = {FUSED_TENSORS.get(tensor.name, tensor.name) for tensor in unit.tensors}
     copies = SmallCopies(2.0 * len(tensors) * shard.astype(np.float64))
@@ -265,7 +267,7 @@ def _shared_gradients(parts: Sequence[Unit], plans: Plans, gpus_per_node: NDArra
     """Gradients of which each tensor-parallel rank computed a share: one fp32 all-reduce after the last backward."""
     bytes_ = plans.zeros
     for unit in parts:
-        bytes_ = bytes_ + 4.0 * unit.count * unit.shared_gradient_elements(plans)
+        bytes_ = bytes_ + 4.0 * unit.count * unit.shared_gradient_elements
     group = placement.group(plans.tp, np.ones_like(plans.tp), gpus_per_node, plans.num_gpus)
     work = Collective("all_reduce", bytes_, group, "tp", "norm")
     nothing = plans.zeros

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from flopcast.reports.accuracy import PUBLISHED_RUNS
-from flopcast.reports.runs import NEEDED
+from flopcast.reports.runs import NEEDED, PUBLISHED_RUNS
 from flopcast.reports.table_file import read_table
 
 

@@ -1,13 +1,11 @@
 """The published runs most like a plan, each forecast from its own specification: how far to trust this one."""
 
 import math
-from pathlib import Path
 
 import pandas as pd
 
-from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.global_fit import RunSet
-from flopcast.reports.runs import Run, read_runs
+from flopcast.reports.runs import Run, published_runs
 from flopcast.simulator.band import band
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row
@@ -20,15 +18,13 @@ COLUMNS = (
 )
 
 
-def nearest_runs(
-    model: Model, cluster: Cluster, row: Row, number: int = 10, path: Path = PUBLISHED_RUNS
-) -> pd.DataFrame:
-    """The ``number`` nearest runs of a table, nearest first, at most three of one source.
+def nearest_runs(model: Model, cluster: Cluster, row: Row, number: int = 10) -> pd.DataFrame:
+    """The ``number`` nearest published runs, nearest first, at most three of one source.
 
     Near is: the same GPU, then its family; as many parameters and GPUs; split the same way. Columns: id, source,
     model, num_parameters, gpu, num_gpus, strategy, measured_s, predicted_s, ratio (predicted over measured), in_band.
     """
-    runs = [run for run in read_runs(path) if not run.skipped]
+    runs = [run for run in published_runs() if not run.skipped]
     kept: list[Run] = []
     for run in sorted(runs, key=lambda run: _distance(run, model, cluster, row)):
         if sum(other.source == run.source for other in kept) < MOST_OF_ONE_SOURCE:

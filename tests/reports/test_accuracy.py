@@ -11,12 +11,12 @@ import pytest
 
 from flopcast import InputError
 from flopcast.cli import main
-from flopcast.reports.accuracy import PUBLISHED_RUNS, Accuracy, accuracy
+from flopcast.reports.accuracy import Accuracy, accuracy
 from flopcast.reports.accuracy_table import render, render_constants
 from flopcast.reports.figures.accuracy import accuracy_figure
 from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
 from flopcast.reports.null_model import NullModel
-from flopcast.reports.runs import express, read_runs
+from flopcast.reports.runs import express, published_runs, read_runs
 from flopcast.reports.search_regret import regret
 from flopcast.simulator.band import residual_quantiles
 from flopcast.simulator.constants import FILE, default_constants, entries
@@ -124,7 +124,7 @@ def test_the_null_model_of_a_users_table_has_not_seen_its_rows(tmp_path: Path) -
     assert found.rows["null_step_s"][0] == pytest.approx(null_step_s[published_row["id"]])
     assert found.null_model.endswith("; of mi300x bf16, which they lack, that of all bf16.")
     # The 16-bit efficiencies of the published runs, from their own null model: ideal time over its time, by source.
-    runs = RunSet.of([run for run in read_runs(PUBLISHED_RUNS) if run.plan and run.plan.precision == "bf16"]).runs
+    runs = RunSet.of([run for run in published_runs() if run.plan and run.plan.precision == "bf16"]).runs
     unit = NullModel({"all": 1.0}).step_s(runs) / [run.measured_step_s for run in runs]
     medians = pd.Series(unit).groupby([run.source for run in runs]).median()
     mine = NullModel({"all": 1.0}).step_s([express(new)])[0]

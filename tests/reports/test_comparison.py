@@ -10,13 +10,12 @@ from builders import cluster, plan, small_model
 from rich.console import Console
 
 from flopcast import Request, compare, load_cluster, load_model
-from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.comparison import FITTED, as_json, assumptions, render
 from flopcast.reports.document.numbers import digits
 from flopcast.reports.document.recommendation import in_words
 from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
-from flopcast.reports.runs import read_runs
+from flopcast.reports.runs import published_runs
 from flopcast.simulator.calibrated import Calibrated
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.forecast import best_of, forecast
@@ -25,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_gpu_of_a_generation_without_runs_is_said() -> None:
-    published = {run.cluster.gpu.architecture for run in read_runs(PUBLISHED_RUNS) if run.cluster}
+    published = {run.cluster.gpu.architecture for run in published_runs() if run.cluster}
     assert published == set(FITTED)
     for name, said in (
         ("mi300x", True),

@@ -9,7 +9,8 @@ import pytest
 from builders import RUN
 
 from flopcast.cli import main
-from flopcast.reports.run_check import PUBLISHED_RUNS, Checked, check_table
+from flopcast.reports.run_check import Checked, check_table
+from flopcast.reports.runs import PUBLISHED_RUNS
 
 ROW: dict[str, Any] = {
     **RUN,

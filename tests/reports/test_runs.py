@@ -7,9 +7,8 @@ import pytest
 from builders import RUN
 
 from flopcast import InputError
-from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.frameworks import framework_of
-from flopcast.reports.runs import Run, express, read_runs
+from flopcast.reports.runs import Run, express, published_runs, read_runs
 
 
 def changed(**cells: Any) -> Run:
@@ -314,7 +313,7 @@ def test_torchtitan_keeps_parameters_gathered_in_a_pipeline() -> None:
 
 
 def test_the_published_table_is_read_whole() -> None:
-    runs = read_runs(PUBLISHED_RUNS)
+    runs = published_runs()
     assert len(runs) == 1138
     refused = [run for run in runs if run.skipped]
     assert not refused

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flopcast.reports.accuracy import PUBLISHED_RUNS
+from flopcast.reports.runs import PUBLISHED_RUNS
 from flopcast.reports.search_regret import regret
 
 FOUND = regret()

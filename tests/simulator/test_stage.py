@@ -44,9 +44,7 @@ def test_layers_are_dealt_out_evenly_and_in_order(num_layers: int, pp: int) -> N
 
 def test_the_stages_hold_the_model_between_them() -> None:
     model, plans = small_model(num_layers=7), pipeline(32, 4, 8)
-    elements = sum(
-        float(unit.count[0] * unit.elements(plans)[0]) for stage in range(4) for unit in units(model, plans, stage)
-    )
+    elements = sum(float(unit.count[0] * unit.elements[0]) for stage in range(4) for unit in units(model, plans, stage))
     assert elements == model.num_parameters
 
 

@@ -52,8 +52,9 @@ def accuracy(
         check_place("--figure", figure, PICTURES)
     if regret:
         from flopcast.reports import search_regret
+        from flopcast.reports.runs import PUBLISHED_RUNS
 
-        sweeps = search_regret.regret(runs or search_regret.PUBLISHED_RUNS)
+        sweeps = search_regret.regret(runs or PUBLISHED_RUNS)
         if json:
             print_json(sweeps.as_json())
         else:
@@ -73,8 +74,8 @@ def accuracy(
             show(by_size.render(found))
         found.check_scored()
         return
-    from flopcast.reports.accuracy import PUBLISHED_RUNS
     from flopcast.reports.accuracy import accuracy as measure
+    from flopcast.reports.runs import PUBLISHED_RUNS
 
     result = measure(runs or PUBLISHED_RUNS)
     if json:
@@ -92,7 +93,8 @@ def accuracy(
 
 
 def _check(runs: Path | None, json: bool) -> None:
-    from flopcast.reports.run_check import PUBLISHED_RUNS, check_table, render
+    from flopcast.reports.run_check import check_table, render
+    from flopcast.reports.runs import PUBLISHED_RUNS
 
     found = check_table(runs or PUBLISHED_RUNS)
     if json:
@@ -157,9 +159,9 @@ def calibrate(
         return
     if not global_:
         raise InputError("calibrate: give RUNS and --cluster PROFILE, say --global, or give --nccl-log FILE")
-    from flopcast.reports.accuracy import PUBLISHED_RUNS
     from flopcast.reports.accuracy_table import render_constants
     from flopcast.reports.global_fit import calibrate as fit_all
+    from flopcast.reports.runs import PUBLISHED_RUNS
 
     result = fit_all(PUBLISHED_RUNS)
     parts: list[RenderableType] = [

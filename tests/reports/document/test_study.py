@@ -6,13 +6,12 @@ import pytest
 from builders import cluster, small_model
 
 from flopcast import Request, compare, load_cluster, load_model
-from flopcast.reports.accuracy import PUBLISHED_RUNS
 from flopcast.reports.document.further import as_compared
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.study import Study, study
 from flopcast.reports.document.table import numbers_in
 from flopcast.reports.document.write import Report
-from flopcast.reports.runs import read_runs
+from flopcast.reports.runs import published_runs
 from flopcast.reports.search import described
 from flopcast.simulator.cluster import Costs
 from flopcast.simulator.forecast import forecast
@@ -42,7 +41,7 @@ def test_effects_with_the_kernels_are_the_comparison(report: Report) -> None:
 
 
 def test_a_published_run_is_nearest_to_itself() -> None:
-    run = next(run for run in read_runs(PUBLISHED_RUNS) if run.id == "torchtitan-0001")
+    run = next(run for run in published_runs() if run.id == "torchtitan-0001")
     assert run.model is not None
     assert run.cluster is not None
     assert run.plan is not None
