@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from flopcast.collectives.cost import Floats
 
 # "Gbps" and "Gbit/s" are bits; "GBps", "GB/s" and, as scripts write nccl-tests' columns, "gbps" are bytes.
-BITS = re.compile(r"[GT]b(?:it)?(?:ps|/s|s\b)")
+BITS = re.compile(r"[MGT]b(?:it)?(?:ps|/s|s\b)")
 _INFINIBAND_GBIT = {"SDR": 10, "DDR": 20, "QDR": 40, "FDR": 56, "EDR": 100, "HDR": 200, "NDR": 400, "XDR": 800}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*(.*)", re.IGNORECASE)
 _YES = {"yes": 1.0, "true": 1.0, "in-place": 1.0, "in_place": 1.0, "no": 0.0, "false": 0.0, "out-of-place": 0.0}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flopcast.errors import InputError, nearest
+from flopcast.files import replacing, write_atomically
 from flopcast.kernels import microbenchmark, timing
 from flopcast.kernels.benchmark_calls import Results, inputs_of, prepare
 from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, missing, operations
@@ -92,16 +93,12 @@ def run(
 
 def write(result: dict[str, Any], folder: Path) -> list[Path]:
     """``kernels.csv`` (the rows) and ``kernels.json`` (all), each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     table, document = folder / "kernels.csv", folder / "kernels.json"
-    scratch = folder / ".kernels.partial"
-    with scratch.open("w", encoding="utf-8", newline="") as file:
+    write_atomically(document, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(result["rows"])
-    scratch.replace(table)
-    scratch.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    scratch.replace(document)
     return [table, document]
 
 

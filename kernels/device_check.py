@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from flopcast.files import write_atomically
 from flopcast.kernels import benchmark, block_benchmark, device_correctness, launch, microbenchmark, roofline
 from flopcast.kernels.backend import backend
 from flopcast.kernels.compilation import tabulated
@@ -64,7 +65,7 @@ def run(out: Path, device: torch.device, seconds: float = 420.0, quick: bool = F
             found = {"failed": traceback.format_exc()}
         document["steps"][name] = {**found, "elapsed_s": time.monotonic() - started}
         document["environment_at_end"] = environment(device)
-        _write(document, out / "device_check.json")
+        write_atomically(out / "device_check.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
         print(f"{name}: {_told(name, document['steps'][name])}", file=sys.stderr, flush=True)
     _write_benchmark(document, out)
     return document
@@ -120,12 +121,6 @@ def _told(name: str, step: dict[str, Any]) -> str:
 
 def _last_line(trace: str) -> str:
     return trace.strip().splitlines()[-1]
-
-
-def _write(document: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flopcast.errors import InputError
+from flopcast.files import replacing
 
 _COLOURS = {"flopcast": "C3", "torch": "C0", "compiled": "C2", "liger": "C1", "quack": "C4", "eager": "0.6"}
 
@@ -35,10 +36,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(f"{result['environment']['device']}, {result['environment']['date'][:10]}", fontsize=10)
-    # The suffix must stay behind the partial file's name: it is what chooses the format.
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, dpi=150)
-    partial.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _panel(axis: Any, rows: list[dict[str, Any]]) -> None:

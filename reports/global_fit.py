@@ -1,6 +1,5 @@
 """The fit of the global constants to all published runs together: robust, bounded, every source counted alike."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from flopcast.errors import InputError
+from flopcast.files import write_atomically
 from flopcast.reports.memory_rows import MemoryRows
 from flopcast.reports.runs import Run, read_runs
 from flopcast.simulator import band
@@ -200,7 +200,7 @@ def write_constants(constants: Constants, path: Path = FILE) -> None:
         if entry.fitted:
             value = min(max(float(f"{getattr(constants, entry.name):.4g}"), entry.low), entry.high)
             text = re.sub(rf"(\[{entry.name}\]\nvalue = )\S+", rf"\g<1>{value!r}", text)
-    _replace(path, text)
+    write_atomically(path, text.encode())
 
 
 def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> None:
@@ -220,7 +220,7 @@ def write_residuals(runs: RunSet, log_errors: Array, path: Path = band.FILE) -> 
         outside = max(1 - COVERAGE * (1 + 1 / number), 0.0) / 2
         low, high = weighted_quantiles(-log_errors[inside], runs.sources[inside], (outside, 1 - outside))
         parts.append(f"\n[{name}]\nlow = {low:.4f}\nhigh = {high:.4f}\nnum_runs = {int(inside.sum())}\n")
-    _replace(path, "".join(parts))
+    write_atomically(path, "".join(parts).encode())
 
 
 def weighted_quantiles(values: Array, sources: np.ndarray, shares: Sequence[float]) -> list[float]:
@@ -230,9 +230,3 @@ def weighted_quantiles(values: Array, sources: np.ndarray, shares: Sequence[floa
     order = np.argsort(values)
     cumulated = (np.cumsum(weights[order]) - 0.5 * weights[order]) / weights.sum()
     return [float(np.interp(share, cumulated, values[order])) for share in shares]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -17,7 +17,7 @@ from flopcast.reports.run_words import attention_in, dispatcher_in, precision_in
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import USUAL_ATTENTION
+from flopcast.simulator.compare import usual_attention
 from flopcast.simulator.forecast import check
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Plans
@@ -256,7 +256,7 @@ def _schedule(row: Row, pp: int, virtual: int) -> Any:
 
 
 def _attention(row: Row, framework: Framework, cluster: Cluster) -> Any:
-    usual = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
+    usual = usual_attention(cluster)
     if usual == "cudnn":
         usual = "flash2"  # frameworks that do not say use the flash-attention package
     named = attention_in(row.text("attention", framework.attention or usual), framework.attention or "flash2")

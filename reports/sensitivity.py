@@ -45,7 +45,8 @@ def changes(cluster: Cluster, comparison: Comparison, request: Request) -> Itera
         yield Change("memory of a GPU", change, f"{larger.gpu.memory_bytes / 2**30:,.0f} GiB", larger, asked)
         wider = replace(cluster, gpu=replace(gpu, memory_bytes_per_s=factor * gpu.memory_bytes_per_s))
         yield Change("memory bandwidth", change, f"{wider.gpu.memory_bytes_per_s / 1e12:,.2f} TB/s", wider, asked)
-        peaks = {name: factor * getattr(gpu, name) for name in ("tensor_flop_per_s", "fp8_flop_per_s")}
+        rates = ("tensor_flop_per_s", "fp8_flop_per_s", "matmul_flop_per_s")
+        peaks = {name: factor * getattr(gpu, name) for name in rates}
         stronger = replace(cluster, gpu=replace(gpu, **peaks))
         yield Change("peak of a GPU", change, f"{peaks['tensor_flop_per_s'] / 1e12:,.0f} TFLOP/s", stronger, asked)
         tokens = comparison.tokens_per_gpu * factor

@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import os
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from flopcast.errors import InputError
+from flopcast.files import replacing
 from flopcast.simulator.timeline import Timeline
 from flopcast.simulator.timeline.events import Event, events_of
 from flopcast.simulator.timeline.rank import Rank
@@ -154,15 +153,11 @@ def _kernel(event: Event, number: int, correlation: int) -> dict[str, Any]:
 
 
 def _write(path: Path, document: bytes) -> None:
-    """Under another name first: a trace is there whole or not at all. The archive carries no date and no name."""
+    """Write a trace whole or not at all. The archive carries no date and no name."""
     if path.name.endswith(".gz"):
         document = gzip.compress(document, compresslevel=6, mtime=0)
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_bytes(document)
-        os.replace(unfinished, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(document)
     except OSError as error:
         raise InputError(f"--trace {path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)

@@ -172,21 +172,25 @@ def checked_seq_len(model: Model, seq_len: int | None) -> int:
     """The sequence length asked for, or the model's own; raises InputError where the model has no such positions."""
     length = model.context if seq_len is None else seq_len
     _check_range("seq_len", length)
-    if model.positions == "learned" and length > model.num_positions:
-        raise InputError(
-            f"--seq-len is {length} but {model.name} has {model.num_positions} learned positions; use at most those"
-        )
+    # OPT's table has two rows more than positions.
+    most = min(model.context, model.num_positions)
+    if model.positions == "learned" and length > most:
+        raise InputError(f"--seq-len is {length} but {model.name} has {most} learned positions; use at most those")
     return length
+
+
+def usual_attention(cluster: Cluster) -> AttentionKernel:
+    """The kernel that PyTorch runs on the cluster's GPU where nobody names one."""
+    return USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
 
 
 def check_attention(kernel: str, cluster: Cluster) -> None:
     """Raise InputError where the attention kernel does not run on the cluster's GPU."""
     runs_on, gpu = ATTENTION_RUNS_ON.get(kernel), cluster.gpu
     if runs_on and gpu.architecture != "other" and gpu.architecture not in runs_on:
-        usual = USUAL_ATTENTION.get(gpu.architecture, "flash2")
         raise InputError(
             f"attention '{kernel}' runs on {', '.join(runs_on)} GPUs, and {gpu.name} is {gpu.architecture}; "
-            f"leave it out, or use '{usual}'"
+            f"leave it out, or use '{usual_attention(cluster)}'"
         )
 
 
@@ -230,7 +234,7 @@ def _candidates(
     if rest or not sequences:
         raise InputError(
             f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
-            f"of {seq_len}; use a multiple of {-(-seq_len // ways)}"
+            f"of {seq_len}; use a multiple of {seq_len // math.gcd(seq_len, ways)}"
         )
     tried = [request.micro_batch] if request.micro_batch else [b for b in micro_batches(seq_len) if sequences % b == 0]
     if sequences % tried[0]:
@@ -242,7 +246,7 @@ def _candidates(
         # It runs micro-batches by as many as there are stages; where none will do, the plan says so.
         tried = [b for b in tried if sequences // b % pp == 0] or tried
     recomputes = [request.recompute] if request.recompute else list(CHOICES["recompute"])
-    attention = request.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
+    attention = request.attention or usual_attention(cluster)
     return [
         Plan(
             **fields,  # type: ignore[arg-type]

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from flopcast.simulator.model import Model
 
 Convention = Literal["6n", "causal", "full"]
@@ -45,8 +43,3 @@ def model_flop_per_token(model: Model, seq_len: int, convention: str = "causal")
     head = model.num_root_parameters - tables
     layers = multiplied - head
     return FlopPerToken(total=6.0 * multiplied + 3.0 * scores, layers_forward=2.0 * layers + scores)
-
-
-def efficiency(flop_per_s_per_gpu: np.ndarray, peak: np.ndarray) -> np.ndarray:
-    """Share of the datasheet's dense 16-bit peak."""
-    return np.asarray(flop_per_s_per_gpu / peak)

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.plan import CHOICES, FLAGS, Plan, placement
+from flopcast.simulator.plan import CHOICES, FLAGS, MAY_BE_ZERO, Plan, placement
 
 # What has an option of its own.
 OPTIONS = {"num_gpus": "--gpus", "seq_len": "--seq-len"}
@@ -71,5 +71,5 @@ def _check(name: str, value: Any) -> None:
         allowed = BITS[name]
         if value not in allowed:
             raise InputError(f"--fix {name}={value}: choose {allowed[0]} or {allowed[1]}")
-    elif name not in CHOICES and name not in FLAGS and value < (0 if name == "prefetch" else 1):
-        raise InputError(f"--fix {name}={value}: it must be at least {0 if name == 'prefetch' else 1}")
+    elif name not in CHOICES and name not in FLAGS and value < (least := int(name not in MAY_BE_ZERO)):
+        raise InputError(f"--fix {name}={value}: it must be at least {least}")

@@ -14,6 +14,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.model import Model
+from flopcast.simulator.plan import Plan
 
 # Llama 3 (arXiv:2407.21783, section 3.3.4): 419 unexpected interruptions in 54 days of 2,048 nodes of 8 H100.
 ASSUMED_NODE_MTBF_HOURS = 54 * 24 * 2048 / 419
@@ -120,7 +121,8 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
 
     compute_s = num_tokens / (row.tokens_per_s_per_gpu * num_gpus) * ((step_s or row.step_s) / row.step_s)
     mtbf_s = mtbf_hours * 3600 / num_nodes
-    checkpoint_bytes = float(model.num_parameters * row.plan["state_bytes"])
+    # States that lie on the host are written all the same.
+    checkpoint_bytes = float(model.num_parameters * (row.plan["state_bytes"] or Plan.state_bytes))
     checkpoint_s = checkpoint_bytes / bytes_per_s
     interval_s = min(daly_interval_s(checkpoint_s, mtbf_s), compute_s)
     restart_s = ASSUMED_RESTART_S + checkpoint_s

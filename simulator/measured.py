@@ -116,7 +116,7 @@ class Measured:
         return corrected
 
     def _pointwise(self, operation: Operation, work: Pointwise, seconds: Array) -> Array:
-        piece = operation.name.split(".")[1].rstrip("0123456789") if "." in operation.name else operation.name
+        piece = operation.name.rpartition(".")[2].rstrip("0123456789")
         correction = self.pieces.get((piece, operation.phase == "backward"), self.memory)
         return seconds if correction is None else seconds * correction(work.bytes)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from flopcast.errors import InputError
+from flopcast.simulator.compare import usual_attention
 from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
 
@@ -63,6 +64,8 @@ def _mend(space: Space) -> str:
     fixed = {name: values for name, values in space.values.items() if name in space.fixed}
     for name in fixed:
         others = {other: values for other, values in space.values.items() if other != name}
+        if name == "attention":  # the search would take the usual kernel, not a plan's default
+            others[name] = [usual_attention(space.cluster)]
         if _fits(replace(space, values=others)):
             return f"leave {name} to the search and it fits"
     for times in MULTIPLES:

@@ -62,7 +62,7 @@ def step_operations(
     "embedding", "head") is listed once and given to its stage by the readings. With ``stage``, counted from 0, the list
     is exactly that stage's.
     """
-    load = Workload(plans, model.hidden, gpus_per_node)
+    load = Workload(plans, model.hidden, gpus_per_node, rotary=model.positions == "rotary")
     operations: list[Operation] = []
     names = model.kind_names
     for block, count in layers_by_kind(model, plans, stage).items():

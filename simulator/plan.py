@@ -50,6 +50,8 @@ KNOWN_AS = {
     "zero++": "zero3-node",
 }
 QUANTISABLE = ("zero3", "zero3-node", "hsdp")
+# Of the other numbers of a plan none is below 1.
+MAY_BE_ZERO = ("prefetch", "state_bytes")
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,10 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
 
     Raises InputError for an unknown name, and for "+q4" on a strategy that gathers nothing.
     """
-    name, _, suffix = strategy.lower().partition("+")
+    name, plus, suffix = strategy.lower().partition("+")
     tensor, hybrid = (re.fullmatch(rf"{prefix}([1-9]\d{{0,4}})", name) for prefix in ("tp", "hsdp"))
     name = "hsdp" if hybrid else name
-    if suffix not in ("", "q4") or (suffix and name not in QUANTISABLE):
+    if plus and (suffix != "q4" or name not in QUANTISABLE):
         raise InputError(
             f"strategy '{strategy}': '+q4' is for strategies that gather parameters in every pass: "
             + ", ".join(f"{q}+q4" for q in QUANTISABLE)
@@ -195,8 +197,11 @@ def _check_fields(plan: Plan) -> None:
         if field.name in CHOICES:
             if value not in CHOICES[field.name]:
                 raise InputError(f"plan {field.name} is '{value}'; choose one of {', '.join(CHOICES[field.name])}")
-        elif field.name != "strategy" and field.name not in FLAGS:
-            minimum = 0 if field.name in ("prefetch", "state_bytes") else 1
+        elif field.name in FLAGS:
+            if not isinstance(value, bool | np.bool_):
+                raise InputError(f"plan {field.name} is {value!r}; it must be True or False")
+        elif field.name != "strategy":
+            minimum = 0 if field.name in MAY_BE_ZERO else 1
             if not isinstance(value, int | np.integer) or value < minimum:
                 raise InputError(f"plan {field.name} is {value!r}; it must be a whole number of at least {minimum}")
 

@@ -29,10 +29,10 @@ def check_combinations(plan: "Plan") -> None:
     for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
         if ranks % getattr(plan, name):
             refuse(f"{name}={getattr(plan, name)} does not divide the {ranks} data-parallel ranks; choose a divisor")
-    if plan.parameter_shard > plan.gradient_shard or plan.gradient_shard > plan.optimizer_shard:
+    if plan.gradient_shard % plan.parameter_shard or plan.optimizer_shard % plan.gradient_shard:
         refuse(
             f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
-            f"optimizer_shard={plan.optimizer_shard} must not decrease in that order; raise the later ones"
+            f"optimizer_shard={plan.optimizer_shard} must each be a multiple of the one before; raise the later ones"
         )
     if ranks * plan.folded % plan.ep:
         # Where it would, with tensor-parallel ranks among those that share out experts, that is worth saying.

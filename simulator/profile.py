@@ -5,7 +5,6 @@ spread. Profiles of many nodes merge into one; :mod:`flopcast.simulator.profiled
 """
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from flopcast.errors import InputError
+from flopcast.files import write_atomically
 from flopcast.simulator.specification.document import Table, Text, check_table
 from flopcast.simulator.textfile import read_text
 
@@ -85,7 +85,7 @@ class FittedConstant(Table):
 
 
 class CalibrationRun(Table):
-    """A run that was calibrated on; ``left_out_s`` is its forecast by constants fitted to the others."""
+    """A run that was calibrated on; ``left_out_step_s`` is its forecast by constants fitted to the others."""
 
     name: Text
     measured_step_s: Seconds
@@ -102,7 +102,7 @@ class Calibration(Table):
 
     constants: dict[str, FittedConstant]
     correlations: dict[str, Finite] = Field(default_factory=dict)
-    ranges: dict[str, list[Amount]]
+    ranges: dict[str, Annotated[list[Amount], Field(min_length=2, max_length=2)]]
     runs: Annotated[list[CalibrationRun], Field(min_length=1)]
     band: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
     date: Text
@@ -179,13 +179,9 @@ def to_json(profile: Profile) -> str:
 
 def write_profile(path: Path, profile: Profile) -> None:
     """Write the document whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(to_json(profile), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, to_json(profile).encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
 
 

@@ -13,10 +13,10 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import (
     MOST_GLOBAL_BATCH_TOKENS,
-    USUAL_ATTENTION,
     check_attention,
     checked_seq_len,
     default_tokens_per_gpu,
+    usual_attention,
 )
 from flopcast.simulator.fixed import checked
 from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast, shown_in_a_notebook
@@ -253,10 +253,10 @@ def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[lis
     fixed = checked(request.fixed)
     for kernel in fixed.get("attention", ()):
         check_attention(kernel, cluster)
-    attention = USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
     spaces, left_out = [], {}
     for num_gpus in request.num_gpus:
-        space = Space(model, cluster, num_gpus, seq_len, sequences, {"attention": [attention], **fixed}, (*fixed,))
+        values = {"attention": [usual_attention(cluster)], **fixed}
+        space = Space(model, cluster, num_gpus, seq_len, sequences, values, (*fixed,))
         if has_plan(space):
             spaces.append(space)
         else:

@@ -112,8 +112,9 @@ def format_seconds(seconds: float) -> str:
     if not math.isfinite(seconds):
         return str(seconds)
     steps = ((1e-3, 1e-6, "us"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"))
+    rounded = abs(float(f"{seconds:.3g}"))
     for below, scale, unit in steps:
-        if abs(seconds) < below:
+        if rounded < below:
             return f"{seconds / scale:.3g} {unit}"
     if abs(seconds) < 2 * 86400:
         return f"{seconds / 3600:.3g} h"
@@ -123,7 +124,7 @@ def format_seconds(seconds: float) -> str:
 def format_count(count: float) -> str:
     """A count in thousands, millions, billions or trillions: ``13_099_545_600`` -> ``"13.1 B"``."""
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(count) >= scale:
+        if abs(count) >= 0.9995 * scale:
             return f"{_digits(count / scale)} {unit}"
     return f"{count:g}"
 

@@ -157,8 +157,10 @@ def test_a_config_json_and_a_toml_file_as_they_are(tmp_path: Path, capsys: pytes
         (["timeline", *PLAMO[1:], "--strategy", "zero1", "--pp", "0"], "--pp is 0"),
         (["timeline", *PLAMO[1:], "--strategy", "zero1", "--virtual-pp", "0"], "--virtual-pp is 0"),
         (["timeline", *PLAMO[1:], "--fix", "tp=2", "--pp", "2"], "takes --pp as FIELD=VALUE, e.g. --fix pp=2"),
-        (["calibrate", "--global", "-o", "missing/profile.json"], "there is no folder missing"),
-        (["calibrate", "--nccl-log", "all_reduce.log", "--json"], "takes --collective alone beside it"),
+        (["calibrate", "run", "--cluster", "p.json", "-o", "missing/p.json"], "there is no folder missing"),
+        (["calibrate", "--nccl-log", "all_reduce.log", "--json"], "takes no --json"),
+        (["calibrate", "--global", "--cluster", "profile.json"], "takes no --cluster"),
+        (["calibrate", "run", "--global"], "give RUNS and --cluster PROFILE, or say --global"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

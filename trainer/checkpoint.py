@@ -26,8 +26,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 
 from flopcast.errors import InputError
+from flopcast.files import sync_folder, write_atomically
 from flopcast.trainer.agreement import everywhere, on_first_rank
-from flopcast.trainer.files import sha256, sync_folder, write_atomically, writing
+from flopcast.trainer.files import sha256, writing
 
 CHECKPOINTS = "checkpoints"  # their folder in a run's
 MANIFEST = "manifest.json"

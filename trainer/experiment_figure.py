@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from flopcast.files import write_atomically
 from flopcast.trainer.experiments import BASE, Gap, smoothed
-from flopcast.trainer.files import write_atomically
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")

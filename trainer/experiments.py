@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from flopcast.errors import InputError, nearest
-from flopcast.trainer.files import write_atomically
+from flopcast.files import write_atomically
 from flopcast.trainer.launch import Ranks
 from flopcast.trainer.log import records, steps
 from flopcast.trainer.settings import read_settings

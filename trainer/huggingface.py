@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flopcast.errors import InputError
+from flopcast.files import sync_folder, write_atomically
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.huggingface import read_config
 from flopcast.simulator.model import Model
 from flopcast.simulator.textfile import read_text
 from flopcast.trainer.attention import permuted_heads, published_heads
 from flopcast.trainer.constants import numerics_of
-from flopcast.trainer.files import sync_folder, write_atomically, writing
+from flopcast.trainer.files import writing
 from flopcast.trainer.model import parameter_tensors
 from flopcast.trainer.numerics import Numerics
 

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from flopcast.errors import InputError
+from flopcast.files import write_atomically
 from flopcast.trainer.checkpoint import CHECKPOINTS, complete_steps, folder_name
-from flopcast.trainer.files import write_atomically
 from flopcast.trainer.launch import POLL_S, Ranks
 from flopcast.trainer.log import records
 from flopcast.trainer.regression.run import table

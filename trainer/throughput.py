@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flopcast.files import write_atomically
 from flopcast.kernels import microbenchmark
 from flopcast.kernels.environment import clocks, environment
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
@@ -29,7 +30,6 @@ from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.engine import Engine, OptimizerSettings, build
-from flopcast.trainer.files import write_atomically
 from flopcast.trainer.measurement import Meter, profiled
 from flopcast.trainer.processes import process_group
 from flopcast.trainer.settings import LogTable

@@ -2,11 +2,12 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from flopcast.files import replacing, write_atomically
 
 COLUMNS = (
     *("source", "gpu", "gpus_per_node", "n_nodes", "interconnect", "nics_per_node", "nic_gbit", "fabric", "sharp"),
@@ -178,19 +179,15 @@ def records(rows: Iterable[Row], machine: dict[str, Any]) -> list[dict[str, Any]
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write records to ``path``, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, (*COLUMNS, *MORE_COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a document to ``path``, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _blank(value: float | None) -> float | str:

@@ -44,7 +44,6 @@ VALUES = (
     0.7229568362236023,
     1.0,
 )
-ZERO = 7  # the code of 0.0
 # A ratio's code is the number of thresholds at or below it: the nearest value. Each is halfway between two, to 2^-22,
 # and an odd multiple of 2^-23: there a sum rounded to multiples of 2^-22 changes, as the CUDA kernel's does.
 THRESHOLDS = tuple((2 * round((low + high) * 2**21) - 1) / 2**23 for low, high in pairwise(VALUES))

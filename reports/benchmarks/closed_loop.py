@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flopcast.files import write_atomically
 from flopcast.reports.closed_loop import FILE, as_document, replay
 
 PIECES = 2048  # of the tokenizer; a model may have more rows than it uses
@@ -210,11 +211,10 @@ def main() -> None:
         folder = (chosen.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         document = measure(MACHINES[chosen.machine], folder)
-    scratch = chosen.output.with_suffix(".partial")
-    scratch.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    # What was measured first: it is an hour's work, and what is made of it may fail.
+    write_atomically(chosen.output, (json.dumps(document) + "\n").encode())
     document = as_document(document)
-    scratch.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(chosen.output)
+    write_atomically(chosen.output, (json.dumps(document, indent=1) + "\n").encode())
     for row in replay(document).rows:
         print(row.sentence())
 

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from flopcast.files import write_atomically
+
 CLOSED_LOOP = Path(__file__).with_name("closed_loop.py")
 TINY_MODEL = """name = "plamo-tiny"
 hidden = 64
@@ -66,9 +68,7 @@ def run(out: Path, seconds: float = 450.0, tiny: bool = False) -> dict[str, Any]
             if profile.exists():
                 shutil.copyfile(profile, out / "profile.json")
             found[name] = {"exit_code": code, "elapsed_s": round(time.monotonic() - started, 1)}
-            partial = out / "gpu_run.partial"
-            partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            partial.replace(out / "gpu_run.json")
+            write_atomically(out / "gpu_run.json", (json.dumps(found, indent=1) + "\n").encode())
             print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
     return found
 

@@ -10,7 +10,7 @@ from flopcast.reports.document.table import Cell, Table, number, text
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.search import described, settings
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import USUAL_ATTENTION, Comparison, Request
+from flopcast.simulator.compare import Comparison, Request, usual_attention
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
@@ -62,7 +62,7 @@ def as_compared(request: Request, cluster: Cluster) -> dict[str, list[Any]]:
         "fused_kernels": request.fused_kernels,
         "micro_batch": request.micro_batch,
         "recompute": request.recompute,
-        "attention": request.attention or USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2"),
+        "attention": request.attention or usual_attention(cluster),
         "ep": request.ep,
     }
     return SCHEDULES | {name: [value] for name, value in given.items() if value is not None}

@@ -3,13 +3,13 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from flopcast.errors import InputError
+from flopcast.files import replacing
 from flopcast.reports.comparison import num_parameters
 from flopcast.reports.document.html import as_html
 from flopcast.reports.document.markdown import as_markdown
@@ -20,7 +20,6 @@ from flopcast.reports.document.sections import sections
 from flopcast.reports.document.study import Study
 from flopcast.reports.figures.canvas import save
 
-FORMATS = ("html", "markdown")
 ENDINGS = ("svg", "png")
 
 
@@ -110,16 +109,8 @@ def links_from(document: Path | None, figures: Sequence[Path]) -> dict[str, str]
 def write_text(text: str, path: Path, say: Callable[[str], None] = lambda _: None) -> None:
     """Write a document whole or not at all. Raises InputError where the place cannot be written to."""
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
-            path.write_text(text, encoding="utf-8", errors="replace")
-        else:
-            temporary = path.with_name(f".{path.name}.tmp")
-            try:
-                temporary.write_text(text, encoding="utf-8", errors="replace")
-                os.replace(temporary, path)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        with replacing(path) as place:
+            place.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from error
     say(f"wrote {path}")

@@ -1,7 +1,6 @@
 """What every figure of a report shares: one width, the style sheet, and colours with a meaning."""
 
-import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from matplotlib import style
@@ -10,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flopcast.errors import InputError
+from flopcast.files import replacing
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 8.0  # inches: text of 13 points stays readable at half that
@@ -49,16 +49,12 @@ def save(figure: Figure, path: Path, **metadata: str) -> None:
     """
     FigureCanvasAgg(figure)
     kind = path.suffix.lower().lstrip(".")
-    temporary = path.with_name(f".{path.name}.tmp")
     dates = {"svg": "Date", "pdf": "CreationDate"}
     dateless = {dates[kind]: None} if kind in dates else {}
     try:
-        with in_style():
+        with in_style(), replacing(path) as temporary:
             figure.savefig(temporary, format=kind or None, metadata=dateless | metadata)
-        os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(f"figure {path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 

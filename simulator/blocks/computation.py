@@ -22,12 +22,13 @@ class Workload:
     """What one pass over one micro-batch brings to a rank, as arrays over plans.
 
     ``tokens`` = B S / cp; ``residual_tokens`` are those of them whose residual stream this rank holds: 1/tp of them
-    under sequence parallelism.
+    under sequence parallelism. ``rotary``: whether attention turns queries and keys by their positions.
     """
 
     plans: Plans
     hidden: int
     gpus_per_node: NDArray[np.int64]
+    rotary: bool = True
 
     @property
     def tokens(self) -> Array:

@@ -42,7 +42,7 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
             (norm_cost.BACKWARD, norm_cost.EAGER_BACKWARD),
         )
         parts.append(pointwise("qk_norm", turned, fused, forward, backward, turned * ACTIVATION_BYTES))
-    if a.rotary_share:
+    if a.rotary_share and load.rotary:
         forward, backward = (
             (rope_cost.FORWARD, rope_cost.EAGER_FORWARD),
             (rope_cost.BACKWARD, rope_cost.EAGER_BACKWARD),

@@ -108,7 +108,8 @@ def upper_windows(fields: Fields) -> list[int | None]:
     num_layers = fields.num_layers("num_hidden_layers")
     if not fields.flag("use_sliding_window", default=False):
         return [None] * num_layers
-    first = fields.config.get("max_window_layers", 28)
+    first = fields.config.get("max_window_layers")
+    first = 28 if first is None else first
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise InputError(f"max_window_layers is {shown(first)}; write a whole number of layers")
     window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096

@@ -194,6 +194,7 @@ def describe(path: str, value: object) -> str:
         "memory_bandwidth": (1e-9, " GB/s"),
         "checkpoint_bandwidth": (1e-9, " GB/s"),
         "tensor": (1e-12, " TFLOP/s"),
+        "matmul": (1e-12, " TFLOP/s"),
         "fp8": (1e-12, " TFLOP/s"),
         "memory": (2.0**-30, " GiB"),
         "power": (1.0, " W"),

@@ -204,8 +204,8 @@ class _Game:
             stations = self._passes.of(chunk, action.direction, first, last, paired, rank.place.speed)
             send = self._send(rank, chunk, action)
             yield from rank.run_pass(action, stations, self._arrival(rank, chunk, action), send)
-        if self._program.norm is not None:
-            yield from rank.run_collective(self._program.norm, "optimizer", self._late_cause)
+        for norm in self._program.norms:
+            yield from rank.run_collective(norm, "optimizer", self._late_cause)
         yield from rank.run_segment(self._passes.step(stage, rank.place.speed), 0)
         yield from rank.pause(self._constants.step_overhead_s, "overhead")
 
@@ -279,9 +279,9 @@ class _Game:
     def _members(self, rank: Rank, kind: TransferKind) -> tuple[tuple[int, int], ...]:
         """The classes, as (replicas, stage), whose ranks share a group with this one's."""
         place = rank.place
-        if kind.purpose == "norm":
+        if kind.purpose == "norm" and kind.group != "tp":
             key = (-1, -1)
-        elif kind.link == "in-node":
+        elif kind.link == "in-node" or kind.group == "tp":
             return ((place.replica, place.stage),)
         else:
             partial = kind.group in ("nodes", "expert-nodes")

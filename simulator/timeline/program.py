@@ -72,10 +72,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class TransferKind:
-    """A collective beside the computation: ``calls`` of it for each unit of parameters, ``seconds`` each when alone.
-
-    ``whole_job``: the group holds all ranks of the stage that could be slow, not only those of one node.
-    """
+    """A collective beside the computation: ``calls`` of it for each unit of parameters, ``seconds`` each when alone."""
 
     name: str
     collective: str
@@ -126,14 +123,14 @@ class UnitProgram:
 class Program:
     """The whole step: units by name (kinds of layer, "embedding", "head", "root", "stage_root") and what is shared.
 
-    ``sends``: a micro-batch handed to a stage in the same node or in the next.
+    ``sends``: a micro-batch handed to a stage in the same node or in the next. ``norms``: what the update waits for.
     """
 
     units: dict[str, UnitProgram]
     sends: dict[tuple[Phase, Link], Piece]
     stages_per_node: int
     exposed_send: float
-    norm: TransferKind | None
+    norms: tuple[TransferKind, ...]
 
     def send(self, phase: Phase, stage: int, to_stage: int) -> Piece:
         """What hands a micro-batch from one stage to another."""
@@ -150,7 +147,7 @@ def build(
     number = {names[kind]: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
     units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
     sends: dict[tuple[Phase, Link], Piece] = {}
-    norm: TransferKind | None = None
+    norms: list[TransferKind] = []
     for operation in operations:
         if operation.count[0] == 0:
             continue
@@ -159,7 +156,7 @@ def build(
         spent = float(seconds(operation, hardware, constants)[0])
         work, unit = operation.work, units[unit_name]
         if isinstance(work, Collective) and work.purpose == "norm":
-            norm = _transfer(operation, work, spent, 1.0, 0.0)
+            norms.append(_transfer(operation, work, spent, 1.0, 0.0))
         elif isinstance(work, Collective) and work.purpose in ("gather", "reduce"):
             # What happens once per step is launched by hooks of the engine, off the critical host thread.
             launch = float(host_seconds(operation, constants).flat[0])
@@ -186,7 +183,7 @@ def build(
     interleaved = bool(plans.has(schedule="interleaved")[0])
     share = float(exposed_interleaved_send(plans, constants)[0]) if interleaved else 1.0
     in_node = int(placement.stages_per_node(plans.pp, hardware.gpus_per_node, plans.num_gpus)[0])
-    return Program(dict(units), sends, in_node, share, norm)
+    return Program(dict(units), sends, in_node, share, tuple(norms))
 
 
 def _link(work: Collective) -> Link:

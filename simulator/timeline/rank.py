@@ -33,7 +33,7 @@ class Play:
 
 @dataclass(frozen=True)
 class Sent:
-    """A transfer as this class saw it: it came to it at ``reached_s``."""
+    """A transfer as this class saw it: ``calls`` of its kind."""
 
     kind: TransferKind
     layer: int

@@ -7,6 +7,7 @@ import pytest
 from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.scaling import fastest_at_each_count, gpu_counts, scaling
 from flopcast.reports.sensitivity import sensitivity
+from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.forecast import best_of
 from flopcast.simulator.goodput import run_cost
 
@@ -66,3 +67,11 @@ def test_a_batch_that_cannot_be_halved_says_why() -> None:
     row = frame.loc[("global batch", "half")]
     assert row["days"] != row["days"]
     assert "sequence" in row["why_not"]
+
+
+def test_the_peak_counts_where_products_were_measured_too() -> None:
+    model, machine, request = load_model("llama-2-7b"), generic_cluster("mi300x"), Request(8, strategies=["zero1"])
+    frame = sensitivity(model, machine, request, compare(model, machine, request), TOKENS)
+    ratios = frame[frame["figure"] == "peak of a GPU"].set_index("change")["ratio"]
+    assert ratios["half"] > 1.5
+    assert ratios["twice"] < 0.75

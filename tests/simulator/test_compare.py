@@ -160,3 +160,8 @@ def test_a_pipeline_keeps_the_tokens_and_interleaves_whole_rounds() -> None:
 def test_pipelines_that_cannot_be(fields: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         compare(PLAMO, ABCI, Request(16, tokens_per_gpu=8192, strategies=["zero1"], **fields))  # type: ignore[arg-type]
+
+
+def test_the_multiple_that_a_complaint_names_will_do() -> None:
+    with pytest.raises(InputError, match="use a multiple of 4096"):
+        compare(PLAMO, ABCI, Request(24, tokens_per_gpu=1000, pp=3, strategies=["zero1"]))

@@ -126,3 +126,8 @@ def test_a_cluster_that_never_finishes_is_refused() -> None:
 def test_a_budget_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="must be positive"):
         run_cost(small_model(), cluster(), row(), -1)
+
+
+def test_states_on_the_host_are_in_the_checkpoint_too() -> None:
+    on_host = forecast(small_model(), cluster(), plan("zero1", 16, state_bytes=0)).rows()[0]
+    assert run_cost(small_model(), cluster(), on_host, 1e12).checkpoint_bytes == 12 * small_model().num_parameters

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from builders import H100, cluster, plan, small_model
 
+from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Operation
@@ -105,3 +106,10 @@ def test_grouped_and_tiled_heads_that_a_rank_holds() -> None:
     assert tiled.kv_heads_per_rank(8) == 5
     assert grouped.kv_heads_per_rank(1) == tiled.kv_heads_per_rank(1) == 5
     assert Attention(64, 8, 128).kv_heads_per_rank(8) == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt-13b", "bloom-176b", "mpt-7b-alibi", "llama-7b"])
+def test_only_rotary_positions_turn_queries_and_keys(name: str) -> None:
+    model = load_model(name)
+    names = {operation.name for operation in forecast(model, cluster(), plan("ddp", 8)).operations}
+    assert ("transformer.rope" in names) == (model.positions == "rotary")

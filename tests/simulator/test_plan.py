@@ -55,6 +55,11 @@ def test_unknown_strategies(strategy: str, words: str) -> None:
         ({"parameter_shard": 5}, ("parameter_shard=5", "16 data-parallel ranks")),
         ({"parameter_shard": 16}, ("parameter_shard=16", "gradient_shard=1")),
         ({"gather_bits": 4}, ("gather_bits=4", "parameter_shard=1")),
+        (
+            {"num_gpus": 6, "parameter_shard": 2, "gradient_shard": 2, "optimizer_shard": 3},
+            ("gradient_shard=2", "optimizer_shard=3"),
+        ),
+        ({"compiled": "no"}, ("compiled", "True or False")),
         ({"gather_bits": 8}, ("gather_bits=8", "16")),
         ({"gradient_bits": 8}, ("gradient_bits=8", "32")),
         ({"sequence_parallel": True}, ("sequence_parallel", "tp=1")),

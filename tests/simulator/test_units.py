@@ -111,7 +111,9 @@ def test_a_written_bandwidth_reads_back(number: float, unit: tuple[str, float]) 
     [
         (0.0, "0 us"),
         (0.00085, "850 us"),
+        (0.0009997, "1 ms"),
         (0.0125, "12.5 ms"),
+        (0.9996, "1 s"),
         (1.25, "1.25 s"),
         (90.0, "90 s"),
         (600.0, "10 min"),

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flopcast.errors import InputError
-from flopcast.trainer.files import write_atomically, writing
+from flopcast.files import write_atomically
+from flopcast.trainer.files import writing
 
 try:
     import sentencepiece

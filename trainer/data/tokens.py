@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.errors import InputError
+from flopcast.files import sync_folder, write_atomically
 from flopcast.trainer.data.tokenizer import Tokenizer
-from flopcast.trainer.files import sha256, sync_folder, write_atomically, writing
+from flopcast.trainer.files import sha256, writing
 
 TOKENS, DOCUMENTS, INDEX = "tokens.bin", "documents.bin", "index.json"
 

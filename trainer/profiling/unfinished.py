@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flopcast.errors import InputError
+from flopcast.files import write_atomically
 from flopcast.simulator.profile import Sample, Skipped
-from flopcast.trainer.files import write_atomically
 
 
 class Unfinished:

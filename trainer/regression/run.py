@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flopcast.trainer.files import write_atomically
+from flopcast.files import write_atomically
 from flopcast.trainer.launch import Ranks
 from flopcast.trainer.log import steps
 from flopcast.trainer.regression.text import write_sources

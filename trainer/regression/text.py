@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from flopcast.trainer.files import write_atomically
+from flopcast.files import write_atomically
 
 ENGLISH = (
     ("the engineer", "a planner", "the network", "every node", "one rank", "the optimizer", "a scheduler"),

@@ -13,6 +13,13 @@ from flopcast.errors import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+# What the three uses of ``calibrate`` take beside their own argument.
+TAKES = {
+    "RUNS": {"cluster", "constants", "output", "json"},
+    "--global": {"write"},
+    "--nccl-log": {"collective"},
+}
+
 
 @app.command
 def accuracy(
@@ -141,8 +148,14 @@ def calibrate(
         Print the calibration of RUNS and nothing else.
 
     """
-    if nccl_log and (runs or cluster or output or json):
-        raise InputError("calibrate --nccl-log prints a fit to the log and takes --collective alone beside it")
+    asked = [name for name, value in (("RUNS", runs), ("--global", global_), ("--nccl-log", nccl_log)) if value]
+    if len(asked) != 1:
+        raise InputError("calibrate: give RUNS and --cluster PROFILE, or say --global, or give --nccl-log FILE")
+    given: dict[str, object] = {"cluster": cluster, "constants": constants, "output": output, "json": json}
+    given |= {"write": write, "collective": collective}
+    stray = next((name for name, value in given.items() if value and name not in TAKES[asked[0]]), None)
+    if stray:
+        raise InputError(f"calibrate {asked[0]} takes no --{stray}; leave it out")
     if output is not None:
         check_place("--output", output)
     if runs:
@@ -157,8 +170,6 @@ def calibrate(
             mine = [row for row in rows if row.collective == name]
             print("\n".join([f"# {name}", *residual_table(mine, fit(mine))]))
         return
-    if not global_:
-        raise InputError("calibrate: give RUNS and --cluster PROFILE, say --global, or give --nccl-log FILE")
     from flopcast.reports.accuracy_table import render_constants
     from flopcast.reports.global_fit import calibrate as fit_all
     from flopcast.reports.runs import PUBLISHED_RUNS
