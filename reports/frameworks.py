@@ -70,6 +70,8 @@ _MEGATRON_CORE = Framework(
     engine="megatron",
 )
 
+_NEMO = replace(_MEGATRON_CORE, engine="nemo")
+
 # Megatron-LM's fork of 2021-2022: gradients are reduced after the last backward (megatron/model/distributed.py),
 # fused masked softmax instead of flash attention, bias and GELU fused by PyTorch's JIT (BLOOM's paper,
 # arXiv:2211.05100, "Fused CUDA Kernels"), checkpointed activations in the published examples.
@@ -86,6 +88,8 @@ _MEGATRON_DEEPSPEED = Framework(
     bf16_engine="deepspeed-bf16",
 )
 
+_JAX = Framework(jit_fused=True, attention="cudnn")
+
 # Looked up by the first key that occurs in the framework's name, lower case; each says where the fact is from.
 FRAMEWORKS: dict[str, Framework] = {
     # GPT-NeoX is built on the same two (its README).
@@ -99,8 +103,17 @@ FRAMEWORKS: dict[str, Framework] = {
     # config.py) and checkpoints activations in its benchmarks (examples/llm_benchmark).
     "automodel": Framework(gradient_bits=32, recompute="full", attention="cudnn", dispatcher="deepep"),
     # Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes).
-    "megatron-bridge": replace(_MEGATRON_CORE, dispatcher="deepep"),
-    "nemo": _MEGATRON_CORE,
+    "megatron-bridge": replace(_NEMO, dispatcher="deepep"),
+    # Before June 2023 without flash attention (commit a87702a522) or chunks of tensor-parallel communication; the
+    # launcher's configurations of 22.12 reduce gradients after the last backward (overlap_grad_sync: False).
+    **dict.fromkeys(
+        ("nemo 22", "nemo megatron", "nemo-megatron"),
+        replace(_MEGATRON_CORE, overlap=False, overlap_update=False, overlap_tensor=False, attention="unfused"),
+    ),
+    # The launcher's configurations of 2023 and 2024 leave fp8_params out, which is then off.
+    **dict.fromkeys(("nemo 23", "nemo 24.0"), _MEGATRON_CORE),
+    # NVIDIA's submissions of language models to MLPerf are NeMo's.
+    **dict.fromkeys(("nemo", "mlperf"), _NEMO),
     "megatron-core": _MEGATRON_CORE,
     # Built on Megatron-LM; overlaps data-parallel exchanges as FSDP does and tensor-parallel ones in chunks of the
     # product, with flash attention 2, fused LayerNorm and GELU, interleaved (arXiv:2402.15627, sections 3.2 and 3.3).
@@ -121,9 +134,12 @@ FRAMEWORKS: dict[str, Framework] = {
         engine="huggingface",
     ),
     # Composer's FSDP1: mixed_precision DEFAULT reduces gradients in fp32; LayerNorm in low precision, eager GELU.
-    "llm-foundry": Framework(fused_kernels=False, gradient_bits=32),
-    # JAX trainers: XLA compiles the step as a whole.
-    **dict.fromkeys(("jax", "maxtext", "levanter"), Framework(jit_fused=True)),
+    **dict.fromkeys(("llm-foundry", "composer", "mosaic"), Framework(fused_kernels=False, gradient_bits=32)),
+    # JAX trainers: XLA compiles the step as a whole, and attention is Transformer Engine's, which is cuDNN's (MaxText,
+    # docs/run_maxtext/run_maxtext_single_host_gpu.md; Levanter, layers/attention.py; JAX-Toolbox for Pax). MaxText's
+    # remat_policy is "full" unless it is told otherwise (configs/base.yml).
+    "maxtext": replace(_JAX, recompute="full"),
+    **dict.fromkeys(("jax", "levanter", "pax", "axlearn"), _JAX),
     # Its doc/en/install.md builds flash-attention v1.0.5, which its images hold too.
     "internevo": Framework(bucket_bytes=512 * 2**20, gradient_bits=16, attention="flash1", engine="internevo"),
     # nanotron's optim/zero.py gathers after the step and waits; its lists of slices are copied one by one
@@ -163,15 +179,17 @@ FRAMEWORKS: dict[str, Framework] = {
 }
 
 # Software that runs PyTorch's own engine as it is, which is what every other name is taken for.
+# Models of Hugging Face or of plain modules run norms and rotary positions eagerly there, unless they are compiled.
 PYTORCH = re.compile(
-    r"pytorch|fsdp|\bddp\b|\b(torch|torchtune|torchrun|hf|trl)\b|hugging|accelerate|transformers|olmo|flopcast"
+    r"pytorch|fsdp|\bddp\b|\b(torch|torchtune|torchrun|hf|trl)\b|hugging|accelerate|transformers|olmo"
+    r"|axolotl|unsloth|llama-?factory|xtuner|open_?lm|lingua|picotron|veomni|torchacc"
 )
 
 
 def is_known(name: str) -> bool:
     """Whether the name is of software whose facts are held here."""
     lowered = name.lower()
-    return bool(PYTORCH.search(lowered)) or any(key in lowered for key in FRAMEWORKS)
+    return bool(PYTORCH.search(lowered)) or "flopcast" in lowered or any(key in lowered for key in FRAMEWORKS)
 
 
 def framework_of(name: str, tp: int = 1) -> Framework:
@@ -181,5 +199,5 @@ def framework_of(name: str, tp: int = 1) -> Framework:
     whose way of splitting them it is (arXiv:2205.05198).
     """
     lowered = name.lower()
-    unknown = Framework(engine="megatron" if tp > 1 else "fsdp2")
+    unknown = Framework(engine="megatron" if tp > 1 else "fsdp2", fused_kernels=not PYTORCH.search(lowered))
     return next((facts for key, facts in FRAMEWORKS.items() if key in lowered), unknown)

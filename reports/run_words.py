@@ -14,7 +14,8 @@ SAYS_YES = re.compile(r"^(yes|true|on|enabled|with)\b")
 # Kernels by other names; an unversioned "flash" is the software's own version, or the second.
 ATTENTION_NAMES = {
     **{"sdpa": "flash2", "eager": "unfused", "none": "unfused", "standard": "unfused", "naive": "unfused"},
-    **{"xformers": "flash1", "te": "cudnn", "fused": "cudnn"},
+    **{"xformers": "flash1", "te": "cudnn", "fused": "cudnn", "cudnn_flash_te": "cudnn"},
+    **{"ck": "flash2", "aotriton": "triton", "flex": "triton", "flexattention": "triton"},
 }
 # A compiler's name, or a mode of it, in place of a yes; and those of ways to split sequences.
 RAN = re.compile(r"compile|inductor|thunder|nvfuser|dynamo|xla|jit|cuda-?graph|autotune|overhead|ulysses|megatron|ring")
@@ -26,6 +27,12 @@ WHOLE_LAYERS = re.compile(
 PARTS = re.compile(
     r"select|minimal|partial|attn|attention|core|flash|mlp|ffn|moe|norm|act|sav(e|able)|dot|proj|offload|custom|^op\b"
     r"|\bsac\b|^[\d./%]+$"
+)
+# Tensor-parallel communication in chunks beside its products: torchtitan's asynchronous TP, Megatron's
+# --tp-comm-overlap and NeMo's user buffers (ub_tp_comm_overlap), Megatron-Kwai's --overlap-sp-ag and -rs.
+TENSOR_OVERLAP = re.compile(
+    r"(?<!no )(?<!not )(?<!without )(async(hronous)?[-_ ]?(tp|tensor)|(tp|tensor)[-_ ]?(comm(unication)?[-_ ]?)?overlap"
+    r"|overlap[-_ ](sp|tp)\b|user[-_ ]?buffers?|\bub_tp)"
 )
 WIDTHS = {
     "fp4": re.compile(r"(fp?|float|int|nf)[-_ ]?4|\b4[-_ ]?bit"),

@@ -1,6 +1,6 @@
 """What training software keeps and moves beyond what the plan's arithmetic needs: facts of the code, one row each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ Engine = Literal[
     "huggingface",
     "liger",
     "megatron",
+    "nemo",
     "megatron-2021",
     "deepspeed",
     "deepspeed-bf16",
@@ -84,6 +85,16 @@ class Habits:
 # Cast, maximum, difference, exponential, sum and quotient on fp32; backward the gradient in place, and its cast.
 _SIX_PASSES: dict[str, Any] = {"loss_forward_bytes": 38, "loss_backward_bytes": 14}
 
+_MEGATRON = Habits(
+    **_SIX_PASSES,
+    hides_context=True,
+    jit_only=True,
+    accumulates_in_products=True,
+    regathers_inputs=True,
+    static_buffers=True,
+    recomputes_attention=True,
+)
+
 ENGINES: dict[Engine, Habits] = {
     # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed. A pipeline's first backward runs
     # with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what a forward saved stays until the second.
@@ -123,15 +134,10 @@ ENGINES: dict[Engine, Habits] = {
     # sections 4.2.2 and 5). Weight gradients are accumulated by wgrad_gemm_accum_fp32 unless
     # --no-gradient-accumulation-fusion forbids it (arguments.py, since February 2022). Context parallelism is
     # Transformer Engine's ring (AttnFuncWithCPAndKVP2P, on two streams).
-    "megatron": Habits(
-        **_SIX_PASSES,
-        hides_context=True,
-        jit_only=True,
-        accumulates_in_products=True,
-        regathers_inputs=True,
-        static_buffers=True,
-        recomputes_attention=True,
-    ),
+    "megatron": _MEGATRON,
+    # NeMo's and Megatron-Bridge's recipes in 8 bits set fp8_param_gather (nemo/collections/llm/recipes/precision/
+    # mixed_precision.py, src/megatron/bridge/training/mixed_precision.py), as MLPerf's do (FP8_PARAMS).
+    "nemo": replace(_MEGATRON, gathers_fp8=True),
     # Megatron-LM v2.5: a hook adds every gradient to its buffer (model/distributed.py); sends are in parts
     # (scatter_gather_tensors_in_pipeline), and waited for before anything is computed (p2p_communication.py).
     "megatron-2021": Habits(**_SIX_PASSES, jit_only=True, waits_for_sends=True, sends_parts=True, static_buffers=True),

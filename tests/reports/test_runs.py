@@ -292,6 +292,47 @@ def test_a_rate_stands_for_the_step() -> None:
     assert batch.share_of_step == 1.0
 
 
+@pytest.mark.parametrize(
+    ("cells", "overlaps"),
+    [
+        ({"framework": "torchtitan"}, False),
+        ({"framework": "torchtitan (FSDP2), async TP"}, True),
+        ({"framework": "Megatron-LM", "notes": "--tp-comm-overlap, bf16"}, True),
+        ({"framework": "Megatron-LM", "notes": "without TP overlap"}, False),
+        ({"framework": "Megatron-LM", "overlap_tensor": "yes"}, True),
+        ({"framework": "NeMo 24.07"}, True),
+        ({"framework": "NeMo 24.07", "overlap_tensor": 0}, False),
+        ({"framework": "torchtitan, async TP", "tp": 1}, False),
+    ],
+)
+def test_chunks_of_tensor_parallel_communication_are_read_where_they_are_said(
+    cells: dict[str, Any], overlaps: bool
+) -> None:
+    plan = changed(**{"tp": 2, "sequence_parallel": 1, **cells}).plan
+    assert plan is not None
+    assert plan.overlap_tensor == overlaps
+
+
+@pytest.mark.parametrize(
+    ("framework", "attention", "fused", "recompute"),
+    [
+        ("MaxText (JAX)", "cudnn", True, "full"),
+        ("Paxml", "cudnn", True, "none"),
+        ("NeMo Megatron 22.12", "unfused", True, "none"),
+        ("NeMo 24.12", "cudnn", True, "none"),
+        ("PyTorch FSDP1", "flash2", False, "none"),
+        ("HF Trainer", "flash2", False, "none"),
+        ("MosaicML Composer", "flash2", False, "none"),
+        ("flopcast", "flash2", True, "none"),
+    ],
+)
+def test_what_software_runs_by_itself(framework: str, attention: str, fused: bool, recompute: str) -> None:
+    run = changed(framework=framework, attention=None, recompute=None)
+    assert run.plan is not None
+    assert (run.plan.attention, run.plan.fused_kernels, run.plan.recompute) == (attention, fused, recompute)
+    assert not run.doubts
+
+
 def test_nvlink_across_a_rack_makes_one_node() -> None:
     run = changed(gpu="GB200", gpus_per_node=4, n_gpus=256, node_gbit=1600)
     assert run.cluster is not None

@@ -245,9 +245,9 @@ def test_ranks_that_send_parts_gather_what_they_receive() -> None:
     }
 
 
-def test_torchtitan_gathers_the_matrices_of_8_bit_products_in_8_bits() -> None:
+def test_some_gather_the_matrices_of_8_bit_products_in_8_bits() -> None:
     found = {}
-    for engine, precision in (("torchtitan", "bf16"), ("torchtitan", "fp8"), ("fsdp2", "fp8")):
+    for engine, precision in (("torchtitan", "bf16"), ("torchtitan", "fp8"), ("nemo", "fp8"), ("fsdp2", "fp8")):
         of = forecast(MODEL, cluster(H100), plan("zero3", 16, engine=engine, precision=precision))
         names = ("transformer.gather", "root.gather")
         sizes = {op.name: op.work.tensor_bytes[0] for op in of.operations if op.name in names}  # type: ignore[union-attr]
@@ -255,6 +255,7 @@ def test_torchtitan_gathers_the_matrices_of_8_bit_products_in_8_bits() -> None:
     layer_elements = sum(tensor.num_parameters for tensor in MODEL.layers[0].tensors(D))
     root = MODEL.num_parameters - MODEL.num_layers * layer_elements
     assert found["torchtitan", "bf16"] == found["fsdp2", "fp8"] == pytest.approx((2 * layer_elements, 2 * root))
+    assert found["nemo", "fp8"] == found["torchtitan", "fp8"]
     assert found["torchtitan", "fp8"] == pytest.approx((layer_elements, 2 * root))
 
 
