@@ -23,13 +23,36 @@ EXPERTS = ("num_experts", "n_experts")
 PER_TOKEN = ("experts_per_token", "top_k", "moe_top_k")
 # "Mixtral-8x7B", "Qwen3-30B-A3B", "DeepSeek-V3": their names say that experts work on a token by turns.
 MIXTURE = re.compile(r"\d+x\d+(\.\d+)?b|\d+b[-_]?a\d+(\.\d+)?b|moe|mixtral|deepseek[-_ ]?v[23]|gpt[-_ ]?oss")
+# Fine-tuning on samples packed into sequences, among which attention does not reach: of SQuAD's length, on which NeMo's
+# performance tables of fine-tuning are measured (docs/source/performance/performance_summary.md, 24.07).
+FINE_TUNED = re.compile(r"\bsft\b|fine-?tun|squad")
+PACKED = re.compile(r"pack")
+PACKED_TOKENS = 256
 SIZE = re.compile(r"([\d.]+)\s*([bm])\b")
 # What publishers add to a model's name.
 AROUND_A_NAME = re.compile(r"^[\w-]+/|(?<![^/])meta[-_ ]|[-_ ](hf|base|chat|instruct|it)$")
 
 
 def model_of(row: Row) -> Model:
-    """The model that a row describes; of a shape that is blank, or of a mixture, the catalogue's of its name."""
+    """The model that a row describes; of a shape that is blank, or of a mixture, the catalogue's of its name.
+
+    Packed samples of t tokens are each attended to alone: t/2 keys for a token on average, as in a window of as many.
+    """
+    model = _model_of(row)
+    notes = row.text("notes") if row.has("notes") else ""
+    if not (FINE_TUNED.search(notes) and PACKED.search(notes)) or row.whole("seq_len") <= PACKED_TOKENS:
+        return model
+    row.assumed.append(f"samples of {PACKED_TOKENS} tokens are packed into a sequence")
+    return replace(model, layers=tuple(_attending_to(block, PACKED_TOKENS // 2) for block in model.layers))
+
+
+def _attending_to(block: Block, window: int) -> Block:
+    if isinstance(block, TransformerBlock):
+        return replace(block, attention=replace(block.attention, window=window))
+    return block
+
+
+def _model_of(row: Row) -> Model:
     sized = row.has("n_layers") or SIZE.search(row.text("model_name"))
     if not (row.has("hidden") and sized) or (_names_a_mixture(row) and not _num_experts(row)):
         return _by_name(row)

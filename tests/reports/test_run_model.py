@@ -37,3 +37,16 @@ def test_a_mixture_by_its_name_alone_is_not_taken_for_a_dense_model() -> None:
     assert known.model.num_parameters == load_model("mixtral-8x7b").num_parameters
     assert "num_experts is blank" in changed(model_name="Unheard-of-8x3B").skipped
     assert not changed(model_name="llama-7b-A100").skipped
+
+
+def test_packed_samples_are_attended_to_alone() -> None:
+    """256 tokens each: a token attends to 128 on average, which is what a window of 128 gives but for its beginning."""
+    plain, packed = changed(notes="SFT"), changed(notes="SFT on packed sequences")
+    assert plain.model is not None
+    assert packed.model is not None
+    per_token = [model.layers[0].score_flop_per_token(4096, causal=True) for model in (plain.model, packed.model)]
+    assert per_token[0] == pytest.approx(4 * 4096 * 2048)
+    assert per_token[1] == pytest.approx(4 * 4096 * 128, rel=0.02)
+    assert packed.model.num_parameters == plain.model.num_parameters
+    assert "samples of 256 tokens are packed into a sequence" in packed.assumed
+    assert not any("packed" in words for words in changed(notes="packed documents, pre-training").assumed)
