@@ -118,25 +118,27 @@ def test_unfused_attention_over_misaligned_heads_runs_where_fp32_does() -> None:
 def test_tensor_parallelism_in_chunks_exposes_one_of_them() -> None:
     settings = {"tp": 4, "sequence_parallel": True, "seq_len": 4096}
     waits, chunks = (
-        forecast(small_model(), cluster(), plan("ddp", 8, overlap_tensor=o, **settings)).step for o in (0, 1)
+        forecast(small_model(), cluster(), plan("ddp", 8, overlap_tensor=o, **settings)).step for o in (False, True)
     )
     assert chunks.parts["tensor_communication"][0] == pytest.approx(waits.parts["tensor_communication"][0] / 4)
 
 
 def test_an_update_that_is_not_hidden_is_exposed_whole() -> None:
     long = {"micro_batch": 8, "seq_len": 8192}
-    beside, before = (forecast(small_model(), cluster(), plan("zero1", overlap_update=o, **long)).step for o in (1, 0))
+    beside, before = (
+        forecast(small_model(), cluster(), plan("zero1", overlap_update=o, **long)).step for o in (True, False)
+    )
     assert before.gather_communication[0] > 1.05 * beside.gather_communication[0]
     assert before.reduce_communication[0] == beside.reduce_communication[0]
 
 
 def test_a_sliced_update_copies_every_tensor_of_every_rank_twice() -> None:
     model = small_model()
-    whole, sliced = (forecast(model, cluster(), plan("zero1", 16, sliced_update=s)).step for s in (0, 1))
+    whole, sliced = (forecast(model, cluster(), plan("zero1", 16, sliced_update=s)).step for s in (False, True))
     # A layer's qkv, output, gate and up in one, down, and two norms; embedding, norm and head.
     copies = 2 * 16 * (6 * model.num_layers + 3)
     assert sliced.optimizer[0] - whole.optimizer[0] == pytest.approx(copies * C.copy_launch_s)
-    sharded = [forecast(model, cluster(), plan("zero3", 16, sliced_update=s)).step.total[0] for s in (0, 1)]
+    sharded = [forecast(model, cluster(), plan("zero3", 16, sliced_update=s)).step.total[0] for s in (False, True)]
     assert sharded[0] == sharded[1]
 
 
