@@ -71,6 +71,14 @@ def test_constants_stay_within_their_bounds() -> None:
     assert found.constants["straggler"] <= 0.3
 
 
+def test_a_constant_at_its_bound_says_so() -> None:
+    """Runs 50 times slower than computation at thrice its time allow; nothing exposed is a share like another."""
+    words = "lies at its bound: the profile does not describe these runs"
+    slow = calibrate([replace(r, step_s=50 * r.step_s) for r in runs()], MACHINE, NAMES, device="Some CPU")
+    assert f"compute_scale {words}" in list(lines(slow))
+    assert words not in "\n".join(lines(calibrate(runs(), MACHINE, NAMES, device="Some CPU")))
+
+
 def test_only_what_the_runs_can_tell_apart_is_fitted() -> None:
     # On a CPU launches were timed with the work and nothing overlaps.
     assert calibrate([run(256, 4, 2), run(512, 4, 2)], MACHINE, device="Some CPU").fit.names == ("compute_scale",)
