@@ -56,7 +56,7 @@ def results(columns: Iterable[str]) -> dict[str, list[Scaled]]:
     found: dict[str, list[Scaled]] = {name: [] for name in _RESULTS}
     plain: dict[str, list[Scaled]] = {name: [] for name in _RESULTS}
     for written in columns:
-        if scale := microseconds_of(written):  # "seconds"
+        if len(written) > 1 and (scale := microseconds_of(written)):  # "seconds", but a column "s" may be of anything
             found["time_us"].append((written, scale))
         for name, pattern in _RESULTS.items():
             heading = pattern.fullmatch(written)
