@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.collectives.cells import BITS, gbit, numbers, text_of
+from flopcast.collectives import headings
+from flopcast.collectives.cells import gbit, is_missing, numbers, text_of
 from flopcast.collectives.machines import NETWORK
 from flopcast.errors import InputError
 
@@ -47,11 +48,6 @@ _NUMBERS = {
     "nic_gbit": ("nicgbit", "nicgbps", "nicgbits", "nicrate", "nicspeed", "nicgb", "nic"),
     "sharp": ("sharp",),
     "in_place": ("inplace",),
-    "time_us": ("timeus", "time", "latencyus", "latency", "timeinus"),
-    "time_ms": ("timems", "latencyms"),
-    "time_s": ("times", "latencys", "seconds"),
-    "algbw_GBps": ("algbwgbps", "algbw", "algbwgbs", "algbandwidth"),
-    "busbw_GBps": ("busbwgbps", "busbw", "busbwgbs", "busbandwidth"),
 }
 _COLLECTIVES = {
     "allreduce": "all_reduce",
@@ -70,9 +66,6 @@ _COLLECTIVES = {
     "p2p": "point_to_point",
     "pointtopoint": "point_to_point",
 }
-# What stands before a quantity's name, and the unit behind a size's.
-_QUALIFIER = re.compile(r"^(?:outofplace|oop|average|avg|mean|median|measured)+")
-_SIZE_IN = re.compile(r"((?:data|message|msg|buffer)?size|payload|bytes)([kmgt])i?b")
 _COUNTED = re.compile(r"\b([0-9]{1,3})\s*[x*\u00d7]\s*([0-9]+\s*G\S*|[A-Z]DR[0-9]*)", re.IGNORECASE)
 # What a node is taken to hold where a table does not say: boards of four superchips, racks of 72, else eight.
 _GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
@@ -80,6 +73,8 @@ _GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
 _RACK_BOARD = re.compile(r"GB[23]00")
 _BOARD_GPUS, _RACK_GPUS = 4.0, 72.0
 _ESSENTIAL = ("gpu", "collective")
+# Where one of these is given, it is a whole number of at least 1.
+_COUNTS = ("gpus_per_node", "n_nodes", "ranks")
 
 
 def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
@@ -87,10 +82,11 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
 
     ``collective`` is the cost model's name, or what stood there where that is unknown. ``time_us`` comes from the
     bandwidth where only that is given, ``bytes`` from time and bandwidth. Nodes that are not given follow from the
-    ranks; without these a table with a NIC rate is of two nodes, one without of one. Raises InputError where the
-    columns of the GPU, the collective, or any measure of size are missing.
+    ranks; without these a table with a NIC rate is of two nodes, one without of one. ``unreadable`` says what is wrong
+    with a row's nodes, GPUs or ranks, "" where nothing is. Raises InputError where the columns of the GPU, the
+    collective, or any measure of size are missing.
     """
-    names = _named(given)
+    names, timings = headings.named(given), headings.results(given)
 
     def column(aliases: tuple[str, ...]) -> NDArray[Any] | None:
         return next((np.asarray(given[names[alias][0]]) for alias in aliases if alias in names), None)
@@ -99,7 +95,7 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
         return next(names[alias][1] for alias in aliases if alias in names)
 
     missing = [name for name in _ESSENTIAL if column(_WORDS[name]) is None]
-    if column(_NUMBERS["bytes"]) is None and column(_NUMBERS["algbw_GBps"]) is None:
+    if column(_NUMBERS["bytes"]) is None and not timings["algbw_GBps"]:
         missing.append("bytes")
     if missing:
         raise InputError(f"columns {', '.join(missing)} are missing")
@@ -112,13 +108,20 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
         cells = column(aliases)
         found[name] = np.full(count, np.nan)
         if cells is not None:
-            found[name] = numbers(name, cells) * scale(aliases)
+            found[name] = numbers(name, cells, scale(aliases))
+    for name, scaled in timings.items():
+        found[name] = np.full(count, np.nan)
+        for written, scale_of in scaled:
+            found[name] = np.where(found[name] > 0, found[name], numbers(name, np.asarray(given[written]), scale_of))
     # Of several nodes the interconnect often names the network.
     network = np.array([bool(NETWORK.search(words.upper())) for words in found["interconnect"]], dtype=np.bool_)
     found["fabric"] = np.where((found["fabric"] == "") & network, found["interconnect"], found["fabric"])
     _count_nics(found, column(_NUMBERS["nic_gbit"]))
     found["collective"] = np.array([collective_name(word) for word in found["collective"]], dtype=np.str_)
     found["in_place"] = np.where(found["in_place"] == 1, 1.0, 0.0)
+    found["unreadable"] = _unreadable(
+        {name: column(_NUMBERS[name]) for name in _COUNTS}, found, given.get("unreadable")
+    )
     _fill_ranks(found)
     _join_racks(found)
     _fill_times(found)
@@ -129,18 +132,20 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
     return found
 
 
-def _named(given: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, float]]:
-    """Columns and what their numbers are multiplied by, under every name looked for; an exact one counts first."""
-    exact: dict[str, tuple[str, float]] = {}
-    other: dict[str, tuple[str, float]] = {}
-    for written in reversed(list(given)):
-        name = re.sub("[^a-z0-9]", "", str(written).lower())
-        short = _QUALIFIER.sub("", name)
-        bits = 0.125 if re.search("bw|bandwidth", short) and BITS.search(str(written)) else 1.0
-        exact[name] = other[short] = (written, bits)
-        if size := _SIZE_IN.fullmatch(short):
-            other[size.group(1)] = (written, 1024.0 ** ("kmgt".index(size.group(2)) + 1))
-    return other | exact
+def _unreadable(
+    written: Mapping[str, NDArray[Any] | None], found: Columns, before: NDArray[Any] | None
+) -> NDArray[np.str_]:
+    """What is wrong with each row's counts, "" where nothing is: such a row is of no machine that can be told.
+
+    ``before``: what was wrong with them in a table that has been tidied.
+    """
+    words = [""] * len(found["collective"]) if before is None else [str(cell) for cell in before]
+    for name, cells in written.items():
+        for place, cell in enumerate([] if cells is None else cells):
+            value = found[name][place]
+            if not is_missing(text_of(cell)) and not (value >= 1 and value == np.floor(value)):
+                words[place] = f"{name} is '{text_of(cell)}'; write a whole number, 1 or more"
+    return np.array(words, dtype=np.str_)
 
 
 def _count_nics(found: Columns, cells: NDArray[Any] | None) -> None:
@@ -191,9 +196,6 @@ def _join_racks(found: Columns) -> None:
 
 def _fill_times(found: Columns) -> None:
     time = found["time_us"]
-    for name, scale in (("time_ms", 1e3), ("time_s", 1e6)):
-        other = found.pop(name)
-        time = np.where(time > 0, time, other * scale)
     ranks = found["gpus_per_node"] * found["n_nodes"]
     part = (ranks - 1) / np.maximum(ranks, 1)
     whole = np.isin(found["collective"], ["broadcast", "reduce", "point_to_point"])

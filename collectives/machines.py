@@ -54,12 +54,14 @@ _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([GT])(?:B/S|BPS)")
 class Gpu:
     """What the name of a GPU tells: the code of its architecture and its link rate, one way.
 
-    ``mesh``: that rate is of all its links to ``MESH_GPUS`` - 1 others, one each, and not of one switch.
+    ``mesh``: that rate is of all its links to ``MESH_GPUS`` - 1 others, one each, and not of one switch. ``known``:
+    the name or the interconnect says so.
     """
 
     architecture: int
     nvlink_bytes_per_s: float
     mesh: bool = False
+    known: bool = True
 
     def rate(self, gpus: int) -> float:
         """Bytes/s one way that a GPU has for a group of ``gpus`` in its node."""
@@ -95,4 +97,4 @@ def gpu(name: str, interconnect: str = "", gpus: int = 8) -> Gpu:
         return Gpu(architecture_code(architecture), rate)
     if stated:
         return Gpu(architecture_code("other"), float(stated.group(1)) * (1e9 if stated.group(2) == "G" else 1e12) / 2)
-    return Gpu(architecture_code("other"), PCIE_GENERATIONS[(pcie and pcie.group(1)) or "4"])
+    return Gpu(architecture_code("other"), PCIE_GENERATIONS[(pcie and pcie.group(1)) or "4"], known=bool(pcie))

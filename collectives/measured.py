@@ -55,11 +55,12 @@ def read(columns: Mapping[str, NDArray[Any]]) -> Table:
     num_nodes, nics, nic = found["n_nodes"], found["nics_per_node"], found["nic_gbit"] * 1e9 / 8
     multi = num_nodes > 1
 
-    reason = np.full(count, "", dtype="<U80")
+    reason = np.full(count, "", dtype="<U160")
     reason[found["gpu"] == ""] = "no GPU is given"
     reason[multi & ~(nic > 0)] = "several nodes but no NIC rate (nic_gbit) is given"
     reason[~np.isin(found["collective"], list(COLLECTIVES))] = "the collective is not one that the model knows"
     reason[~(found["bytes"] >= 0)] = "bytes is missing"
+    reason = np.where(found["unreadable"] == "", reason, found["unreadable"])
 
     gpus, nodes = found["gpus_per_node"].astype(np.int64), num_nodes.astype(np.int64)
     # Where only the NIC rate is known: one NIC per GPU, as in the reference designs of eight-GPU nodes.

@@ -9,9 +9,16 @@ ELEMENT_TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloa
 
 
 def check_element_type(op: str, name: str, tensor: Tensor) -> None:
-    """Refuse all but fp32, fp16 and bf16."""
+    """Refuse all but tensors of fp32, fp16 and bf16."""
+    check_tensor(op, name, tensor)
     if tensor.dtype not in ELEMENT_TYPES:
         raise InputError(f"{op}: {name} has dtype {tensor.dtype}; use torch.float32, float16 or bfloat16")
+
+
+def check_tensor(op: str, name: str, value: object) -> None:
+    """Refuse what is no tensor, such as a weight that a layer does not have."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{op}: {name} is a {type(value).__name__}; give a tensor")
 
 
 def check_dense_rows(op: str, name: str, tensor: Tensor) -> None:

@@ -5,7 +5,11 @@ from collections.abc import Iterator
 
 from flopcast.reports.calibration import Calibrating
 from flopcast.simulator.calibrated import MACHINE_CONSTANTS, QUANTITIES
+from flopcast.simulator.profile import FittedConstant
 from flopcast.simulator.units import format_seconds
+
+# Of a constant's range: the fit never quite reaches an end.
+NEAR = 0.01
 
 
 def lines(found: Calibrating) -> Iterator[str]:
@@ -24,6 +28,8 @@ def lines(found: Calibrating) -> Iterator[str]:
         meaning = MACHINE_CONSTANTS[name].meaning
         value, ends = f"{constant.value:.3g} +- {constant.deviation:.2g}", f"{constant.low:g} to {constant.high:g}"
         yield f"{name} = {value} ({ends}): {meaning}"
+        if _is_cut_off(constant):
+            yield f"{name} lies at its bound: the profile does not describe these runs"
     for pair, correlation in section.correlations.items():
         yield f"correlation of {pair}: {correlation:+.2f}"
     yield ""
@@ -35,3 +41,10 @@ def lines(found: Calibrating) -> Iterator[str]:
     else:
         low, high = (math.expm1(log) for log in section.band)
         yield f"80 % band from the runs left out: {low:+.0%} to {high:+.0%}"
+
+
+def _is_cut_off(constant: FittedConstant) -> bool:
+    """Whether the runs asked for more than the range holds; no share is below nothing or above all."""
+    width = constant.high - constant.low
+    ends = [end for end in (constant.low, constant.high) if not (constant.unit.startswith("share") and end in (0, 1))]
+    return any(abs(constant.value - end) < NEAR * width for end in ends)

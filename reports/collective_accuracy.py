@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flopcast.collectives.columns import tidy
+from flopcast.collectives.headings import why_untimed
+from flopcast.collectives.machines import gpu
 from flopcast.collectives.measured import forecast_rows
 from flopcast.errors import InputError
 from flopcast.reports.table_file import read_table
@@ -33,11 +35,13 @@ class CollectiveAccuracy:
 
     ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median size of the error, bias, the mean
     after each series' latency is fitted to its own smallest rows, and by how much twin machines differ (``TWINS``).
+    ``unknown_gpus``: names that tell no rate, whose rows are forecast as of PCIe cards.
     """
 
     rows: pd.DataFrame
     skipped: pd.DataFrame
     bins: pd.DataFrame
+    unknown_gpus: tuple[str, ...] = ()
 
     def check_scored(self) -> None:
         """Raise InputError where no row counts, with the reasons."""
@@ -72,7 +76,8 @@ def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccurac
     predicted, reasons = forecast_rows(columns)
     calibrated, _ = forecast_rows(columns, calibrated=True)
     measured = columns["time_us"] * 1e-6
-    reasons = np.where(reasons == "", np.where(measured > 0, "", "neither a time nor a bandwidth is given"), reasons)
+    untimed = why_untimed({str(name): table[name] for name in table.columns})
+    reasons = np.where(reasons == "", np.where(measured > 0, "", untimed), reasons)
     rows = pd.DataFrame(
         {
             "series": columns["series"],
@@ -87,7 +92,9 @@ def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccurac
     )
     skipped = rows[["series", "collective", "bytes", "in_place"]].assign(skipped=reasons)[reasons != ""]
     kept = rows[reasons == ""]
-    return CollectiveAccuracy(kept, skipped, _by_size(kept))
+    machines = zip(columns["gpu"], columns["interconnect"], reasons, strict=True)
+    unknown = dict.fromkeys(str(name) for name, joined, why in machines if not why and not gpu(name, joined).known)
+    return CollectiveAccuracy(kept, skipped, _by_size(kept), tuple(unknown))
 
 
 def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
@@ -110,6 +117,9 @@ def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
     yield table
     for reason, number in accuracy.reasons.items():
         yield Text(f"skipped {number}: {reason}")
+    if accuracy.unknown_gpus:
+        names = ", ".join(accuracy.unknown_gpus)
+        yield Text(f"taken for PCIe 4.0 cards, as their names are unknown and no interconnect is given: {names}")
 
 
 def _by_size(rows: pd.DataFrame) -> pd.DataFrame:

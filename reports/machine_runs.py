@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,12 @@ class MachineRun:
 def read_machine_runs(paths: Iterable[Path]) -> list[MachineRun]:
     """Every run of the folders, JSONL logs and CSV tables named. Raises InputError for one that cannot be used."""
     found: list[MachineRun] = []
+    files: set[Path] = set()
     for path in paths:
+        file = (path / LOG if path.is_dir() else path).resolve()
+        if file in files:
+            raise InputError(f"{path}: is named twice; a run counts once")
+        files.add(file)
         found += _table(path) if path.suffix.lower() == ".csv" else [_log(path)]
     names = [run.name for run in found]
     return [
@@ -76,23 +82,27 @@ def _log(path: Path) -> MachineRun:
 def run_of_records(
     records: Sequence[Any], name: str, origin: str, folder: Path | None = None, model: Model | None = None
 ) -> MachineRun:
-    """The run that a log's records tell of, from its last start on.
+    """The run that a log's records tell of, from the last start that enough steps follow.
 
-    ``model`` where it is known; else it is the one that the log names, whose path may be relative to ``folder``. Raises
-    InputError, naming ``origin``.
+    Its name says which where fewer steps follow a later one. ``model`` where it is known; else it is the one that the
+    log names, whose path may be relative to ``folder``. Raises InputError, naming ``origin``.
     """
     kept = [record for record in records if isinstance(record, dict)]
     starts = [place for place, record in enumerate(kept) if record.get("event") == "start"]
     if not starts:
         raise InputError(f"{origin}: is not the log of a run (no start event); name a folder that the trainer wrote to")
-    start, steps = kept[starts[-1]], kept[starts[-1] + 1 :]
-    seconds = [record.get("step_s") for record in steps if "event" not in record]
-    times = [float(value) for value in seconds if isinstance(value, int | float) and value > 0]
-    warm = max(WARM_UP_STEPS, round(WARM_UP_SHARE * len(times)))
-    if len(times) < warm + FEWEST_STEPS:
+    found = [(kept[place], _step_times(kept[place + 1 : end])) for place, end in pairwise([*starts, len(kept)])]
+    used = next((place for place in reversed(range(len(found))) if _is_enough(found[place][1])), len(found) - 1)
+    start, times = found[used]
+    begun = f"its start from step {start.get('step', 0)}"
+    warm = _warm_up(times)
+    if not _is_enough(times):
+        said = f"{origin}: " if len(found) == 1 else f"{origin}: no start has enough steps; {begun}, the last, "
         raise InputError(
-            f"{origin}: has {len(times)} steps, of which {warm} are warm-up; train at least {warm + FEWEST_STEPS}"
+            f"{said}has {len(times)} steps, of which {warm} are warm-up; train at least {warm + FEWEST_STEPS}"
         )
+    if any(later for _, later in found[used + 1 :]):
+        name = f"{name}, {begun}"
     times = times[warm:]
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return MachineRun(
@@ -105,6 +115,19 @@ def run_of_records(
         num_steps=len(times),
         dtype=str(start.get("dtype", "")),
     )
+
+
+def _step_times(records: Sequence[dict[str, Any]]) -> list[float]:
+    seconds = [record.get("step_s") for record in records if "event" not in record]
+    return [float(value) for value in seconds if isinstance(value, int | float) and value > 0]
+
+
+def _warm_up(times: Sequence[float]) -> int:
+    return max(WARM_UP_STEPS, round(WARM_UP_SHARE * len(times)))
+
+
+def _is_enough(times: Sequence[float]) -> bool:
+    return len(times) >= _warm_up(times) + FEWEST_STEPS
 
 
 def _plan(table: Any, origin: str) -> Plan:

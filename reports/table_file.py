@@ -9,9 +9,13 @@ from flopcast.errors import InputError
 
 
 def read_table(path: Path, needed: Sequence[str], described_in: str) -> pd.DataFrame:
-    """The CSV at ``path``; InputError where it is absent, no CSV, empty, or lacks a column (see ``described_in``)."""
+    """The CSV at ``path``, of commas, semicolons or tabs.
+
+    Raises InputError where it is absent, no CSV, empty, or lacks a column (see ``described_in``).
+    """
     try:
-        table = pd.read_csv(path)
+        separator, decimal = _separators(path)
+        table = pd.read_csv(path, sep=separator, decimal=decimal)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (OSError, ValueError, UnicodeDecodeError) as error:
@@ -22,3 +26,11 @@ def read_table(path: Path, needed: Sequence[str], described_in: str) -> pd.DataF
     if table.empty:
         raise InputError(f"{path}: has no rows; see {described_in}")
     return table
+
+
+def _separators(path: Path) -> tuple[str, str]:
+    """What the heading's columns are separated by, and the decimal point: a comma where that is a semicolon."""
+    heading = pd.read_csv(path, nrows=0).columns
+    if len(heading) == 1 and ";" in heading[0]:
+        return ";", ","
+    return ("\t" if len(heading) == 1 and "\t" in heading[0] else ","), "."

@@ -121,3 +121,20 @@ def test_without_pytorch_the_mend_is_said(
     monkeypatch.setattr(installed, "find_spec", lambda name: None)
     strategy = ["--strategy", "zero3"] if command[0] == "verify" else []
     assert "pip install '.[train]'" in error_line(capsys, *command, *strategy)
+
+
+def test_rows_with_wrong_results_are_left_out_of_the_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heading = "# size count type redop root time algbw busbw #wrong\n"
+    good = "".join(f"{2**k} {2**k // 4} float sum -1 {20 + 2**k / 1e4:.2f} 0.1 0.1 0\n" for k in range(10, 16))
+    bad = "65536 16384 float sum -1 900.0 0.1 0.1 7\n"
+    log = tmp_path / "run.log"
+    log.write_text(heading + good + bad + "# Avg bus bandwidth : 1\n")
+    arguments = ["calibrate", "--nccl-log", str(log), "--collective", "all_reduce"]
+    out, err = output_of(capsys, *arguments)
+    assert err == (
+        f"flopcast: {log}: leaves out 1 of 7 rows, whose results were wrong (#wrong; the first at 65536 B)\n"
+    )
+    log.write_text(heading + good + "# Avg bus bandwidth : 1\n")
+    assert output_of(capsys, *arguments) == (out, "")
+    log.write_text(heading + bad + "# Avg bus bandwidth : 1\n")
+    assert "nothing to fit to without 1 of 1 rows" in error_line(capsys, *arguments)

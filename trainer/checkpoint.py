@@ -107,6 +107,9 @@ class Checkpoints:
                 folder.mkdir(parents=True, exist_ok=True)
                 for leftover in folder.glob(".step-*"):
                     shutil.rmtree(leftover)
+            for found in sorted(folder.glob("step-*")):
+                if _NAME.fullmatch(found.name) and not (found / MANIFEST).exists():
+                    raise InputError(f"{found}: is no whole checkpoint, as it has no {MANIFEST}; remove it")
 
         on_first_rank(clean, self._group)
 

@@ -33,24 +33,26 @@ def writing(path: Path, mend: str = "make room or name another place") -> Iterat
 
 
 @contextlib.contextmanager
-def locked(folder: Path, mend: str | None = None) -> Iterator[None]:
+def locked(folder: Path, mend: str | None = None) -> Iterator[bool]:
     """Hold ``folder``, made where it is missing, until the context is left or the process ends in any way.
 
-    Where another process holds it, wait, or raise InputError with ``mend``. A file system without locks gives none.
+    Where another process holds it, wait, or raise InputError with ``mend``. A file system without locks gives none,
+    and the context is False.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+", encoding="utf-8")
     with file:
+        is_alone = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if mend else 0))
         except BlockingIOError:
             file.seek(0)
             raise InputError(f"{folder}: another job writes into it ({file.read()}); {mend}") from None
         except OSError:
-            pass
+            is_alone = False
         with contextlib.suppress(OSError):  # who holds it is only for the message
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-        yield
+        yield is_alone

@@ -157,6 +157,7 @@ class Run(AbstractContextManager["Run"]):
             while self.step < settings.optimizer.num_steps and not stopped:
                 stopped = self._optimizer_step(log, stop)
                 is_last = self.step == settings.optimizer.num_steps
+                stopped = stopped and not is_last  # nothing is left to go on with
                 if stopped or is_last or _is_due(self.step, settings.checkpoint.every):
                     self._save(log)
                 if settings.evaluation.every and (is_last or _is_due(self.step, settings.evaluation.every)):

@@ -99,8 +99,13 @@ class Export:
 
 
 def _has_exported(settings: Settings) -> bool:
-    """Whether the last whole checkpoint is the run's end, and the log says that its weights were written."""
+    """Whether the last whole checkpoint is the run's end, and its weights were written, as the log says, and are there.
+
+    A folder that was removed since is written again.
+    """
     output = Path(settings.output)
+    if not (Path(settings.checkpoint.export or "") / "config.json").exists():
+        return False
     steps = complete_steps(output / CHECKPOINTS)
     if not steps or steps[-1] < settings.optimizer.num_steps or not (output / LOG).exists():
         return False

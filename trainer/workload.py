@@ -51,4 +51,10 @@ def make_plan(settings: PlanTable, num_ranks: int, gpus_per_node: int) -> Plan:
             f"plan.global_batch = {settings.global_batch} does not divide over {plan.dp} data-parallel ranks with "
             f"plan.micro_batch = {settings.micro_batch}; use a multiple of {sequences}, such as {below + sequences}"
         )
-    return dataclasses.replace(plan, grad_accum=settings.global_batch // sequences)
+    passes = settings.global_batch // sequences
+    if passes < plan.pp:
+        raise InputError(
+            f"plan.global_batch = {settings.global_batch} gives {passes} micro-batch{'es' * (passes > 1)} a step, and "
+            f"plan.pp = {plan.pp} stages need as many; use at least {plan.pp * sequences}, or fewer stages"
+        )
+    return dataclasses.replace(plan, grad_accum=passes)

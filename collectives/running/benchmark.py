@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -52,9 +53,9 @@ _QUANTISED = ("float", "bfloat16", "half")
 class Options:
     """What to measure; letters are nccl-tests' flags.
 
-    ``collectives`` names from ``CASES``; sizes in bytes from ``begin`` (-b) by ``factor`` (-f) to ``end`` (-e);
-    ``iterations`` (-n) timed after ``warmup`` (-w); ``dtype`` (-d) a name from ``DTYPES``; ``backend`` None takes nccl
-    on GPUs and gloo elsewhere; ``timeout_s`` after which a missing rank is an error.
+    ``collectives`` names from ``CASES``; sizes in bytes from ``begin`` (-b) by ``factor`` (-f) to ``end`` (-e), or
+    ``step`` (-i) bytes apart; ``iterations`` (-n) timed after ``warmup`` (-w); ``dtype`` (-d) a name from ``DTYPES``;
+    ``backend`` None takes nccl on GPUs and gloo elsewhere; ``timeout_s`` after which a missing rank is an error.
     """
 
     collectives: tuple[str, ...] = ("all_reduce",)
@@ -66,6 +67,12 @@ class Options:
     dtype: str = "float"
     backend: str | None = None
     timeout_s: float = 120.0
+    step: int | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes to measure, in bytes."""
+        return sweep(self.begin, self.end, self.factor, self.step)
 
     def __post_init__(self) -> None:
         for name in self.collectives:
@@ -83,7 +90,7 @@ class Options:
             )
         if not 0 < self.timeout_s < 1e6:
             raise InputError(f"timeout is {self.timeout_s} s; give a positive number of seconds")
-        sweep(self.begin, self.end, self.factor)
+        assert self.sizes
 
 
 def run(
@@ -91,17 +98,19 @@ def run(
 ) -> Report | None:
     """Measure on all ranks; the report on rank 0, None on the others.
 
-    ``fabric`` of one machine adds forecasts. ``show`` gets the lines of the table on rank 0 as they are known; a
-    progress bar goes to standard error unless ``quiet``. Raises InputError for a bad option or environment and
-    CollectiveError where a rank is lost.
+    ``fabric`` of one machine adds forecasts. ``show`` gets the lines of the table on rank 0 as they are known; where
+    nobody reads them (BrokenPipeError) every rank stops, without a report. A progress bar goes to standard error unless
+    ``quiet``. Raises InputError for a bad option or environment and CollectiveError where a rank is lost.
     """
     with process_group(options.backend, options.timeout_s) as device, reporting("bench collectives"):
         _agree_on(options, device)
         found = topology(device)
+        if fabric is not None:
+            _check_machine(found, fabric)
         mesh = init_device_mesh(device.type, found.grid)
         about = _about(options, found)
         main = dist.get_rank() == 0
-        say = show if show is not None and main else lambda _: None
+        say = _Reader(show if main else None)
         for text in results.introduction(about):
             say(text)
         rows: list[Row] = []
@@ -110,12 +119,14 @@ def run(
                 for text in results.header(name, fabric is not None):
                     say(text)
                 mine: list[Row] = []
-                for num_bytes in sweep(options.begin, options.end, options.factor):
+                for num_bytes in options.sizes:
                     measured = _measure(name, num_bytes, options, mesh, device, found, fabric)
                     advance(name, num_bytes)
                     if measured:
                         say(results.line(measured))
                         mine += measured
+                    if say.has_gone(device):
+                        return None
                 for text in results.footer(mine):
                     say(text)
                 rows += mine
@@ -143,13 +154,50 @@ def _about(options: Options, found: Topology) -> dict[str, Any]:
 
 def _agree_on(options: Options, device: torch.device) -> None:
     """Raise InputError on every rank unless all were started with the same arguments."""
-    sizes = f"-b {options.begin} -e {options.end} -f {options.factor} -n {options.iterations} -w {options.warmup}"
+    step = f"-f {options.factor}" if options.step is None else f"-i {options.step}"
+    sizes = f"-b {options.begin} -e {options.end} {step} -n {options.iterations} -w {options.warmup}"
     given = gather_text(f"{' '.join(options.collectives)} {sizes} -d {options.dtype}", device)
     for rank, words in enumerate(given):
         if words != given[0]:
             raise InputError(
                 f"rank {rank} was started with '{words}' and rank 0 with '{given[0]}'; give all the same arguments"
             )
+
+
+def _check_machine(found: Topology, fabric: Fabric) -> None:
+    """Raise InputError where the machine that was named is not one that these ranks can be on."""
+    gpus, ranks = int(np.max(fabric.gpus_per_node)), found.ranks_per_node
+    if ranks > gpus:
+        raise InputError(
+            f"--cluster has {gpus} GPU{'s' * (gpus > 1)} per node, but {ranks} ranks were started on each host; start "
+            f"{gpus} per host, or name the cluster that this is"
+        )
+    if found.num_nodes > 1 and not (np.all(fabric.nics_per_node) and np.all(fabric.nic_bytes_per_s)):
+        raise InputError(
+            f"--cluster has no network, but the ranks are on {found.num_nodes} hosts; give it a [network], or name the "
+            "cluster that this is"
+        )
+
+
+class _Reader:
+    """Who reads the table on rank 0, nobody elsewhere; may go away before its end, as ``head`` does."""
+
+    def __init__(self, show: Callable[[str], None] | None) -> None:
+        self._show, self._is_gone = show, False
+
+    def __call__(self, text: str) -> None:
+        if self._show is None or self._is_gone:
+            return
+        try:
+            self._show(text)
+        except BrokenPipeError:
+            self._is_gone = True
+
+    def has_gone(self, device: torch.device) -> bool:
+        """Whether it has, the same on all ranks."""
+        gone = torch.tensor([self._is_gone], dtype=torch.int64, device=device)
+        dist.all_reduce(gone)
+        return bool(gone)
 
 
 def machine(report: Report) -> dict[str, Any]:
@@ -258,7 +306,7 @@ def _progress(options: Options, visible: bool) -> Iterator[Callable[[str, int], 
     from rich.console import Console
     from rich.progress import Progress
 
-    steps = len(options.collectives) * len(sweep(options.begin, options.end, options.factor))
+    steps = len(options.collectives) * len(options.sizes)
     with Progress(console=Console(stderr=True), transient=True, disable=not visible) as progress:
         task = progress.add_task("collectives", total=steps)
 

@@ -51,6 +51,14 @@ def number(text: str, name: str, where: str) -> float:
     return value
 
 
+def time(text: str, unit_s: float, where: str) -> float:
+    """A time in seconds; InputError names one that no clock can have shown."""
+    value = number(text, "time", where)
+    if value <= 0:
+        raise InputError(f"{where}: time is {text}; expected more than 0, remove the row")
+    return value * unit_s
+
+
 def collective_of(program: str, where: str, named: str | None) -> str:
     """``/opt/nccl-tests/build/alltoall_perf`` -> ``all_to_all``; ``named`` for a program of another name."""
     name = program.rsplit("/", 1)[-1].removesuffix(".exe").removesuffix("_mpi").removesuffix("_perf")

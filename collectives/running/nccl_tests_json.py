@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flopcast.collectives.running.nccl_tests import Log, collective_of, number, version_of
+from flopcast.collectives.running.nccl_tests import Log, collective_of, number, time, version_of
 from flopcast.collectives.running.results import Row
 from flopcast.errors import InputError
 
@@ -74,7 +74,7 @@ def _rows(result: Any, collective: str, where: str) -> list[Row]:
                 reduction=str(result.get("redop", "none")),
                 root=int(number(str(result.get("root", "-1")), "root", where)),
                 in_place=in_place,
-                time_s=number(str(time_us), "time", where) * 1e-6,
+                time_s=time(str(time_us), 1e-6, where),
                 algbw_bytes_per_s=number(str(cell.get("alg_bw")), "alg_bw", where) * 1e9,
                 busbw_bytes_per_s=number(str(cell.get("bus_bw")), "bus_bw", where) * 1e9,
                 num_wrong=None if wrong is None else int(number(str(wrong), "nwrong", where)),

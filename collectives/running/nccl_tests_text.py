@@ -3,13 +3,14 @@
 Formats: NVIDIA/nccl-tests 2.19.6, src/util.cu (``writeBenchmarkLinePreamble``, ``writeBenchmarkLineBody``), the older
 tables without ``root`` or with ``error`` instead of ``#wrong``, those of 2019 in milliseconds, and rccl-tests'. The
 columns are taken from the table's own header; out of place may stand alone. What launchers put before every line
-(mpirun --tag-output, srun --label, Kubernetes' and Ray's) is taken off. What this benchmark prints is read back too.
+(mpirun --tag-output, srun --label, pdsh, clush, Kubernetes' and Ray's) is taken off, and colours too. What this
+benchmark prints is read back.
 """
 
 import re
 from pathlib import Path
 
-from flopcast.collectives.running.nccl_tests import COLLECTIVES, Log, collective_of, number, version_of
+from flopcast.collectives.running.nccl_tests import COLLECTIVES, Log, collective_of, number, time, version_of
 from flopcast.collectives.running.results import Row
 from flopcast.errors import InputError
 
@@ -23,6 +24,9 @@ _ANNOUNCED = re.compile(r"[NR]CCL version\s*:?\s*(\d+\.\d+\.\d+)")
 # "[1,0]<stdout>:" may stand inside a line too, where the output of a rank came in pieces.
 _TAG = re.compile(r"\[\d+(?:,\d+)?\](?:<std(?:out|err)>:?)?(?=\s|$|#)")
 _LABEL = re.compile(r"\s*(?:\d+:\s|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s|\([^()]*\bpid=\d+[^()]*\)\s)")
+# What pdsh and clush write before a line: "gpu001: ", or "[gpu001] ".
+_HOST = re.compile(r"\s*([A-Za-z][\w.-]*:|\[[A-Za-z][\w.-]*\])(?=\s|$)")
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NAMES = ("size", "count", "type", "redop", "root")
 _MEANINGS = {
     **{name: name for name in (*_NAMES, "time", "algbw", "busbw")},
@@ -35,10 +39,13 @@ _PER_PLACE = ("time", "algbw", "busbw", "wrong")
 
 def read_text(path: Path, text: str, named: str | None) -> Log:
     """The log; InputError says the line of what is not as it should be."""
+    if not text.strip():
+        raise InputError(f"{path}: is empty; name a log of nccl-tests")
     reader = _Reader(named)
+    labels: set[str] = set()
     last = 0
     for last, written in enumerate(text.splitlines(), start=1):
-        reader.take(_bare(written), f"{path}: line {last}")
+        reader.take(_bare(written, labels), f"{path}: line {last}")
     return reader.log(f"{path}: line {last}")
 
 
@@ -50,6 +57,7 @@ class _Reader:
         self.collective = COLLECTIVES.get(named or "", named)
         self.rows: list[Row] = []
         self.hosts: dict[int, tuple[str, str]] = {}
+        self.before, self.began = self.hosts, ""  # the list of ranks before this one, and where this one begins
         self.heading: list[str] = []
         self.unit_s, self.version, self.gpus_per_process = 1e-6, "", 1
         self.concluded = self.listing = False
@@ -60,7 +68,7 @@ class _Reader:
         names = words[1:] if words[:1] == ["#"] else words
         if device := _DEVICE.match(line):
             if not self.listing:
-                self.hosts, self.listing = {}, True
+                self.before, self.hosts, self.listing, self.began = self.hosts, {}, True, where
             self._enter(int(device.group(1)), device.group(2), device.group(3), where)
         elif starting := _STARTING.match(line):
             self.collective = collective_of(starting.group(1), where, self.named)
@@ -75,14 +83,16 @@ class _Reader:
             self.heading, self.concluded = _places(names, where), False
         elif _CONCLUDED.match(line):
             self.concluded = True
-        elif words and words[0].isdecimal() and self.heading:
+        elif words and words[0].isdecimal() and self.heading and not self.concluded:
             if self.collective is None:
                 raise InputError(
                     f"{where}: the log does not say which collective this is (nccl-tests does from 2.18 on); name it, "
                     "as in --collective all_reduce"
                 )
+            if self.before and _places_of(self.before) != _places_of(self.hosts):
+                raise InputError(f"{self.began}: a second run on other ranks begins here; split the file before it")
             self.rows += _row(words, self.heading, self.collective, self.unit_s, where)
-            self.concluded = self.listing = False
+            self.listing = False
 
     def _enter(self, rank: int, host: str, device: str, where: str) -> None:
         """Note where a rank sits; refuse one that two hosts claim."""
@@ -106,23 +116,42 @@ class _Reader:
                 f"{where}: the file is cut off; expected more rows or '# Avg bus bandwidth', "
                 "rerun the benchmark or close the file with that line"
             )
-        known = sorted(self.hosts)
+        # A list without rows behind it is of a run that came to nothing.
+        listed = self.before if self.before and self.listing else self.hosts
+        known = sorted(listed)
         # A rank that the list leaves out sits with the one before it.
         ranks = range(known[0], known[-1] + 1) if known else ()
         hosts, devices = [], []
         for rank in ranks:
-            host, device = self.hosts[max(other for other in known if other <= rank)]
+            host, device = listed[max(other for other in known if other <= rank)]
             hosts.append(host)
             devices.append(device)
         return Log(tuple(self.rows), tuple(hosts), tuple(devices), self.version, self.gpus_per_process)
 
 
-def _bare(line: str) -> str:
-    """The line without what a launcher wrote before or into it."""
-    line = _TAG.sub("", line)
+def _bare(line: str, labels: set[str]) -> str:
+    """The line without colours and without what a launcher wrote before or into it.
+
+    ``labels`` are the hosts' names found before lines of nccl-tests' own so far: any word may end in a colon.
+    """
+    line = _unlabelled(_TAG.sub("", _COLOUR.sub("", line)))
+    while host := _HOST.match(line):
+        rest = _unlabelled(line[host.end() :])
+        if host.group(1) not in labels and not rest.lstrip().startswith("#"):
+            break
+        labels.add(host.group(1))
+        line = rest
+    return line.lstrip() if line.lstrip().startswith("#") else line
+
+
+def _unlabelled(line: str) -> str:
     while label := _LABEL.match(line):
         line = line[label.end() :]
-    return line.lstrip() if line.lstrip().startswith("#") else line
+    return line
+
+
+def _places_of(ranks: dict[int, tuple[str, str]]) -> dict[int, str]:
+    return {rank: host for rank, (host, _) in ranks.items()}
 
 
 def _places(names: list[str], where: str) -> list[str]:
@@ -152,7 +181,7 @@ def _row(words: list[str], heading: list[str], collective: str, unit_s: float, w
         cells = {name: words[place] for place, name in enumerate(heading[first:end], start=first) if place <= last}
         if cells["time"] == "N/A":
             continue
-        values = {name: number(cells[name], name, where) for name in ("time", "algbw", "busbw")}
+        values = {name: number(cells[name], name, where) for name in ("algbw", "busbw")}
         wrong = None if cells.get("wrong", "N/A") == "N/A" else int(number(cells["wrong"], "#wrong", where))
         found.append(
             Row(
@@ -163,7 +192,7 @@ def _row(words: list[str], heading: list[str], collective: str, unit_s: float, w
                 reduction=common.get("redop", "none"),
                 root=int(number(common.get("root", "-1"), "root", where)),
                 in_place=in_place,
-                time_s=values["time"] * unit_s,
+                time_s=time(cells["time"], unit_s, where),
                 algbw_bytes_per_s=values["algbw"] * 1e9,
                 busbw_bytes_per_s=values["busbw"] * 1e9,
                 num_wrong=wrong,

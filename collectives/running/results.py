@@ -3,10 +3,12 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flopcast.errors import InputError
 from flopcast.files import replacing, write_atomically
 
 COLUMNS = (
@@ -75,10 +77,11 @@ def introduction(about: dict[str, Any]) -> list[str]:
     """What stands above the tables: where and how it ran."""
     arguments, where, versions = about["arguments"], about["topology"], about["versions"]
     devices = enumerate(zip(where["hosts"], about["devices"], strict=True))
+    step = f"{arguments['factor']}(factor)" if arguments.get("step") is None else f"{arguments['step']}(bytes)"
     return [
         f"# flopcast {versions['flopcast']}, torch {versions['torch']}, {about['backend']}: {where['ranks']} ranks on "
         f"{where['nodes']} nodes, torus {where['torus'][0]} x {where['torus'][1]}",
-        f"# minBytes {arguments['begin']} maxBytes {arguments['end']} step: {arguments['factor']}(factor) "
+        f"# minBytes {arguments['begin']} maxBytes {arguments['end']} step: {step} "
         f"warmup iters: {arguments['warmup']} iters: {arguments['iterations']} validation: 1",
         "# Using devices",
         *(f"#  Rank {rank:2d} on {host} {device}" for rank, (host, device) in devices),
@@ -178,16 +181,25 @@ def records(rows: Iterable[Row], machine: dict[str, Any]) -> list[dict[str, Any]
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write records to ``path``, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    """Write records to ``path``, whole or not at all. Raises InputError where it cannot be written."""
+    with _writing(path), replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, (*COLUMNS, *MORE_COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document to ``path``, whole or not at all."""
-    write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    """Write a document to ``path``, whole or not at all. Raises InputError where it cannot be written."""
+    with _writing(path):
+        write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); make room or name another file") from None
 
 
 def _blank(value: float | None) -> float | str:

@@ -4,6 +4,7 @@ import re
 
 from flopcast.errors import InputError
 
+MOST_SIZES = 10_000
 _SUFFIX = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -19,10 +20,16 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def sweep(begin: int, end: int, factor: int) -> list[int]:
-    """``begin``, ``begin * factor``, ... up to ``end``, in bytes."""
+def sweep(begin: int, end: int, factor: int, step: int | None = None) -> list[int]:
+    """``begin``, ``begin * factor``, ... up to ``end``, in bytes; where there is a ``step``, so many bytes apart."""
     if begin > end:
         raise InputError(f"the sizes begin at {begin} and end at {end} bytes; give -b no larger than -e")
+    if step is not None:
+        if (end - begin) // step >= MOST_SIZES:
+            raise InputError(
+                f"steps of {step} bytes from {begin} to {end} are more than {MOST_SIZES} sizes; give a larger -i"
+            )
+        return list(range(begin, end + 1, step))
     if factor < 2:
         raise InputError(f"factor is {factor}; give a whole number of at least 2")
     sizes = [begin]

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from flopcast.errors import InputError
-from flopcast.kernels.checks import check_dense_rows, check_element_type, check_first_derivative, check_same
+from flopcast.kernels.checks import (
+    check_dense_rows,
+    check_element_type,
+    check_first_derivative,
+    check_same,
+    check_tensor,
+)
 from flopcast.kernels.registration import register
 from flopcast.kernels.rmsnorm import kernel, reference
 from flopcast.kernels.rmsnorm.variant import check_hidden
@@ -21,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = DEFAULT_EPS, round_before_w
     rounds x / rms to the element type first, as Hugging Face's LlamaRMSNorm does. D is 64 to 16384. Raises InputError.
     Source: Zhang and Sennrich (arXiv:1910.07467, equation 4).
     """
-    _check("rms_norm", x, (), weight)
+    _check("rms_norm", x, (), weight, eps)
     if not torch.is_grad_enabled():  # autograd's bookkeeping takes the host a third of a call
         return torch.ops.flopcast.rms_norm_forward(x, None, None, weight, eps, round_before_weight)[0]  # type: ignore[no-any-return]
     return _RMSNorm.apply(x, weight, eps, round_before_weight)  # type: ignore[no-any-return, no-untyped-call]
@@ -41,7 +47,7 @@ def add_rms_norm(
     """
     if not 1 <= len(branches) <= 2:
         raise InputError(f"add_rms_norm: {len(branches)} branches are given; add one or two to the residual stream")
-    _check("add_rms_norm", residual, branches, weight)
+    _check("add_rms_norm", residual, branches, weight, eps)
     first, second = (*branches, None)[:2]
     if not torch.is_grad_enabled():
         y, s, _ = torch.ops.flopcast.rms_norm_forward(residual, first, second, weight, eps, round_before_weight)
@@ -95,8 +101,11 @@ class _AddRMSNorm(torch.autograd.Function):
         return dx, dx, dx if ctx.three else None, dw, None, None
 
 
-def _check(name: str, x: Tensor, branches: tuple[Tensor, ...], weight: Tensor) -> None:
+def _check(name: str, x: Tensor, branches: tuple[Tensor, ...], weight: Tensor, eps: float) -> None:
     check_element_type(name, "x", x)
+    check_tensor(name, "weight", weight)
+    if not 0 <= eps < float("inf"):
+        raise InputError(f"{name}: eps is {eps}; it is added to a mean of squares, so give a number of at least 0")
     if x.dim() == 0:
         raise InputError(f"{name}: x has no dimension; give rows of shape [..., hidden]")
     hidden = x.shape[-1]
@@ -106,6 +115,7 @@ def _check(name: str, x: Tensor, branches: tuple[Tensor, ...], weight: Tensor) -
         raise InputError(f"{name}: weight has shape {list(weight.shape)}; rows of {hidden} need [{hidden}]")
     check_same(name, "weight", weight, "x", x)
     for branch in branches:
+        check_tensor(name, "a branch", branch)
         check_dense_rows(name, "a branch", branch)
         check_same(name, "a branch", branch, "the residual", x)
         if branch.shape != x.shape:

@@ -29,6 +29,8 @@ def rotary_tables(
     """
     if head_dim % 2 or head_dim < 2:
         raise InputError(f"rotary_tables: head_dim is {head_dim}; pairs of elements are turned, so it must be even")
+    if num_positions < 0:
+        raise InputError(f"rotary_tables: num_positions is {num_positions}; give at least 0")
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     frequencies = frequencies if scaling is None else scaling(frequencies)
     angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) * frequencies

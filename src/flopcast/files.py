@@ -10,22 +10,37 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write beside ``path``, flushed to the disk and renamed to it at the end; on failure nothing is left.
 
-    Its name ends as the path's does, since writers choose a format by that. A device or a pipe is written to itself.
+    Its name ends as the path's does, since writers choose a format by that. A device or a pipe is written to itself, a
+    link's target in place of the link. An OSError names ``path``.
     """
     if path.exists() and not path.is_file():
-        yield path
+        with _naming(path, path):
+            yield path
         return
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{os.getpid()}.partial.{target.name}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _naming(path, temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of a full disk name no file, and others the one beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flopcast.collectives.columns import collective_name, tidy
+from flopcast.collectives.headings import why_untimed
 from flopcast.collectives.measured import forecast_rows, read
 from flopcast.errors import InputError
 
@@ -81,6 +82,17 @@ def test_time_from_either_bandwidth(collective: str, busbw: float) -> None:
         ({"latency": "10 ms"}, 1e4),
         ({"time": "0.01s"}, 1e4),
         ({"Out-of-place time (us)": 1e4, "in-place time (us)": 9e3}, 1e4),
+        # The micro sign and the Greek letter.
+        *(({heading: 1e4}, 1e4) for heading in ("time (\u00b5s)", "Latency [\u03bcs]", "time [usec]")),
+        *(({heading: 10.0}, 1e4) for heading in ("avg time (msec)", "runtime_ms", "Elapsed time (ms)")),
+        *(({heading: 1e7}, 1e4) for heading in ("elapsed_ns", "time (ns)")),
+        ({"time_ms": "10,000.0 \u00b5s"}, 1e4),  # a cell's own unit counts
+        ({"time stamp": 5.0, "time": 7.0, "time_ms": 10.0}, 1e4),  # and a column that names its unit
+        ({"busbw (MB/s)": 175e3}, 1e4),
+        ({"busbw (GiB/s)": 175e9 / 2**30}, 1e4),
+        ({"busbw_GB_s": 175.0}, 1e4),
+        ({"busbw [gbit/s]": 1400.0}, 1e4),
+        ({"busbw": f"{175e9 / 2**20} MiB/s"}, 1e4),
     ],
 )
 def test_units_and_qualifiers_of_results(cells: dict[str, object], time_us: float) -> None:
@@ -96,6 +108,7 @@ def test_units_and_qualifiers_of_results(cells: dict[str, object], time_us: floa
         ({"Message size (GiB)": 2}, 2**31),
         ({"Data size": "16 GiB"}, 2**34),
         ({"Payload": 8}, 8),
+        ({"size_mb": "2 GiB"}, 2**31),
     ],
 )
 def test_sizes_with_the_unit_in_the_heading(cells: dict[str, object], size: int) -> None:
@@ -236,3 +249,39 @@ def test_more_than_four_gpus_have_a_switch() -> None:
 def test_what_no_table_can_do_without() -> None:
     with pytest.raises(InputError, match="columns gpu, collective, bytes are missing"):
         tidy(table(a=1, b=2))
+
+
+@pytest.mark.parametrize(
+    ("cell", "time_us"), [("8,500.5", 8500.5), ("1,073,741", 1073741.0), ("8500,5", np.nan), ("8 500", np.nan)]
+)
+def test_a_comma_groups_thousands_or_the_cell_is_no_number(cell: str, time_us: float) -> None:
+    row = table(gpu="A100", collective="all_reduce", bytes=1e9, time=cell)
+    np.testing.assert_equal(tidy(row)["time_us"][0], time_us)
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"time (fortnights)": 3.0}, "column 'time (fortnights)' is no time or bandwidth in a known unit"),
+        ({"busbw (%)": 3.0}, "column 'busbw (%)' is no time or bandwidth in a known unit"),
+        ({"time_us": "8500,5"}, "time_us is '8500,5'; write a number above 0"),
+        ({"busbw": "180 bananas"}, "busbw is '180 bananas'; write a number above 0"),
+        ({"time": -8.0}, "time is '-8.0'; write a number above 0"),
+        ({"time_us": ""}, "neither a time nor a bandwidth is given"),
+        ({"timestamp": "12:00"}, "neither a time nor a bandwidth is given"),
+    ],
+)
+def test_why_a_row_has_no_time(cells: dict[str, object], words: str) -> None:
+    row = table(gpu="A100", collective="all_reduce", bytes=1e9, **cells)
+    assert np.isnan(tidy(row)["time_us"][0]) or tidy(row)["time_us"][0] < 0
+    assert why_untimed(row).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("n_nodes", "two"), ("n_nodes", -1), ("gpus_per_node", 0), ("ranks", 1.5)]
+)
+def test_a_count_that_is_none_is_no_single_node(column: str, cell: object) -> None:
+    row = table(gpu="A100", collective="all_reduce", bytes=1e9, **{column: cell})
+    for columns in (row, tidy(row)):  # tidied once, or twice
+        assert forecast_rows(columns)[1][0] == f"{column} is '{cell}'; write a whole number, 1 or more"
+    assert forecast_rows(row | table(**{column: "n/a"}))[1][0] == ""

@@ -284,12 +284,23 @@ def test_meta_tensors_have_the_shapes():
         (torch.ones(2, 64), torch.ones(64, device="meta"), "on meta"),
         (torch.ones(2, 32768), torch.ones(32768), "64 to 16384"),
         (torch.tensor(1.0), torch.ones(1), "no dimension"),
+        (torch.ones(2, 64), None, "weight is a NoneType; give a tensor"),
+        (None, torch.ones(64), "x is a NoneType; give a tensor"),
     ],
 )
 def test_bad_input_is_a_sentence(x, weight, words):
     with pytest.raises(InputError, match=words) as error:
         rms_norm(x, weight)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), float("inf")])
+def test_an_eps_that_is_none_is_a_sentence(eps):
+    x, weight = torch.ones(2, 64), torch.ones(64)
+    with pytest.raises(InputError, match=f"rms_norm: eps is {eps}"):
+        rms_norm(x, weight, eps)
+    with pytest.raises(InputError, match=f"add_rms_norm: eps is {eps}"):
+        add_rms_norm(x, (x,), weight, eps)
 
 
 def test_bad_branches_are_a_sentence():

@@ -229,6 +229,11 @@ def test_bad_input_is_a_sentence(q, k, tables, positions, words):
     assert "\n" not in str(error.value)
 
 
+def test_tables_of_fewer_than_no_positions_are_a_sentence():
+    with pytest.raises(InputError, match="num_positions is -4; give at least 0"):
+        rotary_tables(64, -4)
+
+
 def test_in_place_refuses_what_it_cannot_do():
     with pytest.raises(InputError, match="requires a gradient"):
         rope_(Q.clone().requires_grad_(), K.clone(), *TABLES)

@@ -71,6 +71,14 @@ def test_constants_stay_within_their_bounds() -> None:
     assert found.constants["straggler"] <= 0.3
 
 
+def test_a_constant_at_its_bound_says_so() -> None:
+    """Runs 50 times slower than computation at thrice its time allow; nothing exposed is a share like another."""
+    words = "lies at its bound: the profile does not describe these runs"
+    slow = calibrate([replace(r, step_s=50 * r.step_s) for r in runs()], MACHINE, NAMES, device="Some CPU")
+    assert f"compute_scale {words}" in list(lines(slow))
+    assert words not in "\n".join(lines(calibrate(runs(), MACHINE, NAMES, device="Some CPU")))
+
+
 def test_only_what_the_runs_can_tell_apart_is_fitted() -> None:
     # On a CPU launches were timed with the work and nothing overlaps.
     assert calibrate([run(256, 4, 2), run(512, 4, 2)], MACHINE, device="Some CPU").fit.names == ("compute_scale",)
@@ -167,6 +175,25 @@ def test_a_resumed_run_counts_from_its_last_start() -> None:
     given = plan("ddp", 1, 1, seq_len=64)
     rows = records(given, [5.0] * 10) + records(given, [9, 9, 9, 2, 2, 2])
     assert run_of_records(rows, "r", "r", model=small_model()).step_s == 2
+
+
+def test_a_rerun_without_enough_steps_leaves_the_run_before(tmp_path: Path) -> None:
+    """A job that is queued again after its last step logs a start alone."""
+    given = plan("ddp", 1, 1, seq_len=64)
+    whole = records(given, [9, 9, 9, 2, 2, 2])
+    alone = run_of_records(whole, "r", "r", model=small_model())
+    assert run_of_records(whole + records(given, [], step=6), "r", "r", model=small_model()) == alone
+    few = run_of_records(whole + records(given, [5.0] * 3, step=6), "r", "r", model=small_model())
+    assert (few.step_s, few.name) == (2, "r, its start from step 0")
+    with pytest.raises(InputError, match="no start has enough steps; its start from step 4, the last, has 1 steps"):
+        run_of_records(records(given, [5.0] * 4) + records(given, [5.0], step=4), "r", "r", model=small_model())
+
+
+def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(MODEL_FILE)
+    folder = write_log(tmp_path / "first", records(plan("ddp", 1, 1, seq_len=64), [1.0] * 8))
+    with pytest.raises(InputError, match=r"log\.jsonl: is named twice"):
+        read_machine_runs([folder, tmp_path / "first" / ".." / "first" / "log.jsonl"])
 
 
 def model_of(name: str, qk_norm: bool | None, folder: Path) -> Model:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flopcast import InputError
-from flopcast.reports.collective_accuracy import BINS, PUBLISHED_COLLECTIVES, collective_accuracy
+from flopcast.reports.collective_accuracy import BINS, PUBLISHED_COLLECTIVES, collective_accuracy, render
 
 # Mean |error| may not rise above these: what the committed constants reach, and half a point.
 STORED = (0.158, 0.189, 0.112, 0.044)
@@ -58,3 +58,20 @@ def test_not_a_table(tmp_path: Path) -> None:
     for name, words in (("other.csv", "are missing"), ("none.csv", "no such file")):
         with pytest.raises(InputError, match=words):
             collective_accuracy(tmp_path / name)
+
+
+@pytest.mark.parametrize(("separator", "time"), [(",", "8500.5"), (";", "8500,5"), (";", "8500.5"), ("\t", "8500.5")])
+def test_tables_of_semicolons_and_tabs(tmp_path: Path, separator: str, time: str) -> None:
+    """A spreadsheet where the comma is the decimal point separates by semicolons."""
+    rows = (("collective", "gpu", "n_nodes", "gpus_per_node", "bytes", "time_us"), ("all_reduce", "A100", "1", "8"))
+    rows = (rows[0], (*rows[1], str(2**30), time))
+    (tmp_path / "t.csv").write_text("\n".join(separator.join(row) for row in rows))
+    assert collective_accuracy(tmp_path / "t.csv").rows["measured_s"].tolist() == pytest.approx([8500.5e-6])
+
+
+def test_a_gpu_of_unknown_name_is_named(tmp_path: Path) -> None:
+    path = table(tmp_path / "mine.csv", {"bytes": "1048576", "gpu": "RTX 9999"}, {"bytes": "1048576"})
+    found = collective_accuracy(path)
+    assert found.unknown_gpus == ("RTX 9999",)
+    assert "names are unknown and no interconnect is given: RTX 9999" in str(list(render(found))[-1])
+    assert collective_accuracy().unknown_gpus == ()

@@ -103,6 +103,11 @@ def test_what_a_killed_run_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / folder_name(5), tmp_path / folder_name(7))
     (tmp_path / folder_name(7) / "manifest.json").unlink()
     assert complete_steps(tmp_path) == [5]
+    with pytest.raises(
+        InputError, match=rf"{folder_name(7)}: is no whole checkpoint, as it has no manifest\.json; remo"
+    ):
+        Checkpoints(tmp_path, keep=1)
+    shutil.rmtree(tmp_path / folder_name(7))
     again = Checkpoints(tmp_path, keep=1)
     assert again.steps() == [5]
     assert not list(tmp_path.glob(".step-*"))

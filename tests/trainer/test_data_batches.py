@@ -106,6 +106,34 @@ def test_text_that_has_changed_since_is_refused_and_one_that_is_gone_is_not_miss
     prepare(table)  # token files of earlier versions do not say
 
 
+def test_files_that_are_passed_over_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = run_settings(tmp_path).data
+    text = Path(str(table.sources[0].path))
+    folder = tmp_path / "english texts"
+    (folder / "more").mkdir(parents=True)
+    text.rename(folder / text.name)
+    source = table.sources[0].model_copy(update={"path": str(folder)})
+    table = table.model_copy(update={"sources": [source, *table.sources[1:]]})
+    for name in ("a.jsonl.zst", "more/b.json"):
+        (folder / name).write_text("{}")
+    prepare(table)
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "flopcast: source 'english': passes over 2 files of other kinds (a.jsonl.zst, more/b.json); "
+    )
+    assert said.count("\n") == 1
+    prepare(table)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_killed_job_left_of_its_tokens_is_removed(tmp_path: Path) -> None:
+    table = run_settings(tmp_path).data
+    for name in (".english.4321.partial", ".elsewhere.4321.partial"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    prepare(table)
+    assert [path.name for path in (tmp_path / "data").glob(".*.partial")] == [".elsewhere.4321.partial"]
+
+
 def test_two_that_prepare_at_once_make_the_data_once(tmp_path: Path) -> None:
     table = run_settings(tmp_path).data
     both = [multiprocessing.get_context("fork").Process(target=prepare, args=(table,)) for _ in range(2)]

@@ -177,6 +177,27 @@ def test_sigterm_saves_and_stops_and_going_on_is_bit_exact(
     assert losses(tmp_path) == losses(whole)
 
 
+def test_sigterm_in_the_last_step_finds_the_run_done(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_like(whole, tmp_path)
+    write_config(tmp_path / "run.toml", tmp_path, checkpoint__export=str(tmp_path / "exported"), optimizer__num_steps=2)
+    original, count = Engine.step, [0]
+
+    def step(self: Engine, rate: float) -> torch.Tensor:
+        count[0] += 1
+        if count[0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, rate)
+
+    monkeypatch.setattr(Engine, "step", step)
+    assert main([str(tmp_path / "run.toml")]) == 0
+    events = [record["event"] for record in records(tmp_path / "run") if "event" in record]
+    assert events[-2:] == ["exported", "done"]
+    assert "stopped" not in events
+    assert (tmp_path / "exported" / "config.json").exists()
+
+
 def test_two_ranks_go_on_as_one_under_another_strategy(whole: Path, tmp_path: Path) -> None:
     start_like(whole, tmp_path)
     write_config(tmp_path / "run.toml", tmp_path, checkpoint__every=3, data__validation_sequences=6)

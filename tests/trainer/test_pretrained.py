@@ -129,6 +129,9 @@ def test_the_last_checkpoint_is_exported_when_no_step_is_left(folder: Path, one_
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
     assert train(run_settings(folder, **again)) == 2  # a requeued job whose work is done has done it
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == written
+    shutil.rmtree(tmp_path / "again")
+    assert train(run_settings(folder, **again)) == 2  # the log says that it was written, the folder that it is not
+    assert {path for path in (tmp_path / "again").iterdir()} == set(written)
     with pytest.raises(InputError, match="again: exists already and is not overwritten"):
         train(run_settings(folder, **again | {"output": str(tmp_path / "another run")}))
 

@@ -87,6 +87,12 @@ def test_the_plan_accumulates_what_the_ranks_do_not_hold(tmp_path: Path) -> None
         (6, 6, {"plan__global_batch": 16}, "16 does not divide over 6 data-parallel ranks.*multiple of 12, such as 24"),
         (6, 4, {}, "6 ranks do not fill nodes of plan.gpus_per_node = 4"),
         (6, 8, {"plan__strategy": "tp4"}, "does not divide num_gpus=6"),
+        (
+            4,
+            8,
+            {"plan__pp": 4, "plan__strategy": "ddp", "plan__global_batch": 4},
+            r"^plan\.global_batch = 4 gives 2 micro",
+        ),
         (2, 8, {"plan__strategy": "zero9"}, "strategy 'zero9' is unknown"),
         (2, 8, {"plan__strategy": "ddp+q4"}, "'[+]q4' is for strategies that gather"),
     ],

@@ -74,6 +74,13 @@ def files(path: Path) -> list[Path]:
     return found
 
 
+def passed_over(path: Path) -> list[Path]:
+    """The files under a folder that :func:`documents` leaves out, as they are of kinds that it cannot read."""
+    if not path.is_dir():
+        return []
+    return sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) is None)
+
+
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path] if path.exists() else []

@@ -1,18 +1,22 @@
 """From sources to token files: a tokenizer trained on the mixture, every source tokenised once, both found again."""
 
+import glob
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from flopcast.errors import InputError
 from flopcast.trainer.data import corpus
 from flopcast.trainer.data.tokenizer import Tokenizer, train
-from flopcast.trainer.data.tokens import open_tokens, write_tokens
+from flopcast.trainer.data.tokens import PARTIAL, open_tokens, write_tokens
 from flopcast.trainer.files import locked
 from flopcast.trainer.settings import DataTable, SourceTable
 
 TOKENIZER = "tokenizer.model"
 # Text that the tokenizer is trained on, at most; each source gives its share, from its beginning.
 TOKENIZER_CHARACTERS = 20_000_000
+FILES_NAMED = 3  # of those passed over
 
 
 def prepare(settings: DataTable) -> None:
@@ -29,7 +33,9 @@ def prepare(settings: DataTable) -> None:
     if all(path.exists() for path in made):  # and may be where nobody can write
         _prepare(settings)
         return
-    with locked(folder):
+    with locked(folder) as is_alone:
+        if is_alone:
+            _remove_leftovers(settings)
         _prepare(settings)
 
 
@@ -44,6 +50,7 @@ def _prepare(settings: DataTable) -> None:
         target = folder / source.name
         fingerprint = corpus.fingerprint(_path(source), source.package)
         if not target.exists():
+            _say_what_is_left(source)
             write_tokens(target, _documents(source), tokenizer, origin, fingerprint)
             continue
         found = open_tokens(target, tokenizer, verify=False)
@@ -53,6 +60,13 @@ def _prepare(settings: DataTable) -> None:
             raise InputError(f"{target}: was not made from {named}; {mend}")
         if found.fingerprint and fingerprint and found.fingerprint != fingerprint:
             raise InputError(f"{target}: the text of {_where(source)} has changed since its tokens were made; {mend}")
+
+
+def _remove_leftovers(settings: DataTable) -> None:
+    """What jobs that were killed while tokenising left; only under the lock, as another may be at it else."""
+    for source in settings.sources:
+        for leftover in Path(settings.folder).glob(f".{glob.escape(source.name)}.*{PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_tokenizer(settings: DataTable) -> Tokenizer:
@@ -65,6 +79,22 @@ def load_tokenizer(settings: DataTable) -> Tokenizer:
             "remove the folder to train another"
         )
     return tokenizer
+
+
+def _say_what_is_left(source: SourceTable) -> None:
+    """Name the files of a source's folder that give no text, on standard error."""
+    path = _path(source)
+    left = [] if path is None else corpus.passed_over(path)
+    if left:
+        assert path is not None
+        named = ", ".join(str(file.relative_to(path)) for file in left[:FILES_NAMED])
+        more = ", ..." if len(left) > FILES_NAMED else ""
+        files = "1 file of another kind" if len(left) == 1 else f"{len(left)} files of other kinds"
+        print(
+            f"flopcast: source '{source.name}': passes over {files} ({named}{more}); what is read: {corpus.KINDS}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _documents(source: SourceTable) -> Iterator[str]:

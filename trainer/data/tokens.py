@@ -23,6 +23,7 @@ from flopcast.trainer.data.tokenizer import Tokenizer
 from flopcast.trainer.files import sha256, writing
 
 TOKENS, DOCUMENTS, INDEX = "tokens.bin", "documents.bin", "index.json"
+PARTIAL = ".partial"  # how the folder that is being written is called at the end
 
 Origin = dict[str, str | None]
 
@@ -50,7 +51,7 @@ def write_tokens(
 
     Raises InputError where there is no document at all, and where it cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Commands that measure this machine."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ def collectives(
     begin: Annotated[str, Parameter(name=["-b", "--begin"])] = "1K",
     end: Annotated[str, Parameter(name=["-e", "--end"])] = "64M",
     factor: Annotated[int, Parameter(name=["-f", "--factor"])] = 2,
+    step: Annotated[str | None, Parameter(name=["-i", "--step"])] = None,
     iterations: Annotated[int, Parameter(name=["-n", "--iterations"])] = 20,
     warm_up: Annotated[int, Parameter(name=["-w", "--warm-up"])] = 1,
     data_type: Annotated[str, Parameter(name=["-d", "--data-type"])] = "float",
@@ -39,6 +41,8 @@ def collectives(
         Largest size, e.g. 2G.
     factor
         Ratio of one size to the one before.
+    step
+        Instead: bytes from one size to the next, e.g. 1M.
     iterations
         Timed calls of each size.
     warm_up
@@ -77,14 +81,21 @@ def collectives(
         from flopcast.simulator.hardware import Hardware
 
         fabric = Hardware.of([load_cluster(cluster)]).fabric
-    sizes = parse_size(begin), parse_size(end)
-    options = Options(tuple(names) or ("all_reduce",), *sizes, factor, iterations, warm_up, data_type, backend, timeout)
+    sizes, apart = (parse_size(begin), parse_size(end)), None if step is None else parse_size(step)
+    options = Options(
+        tuple(names) or ("all_reduce",), *sizes, factor, iterations, warm_up, data_type, backend, timeout, apart
+    )
+
+    def show(text: str) -> None:
+        with contextlib.suppress(*[BrokenPipeError] if csv else []):  # the rows are still wanted in the file
+            print(text, flush=True)
+
     try:
-        report = run(options, fabric, show=None if json else print, quiet=json)
+        report = run(options, fabric, show=None if json else show, quiet=json)
     except CollectiveError as error:
         print("flopcast: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
-    if report is None:  # only rank 0 reports
+    if report is None:  # only rank 0 reports, and not where nobody reads
         return
     if csv:
         write_csv(csv, records(report.rows, machine(report)))

@@ -166,6 +166,13 @@ def calibrate(
         from flopcast.collectives.running.nccl_tests_log import read_log
 
         rows = read_log(nccl_log, collective).rows
+        if wrong := [row for row in rows if row.num_wrong]:
+            first = f"the first at {wrong[0].num_bytes} B"
+            said = f"{len(wrong)} of {len(rows)} rows, whose results were wrong (#wrong; {first})"
+            if len(wrong) == len(rows):
+                raise InputError(f"{nccl_log}: nothing to fit to without {said}; mend the machine and run it again")
+            print(f"flopcast: {nccl_log}: leaves out {said}", file=sys.stderr)
+            rows = tuple(row for row in rows if not row.num_wrong)
         for name in dict.fromkeys(row.collective for row in rows):
             mine = [row for row in rows if row.collective == name]
             print("\n".join([f"# {name}", *residual_table(mine, fit(mine))]))

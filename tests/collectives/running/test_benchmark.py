@@ -1,7 +1,9 @@
 """The benchmark under torchrun on three gloo ranks, and alone; every collective, right results, columns, forecast."""
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,58 @@ def test_a_group_of_one_works_without_torchrun(monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().out == ""
 
 
+def test_sizes_a_step_apart_and_a_reader_who_goes_away() -> None:
+    """``head -2`` closes the pipe: nothing more is measured or shown."""
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        if len(shown) == 2:
+            raise BrokenPipeError
+        shown.append(text)
+
+    options = Options(("all_reduce",), begin=1024, end=4096, step=1024, iterations=1, backend="gloo")
+    report = run(options, quiet=True)
+    assert report is not None
+    assert [row.num_bytes for row in report.rows if not row.in_place] == [1024, 2048, 3072, 4096]
+    assert "step: 1024(bytes)" in "".join(results.introduction(report.about))
+    assert run(options, show=show, quiet=True) is None
+    assert len(shown) == 2
+
+
+def test_more_ranks_than_the_named_machine_has_are_refused() -> None:
+    def fabric(gpus: int, nics: int) -> Fabric:
+        return Fabric(
+            architecture=architecture_code("ampere"),
+            nvlink_bytes_per_s=300e9,
+            nvswitch=gpus > 1,
+            nics_per_node=nics,
+            nic_bytes_per_s=25e9 * nics,
+            fabric=fabric_code("infiniband"),
+            gpus_per_node=gpus,
+        )
+
+    two, four = Topology(("a", "a"), ("", "")), Topology(("a", "a", "b", "b"), ("",) * 4)
+    with pytest.raises(
+        InputError, match=r"--cluster has 1 GPU per node, but 2 ranks were started on each host; start 1"
+    ):
+        benchmark._check_machine(two, fabric(1, 0))
+    with pytest.raises(InputError, match=r"--cluster has no network, but the ranks are on 2 hosts"):
+        benchmark._check_machine(four, fabric(2, 0))
+    benchmark._check_machine(two, fabric(8, 0))
+    benchmark._check_machine(four, fabric(8, 4))
+
+
+def test_a_csv_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    for write, content in ((results.write_csv, []), (results.write_json, {})):
+        with pytest.raises(InputError, match=r"rows: cannot be written \(No space left on device\); make room or name"):
+            write(tmp_path / "rows", content)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_topology_of_nodes() -> None:
     def grid(*hosts: str) -> tuple[int, int, tuple[int, int]]:
         found = Topology(hosts, ("",) * len(hosts))
@@ -139,6 +193,7 @@ def test_topology_of_nodes() -> None:
         ({"iterations": 0}, "-n of at least 1"),
         ({"begin": 8, "end": 4}, "no larger than -e"),
         ({"timeout_s": 0.0}, "timeout is 0.0 s"),
+        ({"begin": 8, "end": 2**30, "step": 8}, "more than 10000 sizes; give a larger -i"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(options: dict[str, Any], message: str) -> None:

@@ -149,12 +149,14 @@ def test_what_this_benchmark_prints_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 0: the file ends without a line '# size count"),
+        ("", "run.log: is empty; name a log"),
         ("hello\nworld\n", "line 2: the file ends without a line '# size count"),
         (NEW[: NEW.index("        1024  ")], "the file ends after the heading; expected rows"),
         (NEW[: NEW.index("        2048  ")], "line 19: the file is cut off; expected more rows"),
         (NEW[: NEW.index("20.50")], "line 20: has 9 columns; expected at least 13"),
         (NEW.replace("20.50", "2o.50"), "line 20: time is '2o.50'; expected a number"),
+        (NEW.replace("21.00", " 0.00"), "line 20: time is 0.00; expected more than 0, remove the row"),
+        (json.dumps(DOCUMENT).replace("30.5", "0.0"), "results[0]: time is 0.0; expected more than 0"),
         (NEW.replace("all_gather_perf", "scatter_perf"), "line 2: the program is 'scatter_perf'"),
         (NEW.replace("  algbw", "  speed"), "line 16: expected time, algbw, busbw and #wrong twice"),
         ("{" + NEW, "line 1: Expecting property name"),
@@ -248,10 +250,11 @@ def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
         " 0: ",
         "2026-02-16T10:00:00.000000000Z ",
         "(head, rank=0, pid=38) ",
+        *("gpu-001.local: ", "[node1] ", "\x1b[1;36m[node1]\x1b[0m ", "\x1b[32m", "gpu001: 0: "),
     ],
 )
 def test_what_launchers_write_before_a_line_is_taken_off(tmp_path: Path, label: str) -> None:
-    """mpirun --tag-output, srun --label, kubectl logs --timestamps, Ray."""
+    """mpirun --tag-output, srun --label, kubectl logs --timestamps, Ray, pdsh, clush, and colours."""
     plain = read_log(written(tmp_path, NEW))
     assert read_log(written(tmp_path, "".join(label + line + "\n" for line in NEW.splitlines()))) == plain
 
@@ -302,6 +305,23 @@ def test_runs_side_by_side_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"line 14: rank 0 is on node-c and on node-a; expected one run"):
         read_log(written(tmp_path, twice))
+
+
+def test_a_second_run_on_other_ranks_is_refused(tmp_path: Path) -> None:
+    other = NEW.replace("node-b", "node-c")
+    with pytest.raises(InputError, match=r"line 31: a second run on other ranks begins here; split the file"):
+        read_log(written(tmp_path, NEW + other))
+    alone = read_log(written(tmp_path, NEW))
+    assert read_log(written(tmp_path, NEW + NEW)).rows == alone.rows * 2
+    # A run that ended before its first row leaves only its list.
+    ended = other[: other.index("        1024  ")] + "# Avg bus bandwidth : 0\n"
+    assert read_log(written(tmp_path, NEW + ended)) == alone
+
+
+def test_what_follows_the_last_row_is_no_row(tmp_path: Path) -> None:
+    plain = read_log(written(tmp_path, NEW))
+    assert read_log(written(tmp_path, NEW + "2026-05-05 12:00:01 job finished\n12345 done\n")) == plain
+    assert read_log(written(tmp_path, NEW.replace("node-a:1000:1000 [0]", "WARNING: 3 of"))) == plain
 
 
 def test_rccl_tests(tmp_path: Path) -> None:
