@@ -164,8 +164,17 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
 
 
 def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
-    """Whole sequences per GPU that bring the global batch nearest to 4 Mi tokens, at least one."""
-    return max(round(DEFAULT_GLOBAL_BATCH_TOKENS / (num_gpus * seq_len)), 1) * seq_len
+    """Whole sequences per GPU that bring the global batch near 4 Mi tokens, at least one."""
+    return whole_sequences(DEFAULT_GLOBAL_BATCH_TOKENS / (num_gpus * seq_len)) * seq_len
+
+
+def whole_sequences(number: float) -> int:
+    """The nearest whole number of sequences per GPU, at least one, and above 15 of four significant bits.
+
+    So that it divides into micro-batches on any number of GPUs: 171 is 9 x 19, 176 is 16 x 11.
+    """
+    unit = 2 ** max(math.floor(math.log2(max(number, 1))) - 3, 0)
+    return max(round(number / unit), 1) * unit
 
 
 def checked_seq_len(model: Model, seq_len: int | None) -> int:
@@ -236,7 +245,8 @@ def _candidates(
             f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
             f"of {seq_len}; use a multiple of {seq_len // math.gcd(seq_len, ways)}"
         )
-    tried = [request.micro_batch] if request.micro_batch else [b for b in micro_batches(seq_len) if sequences % b == 0]
+    most = min(micro_batches(seq_len)[-1], sequences)
+    tried = [request.micro_batch] if request.micro_batch else [b for b in range(1, most + 1) if sequences % b == 0]
     if sequences % tried[0]:
         raise InputError(
             f"--micro-batch is {request.micro_batch}: it does not divide the {sequences} sequences per data-parallel "
