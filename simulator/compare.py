@@ -173,7 +173,7 @@ def whole_sequences(number: float) -> int:
 
     So that it divides into micro-batches on any number of GPUs: 171 is 9 x 19, 176 is 16 x 11.
     """
-    unit = 2 ** max(math.floor(math.log2(max(number, 1))) - 3, 0)
+    unit: int = 2 ** max(math.floor(math.log2(max(number, 1))) - 3, 0)
     return max(round(number / unit), 1) * unit
 
 

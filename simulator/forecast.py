@@ -96,7 +96,7 @@ class Forecast:
     @cached_property
     def band_s(self) -> tuple[Array, Array]:
         """The 80 % interval around ``step_s``."""
-        factors = band(self.plans, self.cluster.gpus_per_node)
+        factors = band(self.plans, self.cluster.gpus_per_node, self.model.num_experts > 0)
         if self.cluster.calibration is not None:
             factors = self.cluster.calibration.widened(factors, self.model, self.plans)
         return self.step_s * factors[0], self.step_s * factors[1]
