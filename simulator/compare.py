@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row, best_of, forecast, frame_of, shown_in_a_notebook
+from flopcast.simulator.forecast import Row, best_of, check_specifications, forecast, frame_of, shown_in_a_notebook
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import (
     CHOICES,
@@ -122,10 +123,14 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
 
     Raises InputError where no strategy is legal, or where one that was asked for by name is not.
     """
+    check_specifications(model, cluster)
     cluster.check_num_gpus(request.num_gpus)
     _check(request)
-    if isinstance(request.strategies, str):
-        raise InputError(f"strategies is {request.strategies!r}; give a list, [{request.strategies!r}]")
+    names = request.strategies
+    if isinstance(names, str):
+        raise InputError(f"strategies is {names!r}; give a list, [{names!r}]")
+    if not all(isinstance(name, str) for name in names or ()):
+        raise InputError(f"strategies is {names!r}; give a list of names, e.g. ['zero3', 'tp8']")
     if request.attention:
         check_attention(request.attention, cluster)
     model.check_expert_parallel(request.ep or 1)
@@ -203,8 +208,15 @@ def check_attention(kernel: str, cluster: Cluster) -> None:
         )
 
 
+def check_whole(option: str, value: object) -> None:
+    """Raise InputError where the value of an option is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"--{option} is {value!r}; it must be a whole number, e.g. 1024")
+
+
 def _check_range(name: str, value: int) -> None:
     option = name.replace("_", "-")
+    check_whole(option, value)
     if value < 1:
         raise InputError(f"--{option} is {value}; it must be at least 1")
     if value > MOST[name]:

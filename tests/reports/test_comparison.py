@@ -52,7 +52,7 @@ def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:
 def test_memory_that_rounds_to_the_card_is_told_apart_from_it() -> None:
     assert apart(116.4, 85.9) == ("116", "86")
     assert apart(43.2, 42.9) == ("43.2", "42.9")
-    assert apart(42.956, 42.949) == ("42.96", "42.95")
+    assert apart(42.932, 42.949) == ("42.93", "42.95")
 
 
 def test_a_run_of_minutes_is_not_told_as_no_days() -> None:

@@ -137,7 +137,7 @@ def test_a_budget_of_less_than_a_step_is_said_to_be_one() -> None:
 
 @pytest.mark.parametrize("step_s", [0, 0.0, -1.0, float("nan"), float("inf")])
 def test_a_step_that_takes_no_time_is_refused(step_s: float) -> None:
-    with pytest.raises(InputError, match="step_s is .*; it must be a positive number of seconds"):
+    with pytest.raises(InputError, match=r"step_s is .*; it must be a positive number of seconds"):
         run_cost(small_model(), cluster(), row(), 1e12, step_s=step_s)
 
 
