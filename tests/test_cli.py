@@ -245,6 +245,10 @@ def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert path.name in line
 
 
+def test_an_option_without_its_values_is_not_taken_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--strategies has no value" in error_line(capsys, *PLAMO, "--strategies")
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom flopcast.cli import main\n"

@@ -164,7 +164,7 @@ def in_words(row: Row) -> str:
     split = "sequence parallelism, " if plan["sequence_parallel"] else ""
     batch = f"micro-batch {plan['micro_batch']}, {plan['grad_accum']:,} {passes} per step"
     chunks = f" in {plan['virtual_pp']} chunks" if plan["virtual_pp"] > 1 else ""
-    schedule = f"{plan['schedule']}{chunks} schedule, " if plan["pp"] > 1 else ""
+    schedule = f"{plan['schedule']} schedule{chunks}, " if plan["pp"] > 1 else ""
     products = ", products in fp8" if plan["precision"] == "fp8" else ""
     return f"{batch}, {schedule}{experts}{split}{recompute} recomputation{products}"
 

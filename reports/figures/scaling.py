@@ -42,7 +42,7 @@ def scaling_figure(
             right.plot(
                 rows["num_gpus"], 100 * rows["mfu"], "-", marker=MARKERS[place], color=SERIES[place], label=strategy
             )
-        right.set(title="MFU, %", xlabel="GPUs", ylim=(0, 110 * most))
+        right.set(title="MFU, %", xlabel="GPUs", ylim=(0, 110 * most if most > 0 else None))
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
         for axes in (left, right):
             axis_of_counts(axes, sorted(set(counts)))
