@@ -38,14 +38,6 @@ def check_combinations(plan: "Plan") -> None:
     for name in ("parameter_shard", "gradient_shard", "optimizer_shard"):
         if ranks % getattr(plan, name):
             refuse(f"{name}={getattr(plan, name)} does not divide the {ranks} data-parallel ranks; choose a divisor")
-    named = SHARDED_BY.get(plan.strategy.lower().partition("+")[0], "")
-    # In a pipeline no software gathers once per micro-batch, whatever its sharding is called.
-    applies = named == "optimizer_shard" or plan.pp == 1
-    if named and applies and ranks > 1 and getattr(plan, named) == 1:
-        refuse(
-            f"{named}=1 shards nothing over the {ranks} data-parallel ranks; take the fields that the name stands for, "
-            f"Plan(**placement('{plan.strategy}', num_gpus, gpus_per_node), seq_len=...), or call it ddp"
-        )
     if plan.gradient_shard % plan.parameter_shard or plan.optimizer_shard % plan.gradient_shard:
         refuse(
             f"parameter_shard={plan.parameter_shard}, gradient_shard={plan.gradient_shard}, "
@@ -110,3 +102,11 @@ def check_combinations(plan: "Plan") -> None:
         )
     if plan.overlap_expert and plan.recompute == "full":
         refuse("overlap_expert with recompute=full would send the tokens once more in between; use selective or none")
+    named = SHARDED_BY.get(plan.strategy.lower().partition("+")[0], "")
+    # In a pipeline no software gathers once per micro-batch, whatever its sharding is called.
+    applies = named == "optimizer_shard" or plan.pp == 1
+    if named and applies and ranks > 1 and getattr(plan, named) == 1:
+        refuse(
+            f"{named}=1 shards nothing over the {ranks} data-parallel ranks; take the fields that the name stands for, "
+            f"Plan(**placement('{plan.strategy}', num_gpus, gpus_per_node), seq_len=...), or call it ddp"
+        )
