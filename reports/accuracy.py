@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from flopcast.errors import InputError
@@ -92,7 +93,8 @@ def _no_rows() -> pd.DataFrame:
 
 def _rows(kept: RunSet, null: NullModel) -> pd.DataFrame:
     predicted = kept.predicted_s()
-    low, high = band(kept.batch.plans, kept.batch.hardware.gpus_per_node)
+    mixture = np.array([case.model.num_experts > 0 for case in kept.batch.cases])
+    low, high = band(kept.batch.plans, kept.batch.hardware.gpus_per_node, mixture)
     return pd.DataFrame(
         {
             "id": [run.id for run in kept.runs],

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flopcast.reports.document.numbers import tokens
+from flopcast.reports.document.numbers import counted, digits, millions, time_unit, tokens
 from flopcast.reports.explain import bound_by, efficiency_words, ranked, runs_as, verdict
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
@@ -121,22 +121,21 @@ def _heading(words: str) -> Text:
 
 def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[Text]:
     model, cluster = comparison.model, comparison.cluster
-    nodes = max(comparison.num_gpus // cluster.gpus_per_node, 1)
     batch = comparison.tokens_per_gpu * comparison.num_gpus
     sequences = batch // comparison.seq_len
-    plural, in_node = "s" if nodes > 1 else "", min(cluster.gpus_per_node, comparison.num_gpus)
     yield Text(
         f"{model.name} ({num_parameters(model)}) on {comparison.num_gpus:,} x "
-        f"{cluster.gpu.name}, {cluster.name}: {nodes:,} node{plural} of {in_node}",
+        f"{cluster.gpu.name}, {cluster.name}: {nodes_in_words(cluster, comparison.num_gpus)}",
         style="bold",
     )
     yield Text(
-        f"{comparison.tokens_per_gpu:,} tokens per GPU and step, {comparison.seq_len:,} per sequence: "
-        f"{sequences:,} sequence{'s' if sequences > 1 else ''}, {batch / 1e6:.2f} M tokens per step"
+        f"{counted(comparison.tokens_per_gpu, 'token')} per GPU and step, {comparison.seq_len:,} per sequence: "
+        f"{counted(sequences, 'sequence')}, {millions(batch)} M tokens per step"
     )
     yield from map(Text, batch_notes(comparison))
     why = f", {TOKENS_PER_PARAMETER} per parameter (--tokens sets it)" if assumed else ""
-    yield Text(f"Days are for {tokens(budget)}{why}, without failures.")
+    unit, _ = _unit(comparison.rows, budget)
+    yield Text(f"{unit.capitalize()} are for {tokens(budget)}{why}, without failures.")
     yield Text(
         f"{efficiency_words(cluster.gpu.tensor_flop_per_s, comparison.rows[0])} by --convention "
         f"{comparison.convention}: {CONVENTIONS[comparison.convention]}."
@@ -176,6 +175,13 @@ def long_context(model: Model) -> str:
     return f"Sequences of {model.context:,}, the longest the model takes; most training runs on shorter: set --seq-len."
 
 
+def nodes_in_words(cluster: Cluster, num_gpus: int) -> str:
+    """Which nodes the GPUs are: ``60 nodes of 8``, ``1 node of 8``, ``2 of the 8 GPUs of a node``."""
+    if num_gpus < cluster.gpus_per_node:
+        return f"{num_gpus} of the {cluster.gpus_per_node} GPUs of a node"
+    return f"{counted(num_gpus // cluster.gpus_per_node, 'node')} of {cluster.gpus_per_node}"
+
+
 def num_parameters(model: Model) -> str:
     """How many, and of a mixture of experts how many of them one token uses."""
     total, active = model.num_parameters, model.num_active_parameters
@@ -188,27 +194,37 @@ def days(row: Row, budget: float) -> float:
     return float(budget / (row.tokens_per_s_per_gpu * row.plan["num_gpus"]) / 86400)
 
 
+def _unit(rows: Sequence[Row], budget: float) -> tuple[str, float]:
+    """What the run's time is told in, by the fastest plan that fits, and how many of it a day has."""
+    return time_unit(min((days(row, budget) for row in rows if row.fits), default=1.0))
+
+
 def _strategies(rows: list[Row], budget: float) -> Table:
     table = _table("strategy")
+    unit, per_day = _unit(rows, budget)
     for heading in (
         "step, s\n(80 % band)",
         "tokens/s\nper GPU",
         "MFU\n%",
         "HFU\n%",
         "memory\nGB per GPU",
-        "days",
+        unit,
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
         table.add_row(
             row.strategy,
-            f"{_digits(row.step_s)} ({_digits(row.low_s)}-{_digits(row.high_s)})",
+            f"{_seconds(row.step_s)} ({_seconds(row.low_s)}-{_seconds(row.high_s)})",
             f"{row.tokens_per_s_per_gpu:,.0f}",
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
-            f"{_digits(row.memory_bytes / 1e9, 1)} {_room(row)}",
-            f"{days(row, budget):,.1f}" if row.fits else "-",
+            f"{_gigabytes(row.memory_bytes)} {_room(row)}",
+            "-"
+            if not row.fits
+            else f"{days(row, budget):,.1f}"
+            if per_day == 1
+            else digits(days(row, budget) * per_day),
             runs_as(row),
             style="" if row.fits else "dim",
         )
@@ -225,7 +241,7 @@ def _communication(rows: list[Row], memory_bytes: float) -> Table:
             row.strategy,
             f"{row.inter_node_bytes / 1e9:,.1f}",
             f"{row.intra_node_bytes / 1e9:,.1f}",
-            f"{row.exposed_communication_s:.2f}",
+            f"{row.exposed_communication_s:.2f}" if row.step_s >= 1 else digits(row.exposed_communication_s),
             bound_by(row, memory_bytes),
             style="" if row.fits else "dim",
         )
@@ -244,7 +260,7 @@ def _memory(rows: list[Row]) -> Table:
             *(held["activations"] + held["workspace"], held["gathered"] + held["quantised"]),
             *(held["logits"], held["slack"], row.memory_bytes),
         ]
-        table.add_row(row.strategy, *(_digits(part / 1e9, 1) for part in parts), style="" if row.fits else "dim")
+        table.add_row(row.strategy, *(_gigabytes(part) for part in parts), style="" if row.fits else "dim")
     return table
 
 
@@ -254,9 +270,13 @@ def _table(first: str) -> Table:
     return table
 
 
-def _digits(value: float, decimals: int = 2) -> str:
-    """A number at the decimals a reader can use: none from 100 on."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.{decimals}f}"
+def _seconds(value: float) -> str:
+    """A time at the decimals a reader can use: none from 100 on, below 1 as many as three digits take."""
+    return f"{value:,.0f}" if value >= 100 else digits(value) if value < 1 else f"{value:.2f}"
+
+
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.0f}" if num_bytes >= 100e9 else f"{num_bytes / 1e9:.1f}"
 
 
 def _room(row: Row) -> str:

@@ -50,10 +50,8 @@ def bound_by(row: Row, gpu_memory_bytes: float) -> str:
     shares = {name: value / total for name, value in row.seconds.items()}
     if not row.fits:
         held, size = max((value, name) for name, value in row.memory.items())
-        return (
-            f"does not fit: {row.memory_bytes / 1e9:,.0f} GB for a GPU of {gpu_memory_bytes / 1e9:,.0f} GB, "
-            f"{held / 1e9:,.0f} GB of it {size}"
-        )
+        need, card = apart(row.memory_bytes / 1e9, gpu_memory_bytes / 1e9)
+        return f"does not fit: {need} GB for a GPU of {card} GB, {held / 1e9:,.0f} GB of it {size}"
     computing = sum(shares[name] for name in ("gemm", "attention", "pointwise"))
     waits = sorted(((shares[name], name) for name in _WAITS if shares[name] >= WORTH_NAMING), reverse=True)
     work = f"{100 * shares['gemm']:.0f} % {_NAMES['gemm']}"
@@ -63,6 +61,12 @@ def bound_by(row: Row, gpu_memory_bytes: float) -> str:
     if waits[0][0] > 1 - computing - waits[0][0] and waits[0][0] > 0.25:
         return f"bound by {_NAMES[waits[0][1]]}: {lost}; {work}"
     return f"bound by computation ({work}); loses {lost}"
+
+
+def apart(value: float, limit: float) -> tuple[str, str]:
+    """Two figures without decimals, or with as many as tell them apart, up to three."""
+    decimals = next((n for n in range(3) if f"{value:.{n}f}" != f"{limit:.{n}f}"), 3)
+    return f"{value:,.{decimals}f}", f"{limit:,.{decimals}f}"
 
 
 def efficiency_words(peak_flop_per_s: float, row: Row) -> str:
@@ -128,9 +132,15 @@ def verdict(rows: Sequence[Row], gpu_memory_bytes: float) -> str:
     best = rows[0]
     if not best.fits:
         least = min(rows, key=lambda row: row.memory_bytes)
+        need, card = apart(least.memory_bytes / 1e9, gpu_memory_bytes / 1e9)
+        more = (
+            ""
+            if least.plan["parameter_shard"] > 1 or least.plan["num_gpus"] == 1
+            else "Sharding more (zero3) would need less; "
+        )
         return (
-            f"Nothing fits: {least.strategy} needs least, {least.memory_bytes / 1e9:,.0f} GB per GPU of "
-            f"{gpu_memory_bytes / 1e9:.0f} GB. flopcast search splits layers and sequences too (pp, cp); more GPUs, a "
+            f"Nothing fits: {least.strategy} needs least, {need} GB per GPU of {card} GB. {more}"
+            "flopcast search splits layers and sequences too (pp, cp); more GPUs, a "
             "shorter sequence or larger tensor parallelism would help as well."
         )
     same, near, tight = (", ".join(row.strategy for row in of(rows)) for of in (same_plan, equals, faster_but_tight))

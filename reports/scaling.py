@@ -1,14 +1,14 @@
 """The same training on fewer and on more GPUs: every strategy at its best at each count, at the same global batch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.compare import Comparison, Request, compare, whole_sequences
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
@@ -43,20 +43,23 @@ def scaling(
     comparison: Comparison,
     num_tokens: float,
     also: Callable[[Comparison], Row | None] = lambda compared: None,
+    counts: Sequence[int] = (),
 ) -> tuple[pd.DataFrame, dict[int, str]]:
     """One row per GPU count and strategy, in the order of the counts; and why a count has none.
 
-    ``also`` gives a further plan beside the strategies compared at a count, if it has one that fits.
-    The global batch is that of ``comparison``, or one sequence per GPU where it is too small for them. Columns:
-    num_gpus, strategy, fits, step_s, low_s, high_s, tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and
-    gpu_hours (failures and checkpoints included), available (whether the cluster has so many).
+    ``also`` gives a further plan beside the strategies compared at a count, if it has one that fits; ``counts`` are
+    tried beside those of :func:`gpu_counts`. The global batch is that of ``comparison`` in whole sequences per GPU,
+    at least one.
+
+    Columns: num_gpus, strategy, fits, step_s, low_s, high_s, tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction),
+    days and gpu_hours (failures and checkpoints included), available (whether the cluster has so many).
     """
     machine = unlimited(cluster)
     global_batch = comparison.tokens_per_gpu * comparison.num_gpus
     seq_len = comparison.seq_len
     records, left_out = [], {}
-    for count in gpu_counts(comparison.num_gpus, cluster):
-        tokens = max(round(global_batch / (count * seq_len)), 1) * seq_len
+    for count in sorted({*gpu_counts(comparison.num_gpus, cluster), *counts}):
+        tokens = whole_sequences(global_batch / (count * seq_len)) * seq_len
         if count == comparison.num_gpus:
             tokens = comparison.tokens_per_gpu
         try:

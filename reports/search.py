@@ -119,7 +119,7 @@ def verdict(result: SearchResult) -> str:
     objective = result.request.objective
     gpus = f" on {found.num_gpus:,} GPUs" if len(result.found) > 1 else ""
     _, words, scale = COSTED.get(objective, ("", "", 0.0))
-    least = f" {words.format(f'{result.objective(row) * scale:,.3g}')}" if words else ""
+    least = f" {words.format(digits(result.objective(row) * scale))}" if words else ""
     near = [
         described(other)
         for other in found.rows[1:MOST_NEAR]

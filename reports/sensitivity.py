@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from flopcast.errors import InputError
+from flopcast.reports.document.numbers import millions
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, Request, compare
 from flopcast.simulator.forecast import Row, best_of
@@ -14,6 +15,7 @@ from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
 
 COLUMNS = ("figure", "change", "value", "strategy", "step_s", "days", "ratio", "why_not")
+BATCH, NOTHING_FITS = "global batch", "nothing fits"
 CHANGES = {"half": 0.5, "twice": 2.0}
 
 
@@ -32,7 +34,6 @@ def changes(cluster: Cluster, comparison: Comparison, request: Request) -> Itera
     """Every change: the network, NVLink, the GPU's memory and its size, its peak, and the batch."""
     gpu = cluster.gpu
     asked = replace(request, tokens_per_gpu=comparison.tokens_per_gpu)
-    batch = comparison.tokens_per_gpu * comparison.num_gpus
     for change, factor in CHANGES.items():
         if comparison.num_gpus > cluster.gpus_per_node:
             faster = replace(cluster, nic_bytes_per_s=factor * cluster.nic_bytes_per_s)
@@ -49,10 +50,11 @@ def changes(cluster: Cluster, comparison: Comparison, request: Request) -> Itera
         peaks = {name: factor * getattr(gpu, name) for name in rates}
         stronger = replace(cluster, gpu=replace(gpu, **peaks))
         yield Change("peak of a GPU", change, f"{peaks['tensor_flop_per_s'] / 1e12:,.0f} TFLOP/s", stronger, asked)
-        tokens = comparison.tokens_per_gpu * factor
-        if tokens.is_integer():
-            value = f"{factor * batch / 1e6:,.2f} M tokens"
-            yield Change("global batch", change, value, cluster, replace(asked, tokens_per_gpu=int(tokens)))
+        sequences = factor * comparison.tokens_per_gpu / comparison.seq_len
+        # Below one, tensor-parallel ranks may have whole sequences together.
+        tokens = int((round(sequences) if sequences >= 1 else sequences) * comparison.seq_len)
+        value = f"{millions(tokens * comparison.num_gpus)} M tokens"
+        yield Change(BATCH, change, value, cluster, replace(asked, tokens_per_gpu=max(tokens, 1)))
 
 
 def sensitivity(
@@ -83,10 +85,11 @@ def sensitivity(
             more = also(item.cluster, comparison.num_gpus, item.request.tokens_per_gpu or comparison.tokens_per_gpu)
             best = best_of([*rows, *([] if more is None else [more])])
             if not best.fits:
-                raise InputError("nothing fits")
+                raise InputError(NOTHING_FITS)
             days = run_cost(model, item.cluster, best, num_tokens).days
             record |= {"strategy": best.strategy, "step_s": best.step_s, "days": days, "ratio": days / base}
         except InputError as error:
-            record["why_not"] = str(error)
+            too_few = item.figure == BATCH and str(error) != NOTHING_FITS
+            record["why_not"] = "less than a sequence for each rank" if too_few else str(error)
         records.append(record)
     return pd.DataFrame.from_records(records, columns=list(COLUMNS))

@@ -75,17 +75,18 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
     """What the terminal shows, in order."""
     plan, found = timeline.plan, timeline.forecast
     yield Text(
-        f"{found.model.name}, {plan.strategy}, {plan.num_gpus} x {found.cluster.gpu.name} ({found.cluster.name}): "
+        f"{found.model.name}, {plan.strategy}, {plan.num_gpus:,} x {found.cluster.gpu.name} ({found.cluster.name}): "
         f"{timeline.step_s:.3f} s per step",
         style="bold",
     )
-    groups = "".join(
-        f", {name} {size}" for name, size in (("tp", plan.tp), ("ep", plan.ep), ("pp", plan.pp)) if size > 1
-    )
+    groups = "".join(f", {name} {getattr(plan, name)}" for name in ("tp", "cp", "ep", "pp") if getattr(plan, name) > 1)
     if plan.pp > 1:
         groups += f", {plan.schedule}" + (f" with {plan.virtual_pp} chunks a stage" if plan.virtual_pp > 1 else "")
+    groups += ", sequence parallel" if plan.sequence_parallel else ""
+    groups += ", products in fp8" if plan.precision == "fp8" else ""
+    groups += f", {plan.gradient_bits}-bit gradients" if plan.shard_ranks > 1 else ""
     yield Text(
-        f"micro-batch {plan.micro_batch} x {plan.grad_accum} passes of {plan.seq_len:,} tokens, recompute "
+        f"micro-batch {plan.micro_batch} x {plan.grad_accum:,} passes of {plan.seq_len:,} tokens, recompute "
         f"{plan.recompute}{groups}"
     )
     yield Text(f"The closed form says {timeline.closed_form_s:.3f} s.")

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row, best_of, forecast, frame_of, shown_in_a_notebook
+from flopcast.simulator.forecast import Row, best_of, check_specifications, forecast, frame_of, shown_in_a_notebook
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import (
     CHOICES,
@@ -122,10 +123,14 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
 
     Raises InputError where no strategy is legal, or where one that was asked for by name is not.
     """
+    check_specifications(model, cluster)
     cluster.check_num_gpus(request.num_gpus)
     _check(request)
-    if isinstance(request.strategies, str):
-        raise InputError(f"strategies is {request.strategies!r}; give a list, [{request.strategies!r}]")
+    names = request.strategies
+    if isinstance(names, str):
+        raise InputError(f"strategies is {names!r}; give a list, [{names!r}]")
+    if not all(isinstance(name, str) for name in names or ()):
+        raise InputError(f"strategies is {names!r}; give a list of names, e.g. ['zero3', 'tp8']")
     if request.attention:
         check_attention(request.attention, cluster)
     model.check_expert_parallel(request.ep or 1)
@@ -164,8 +169,17 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
 
 
 def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
-    """Whole sequences per GPU that bring the global batch nearest to 4 Mi tokens, at least one."""
-    return max(round(DEFAULT_GLOBAL_BATCH_TOKENS / (num_gpus * seq_len)), 1) * seq_len
+    """Whole sequences per GPU that bring the global batch near 4 Mi tokens, at least one."""
+    return whole_sequences(DEFAULT_GLOBAL_BATCH_TOKENS / (num_gpus * seq_len)) * seq_len
+
+
+def whole_sequences(number: float) -> int:
+    """The nearest whole number of sequences per GPU, at least one, and above 15 of four significant bits.
+
+    So that it divides into micro-batches on any number of GPUs: 171 is 9 x 19, 176 is 16 x 11.
+    """
+    unit: int = 2 ** max(math.floor(math.log2(max(number, 1))) - 3, 0)
+    return max(round(number / unit), 1) * unit
 
 
 def checked_seq_len(model: Model, seq_len: int | None) -> int:
@@ -194,8 +208,15 @@ def check_attention(kernel: str, cluster: Cluster) -> None:
         )
 
 
+def check_whole(option: str, value: object) -> None:
+    """Raise InputError where the value of an option is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"--{option} is {value!r}; it must be a whole number, e.g. 1024")
+
+
 def _check_range(name: str, value: int) -> None:
     option = name.replace("_", "-")
+    check_whole(option, value)
     if value < 1:
         raise InputError(f"--{option} is {value}; it must be at least 1")
     if value > MOST[name]:
@@ -236,7 +257,8 @@ def _candidates(
             f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
             f"of {seq_len}; use a multiple of {seq_len // math.gcd(seq_len, ways)}"
         )
-    tried = [request.micro_batch] if request.micro_batch else [b for b in micro_batches(seq_len) if sequences % b == 0]
+    most = min(micro_batches(seq_len)[-1], sequences)
+    tried = [request.micro_batch] if request.micro_batch else [b for b in range(1, most + 1) if sequences % b == 0]
     if sequences % tried[0]:
         raise InputError(
             f"--micro-batch is {request.micro_batch}: it does not divide the {sequences} sequences per data-parallel "

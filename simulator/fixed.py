@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
 from flopcast.errors import InputError, nearest
@@ -31,6 +32,8 @@ def checked(fixed: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """The same values, each a legal one of its field."""
     for name, values in fixed.items():
         _known(name)
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InputError(f"fixed {name} is {values!r}; give a list of values, [{values!r}]")
         for value in values:
             _check(name, value)
     return {name: list(values) for name, values in fixed.items()}
@@ -62,6 +65,8 @@ def _value(name: str, word: str) -> Any:
 
 def _check(name: str, value: Any) -> None:
     if name == "strategy":
+        if not isinstance(value, str):
+            raise InputError(f"--fix strategy={value!r}: it must be a name, e.g. zero3")
         if "tp" in value:
             raise InputError(f"--fix strategy={value}: it stands for tp={value[2:]} strategy=zero1; fix those")
         placement(value, 1, 1)
@@ -71,5 +76,7 @@ def _check(name: str, value: Any) -> None:
         allowed = BITS[name]
         if value not in allowed:
             raise InputError(f"--fix {name}={value}: choose {allowed[0]} or {allowed[1]}")
-    elif name not in CHOICES and name not in FLAGS and value < (least := int(name not in MAY_BE_ZERO)):
-        raise InputError(f"--fix {name}={value}: it must be at least {least}")
+    elif name not in CHOICES and name not in FLAGS:
+        least = int(name not in MAY_BE_ZERO)
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(f"--fix {name}={value}: it must be a whole number of at least {least}")

@@ -96,7 +96,7 @@ class Forecast:
     @cached_property
     def band_s(self) -> tuple[Array, Array]:
         """The 80 % interval around ``step_s``."""
-        factors = band(self.plans, self.cluster.gpus_per_node)
+        factors = band(self.plans, self.cluster.gpus_per_node, self.model.num_experts > 0)
         if self.cluster.calibration is not None:
             factors = self.cluster.calibration.widened(factors, self.model, self.plans)
         return self.step_s * factors[0], self.step_s * factors[1]
@@ -196,6 +196,13 @@ def shown_in_a_notebook(title: str, rows: Sequence[Row]) -> str:
     return f"<p>{escape(title)}</p>{table}"
 
 
+def check_specifications(model: object, cluster: object) -> None:
+    """Raise InputError for a name where a Model or a Cluster belongs."""
+    for name, value, kind in (("model", model, Model), ("cluster", cluster, Cluster)):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is {value!r}; give a {kind.__name__}, e.g. load_{name}({str(value)!r})")
+
+
 def forecast(
     model: Model,
     cluster: Cluster,
@@ -208,6 +215,7 @@ def forecast(
     Raises InputError for GPUs that do not fill nodes, a tensor- or expert-parallel size the model does not divide by,
     more pipeline stages than layers, fp8 on a GPU without it, or an unknown convention.
     """
+    check_specifications(model, cluster)
     if not isinstance(plans, Plans):
         plans = Plans.of([plans] if isinstance(plans, Plan) else plans)
     check(model, cluster, plans, convention)

@@ -10,6 +10,8 @@ the ACM 17 (1974), gives tau's first term; Daly, Future Generation Computer Syst
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.forecast import Row
@@ -87,6 +89,8 @@ class RunCost:
 
 def check_tokens(num_tokens: float) -> None:
     """Raise InputError for a token budget that is none."""
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int | float | np.number):
+        raise InputError(f"num_tokens is {num_tokens!r}; it must be a number, e.g. 1.4e12")
     if not 0 < num_tokens <= MOST_TOKENS:
         raise InputError(f"--tokens is {num_tokens:g}; it must be positive and at most {MOST_TOKENS:g}, e.g. 1.4e12")
 
@@ -99,6 +103,14 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
     """
     check_tokens(num_tokens)
     num_gpus = int(row.plan["num_gpus"])
+    step_s = row.step_s if step_s is None else step_s
+    if not 0 < step_s < math.inf:
+        raise InputError(f"step_s is {step_s}; it must be a positive number of seconds, or None for the row's own")
+    batch = round(row.tokens_per_s_per_gpu * num_gpus * row.step_s)
+    if num_tokens < batch:
+        raise InputError(
+            f"--tokens is {num_tokens:,.0f}: less than one step of {batch:,.0f}; raise it, or lower --tokens-per-gpu"
+        )
     num_nodes = math.ceil(num_gpus / cluster.gpus_per_node)
     costs, assumed = cluster.costs, []
     mtbf_hours, bytes_per_s, node_power_w = costs.node_mtbf_hours, costs.checkpoint_bytes_per_s, costs.node_power_w
@@ -119,7 +131,7 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
         )
     assumed.append(f"a restart is assumed to take {ASSUMED_RESTART_S / 60:.0f} minutes before the checkpoint is read")
 
-    compute_s = num_tokens / (row.tokens_per_s_per_gpu * num_gpus) * ((step_s or row.step_s) / row.step_s)
+    compute_s = num_tokens / (row.tokens_per_s_per_gpu * num_gpus) * (step_s / row.step_s)
     mtbf_s = mtbf_hours * 3600 / num_nodes
     # States that lie on the host are written all the same.
     checkpoint_bytes = float(model.num_parameters * (row.plan["state_bytes"] or Plan.state_bytes))

@@ -13,6 +13,15 @@ def nests(ep: int, shard: int) -> bool:
     return max(ep, shard) % min(ep, shard) == 0
 
 
+# What a strategy's name says is sharded: a plan of that name that has one copy of it on every rank is another.
+SHARDED_BY = {
+    "zero1": "optimizer_shard",
+    "zero2": "optimizer_shard",
+    "zero3": "parameter_shard",
+    "hsdp": "parameter_shard",
+}
+
+
 def check_combinations(plan: "Plan") -> None:
     """Raise InputError, one sentence that names the fields and the mend, for a plan that no software can run."""
 
@@ -93,3 +102,11 @@ def check_combinations(plan: "Plan") -> None:
         )
     if plan.overlap_expert and plan.recompute == "full":
         refuse("overlap_expert with recompute=full would send the tokens once more in between; use selective or none")
+    named = SHARDED_BY.get(plan.strategy.lower().partition("+")[0], "")
+    # In a pipeline no software gathers once per micro-batch, whatever its sharding is called.
+    applies = named == "optimizer_shard" or plan.pp == 1
+    if named and applies and ranks > 1 and getattr(plan, named) == 1:
+        refuse(
+            f"{named}=1 shards nothing over the {ranks} data-parallel ranks; take the fields that the name stands for, "
+            f"Plan(**placement('{plan.strategy}', num_gpus, gpus_per_node), seq_len=...), or call it ddp"
+        )

@@ -14,12 +14,20 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import (
     MOST_GLOBAL_BATCH_TOKENS,
     check_attention,
+    check_whole,
     checked_seq_len,
     default_tokens_per_gpu,
     usual_attention,
 )
 from flopcast.simulator.fixed import checked
-from flopcast.simulator.forecast import MEMORY_MARGIN, Forecast, Row, forecast, shown_in_a_notebook
+from flopcast.simulator.forecast import (
+    MEMORY_MARGIN,
+    Forecast,
+    Row,
+    check_specifications,
+    forecast,
+    shown_in_a_notebook,
+)
 from flopcast.simulator.model import Model
 from flopcast.simulator.no_plan import has_plan, too_large, why_empty
 from flopcast.simulator.plan import Plans
@@ -157,6 +165,7 @@ def search(
 
     A KeyboardInterrupt ends the search with the best so far. Raises InputError where no plan is legal or none fits.
     """
+    check_specifications(model, cluster)
     started = time.perf_counter()
     spaces, left_out = _spaces(model, cluster, request)
     sizes = [sum(region.size for region in space.regions()) for space in spaces]
@@ -293,10 +302,13 @@ def _check(cluster: Cluster, request: SearchRequest) -> None:
         cluster.check_num_gpus(num_gpus)
     if not 0 <= request.memory_margin < 1:
         raise InputError(f"--memory-margin is {request.memory_margin}; give a share of the memory, e.g. 0.08")
+    check_whole("top", request.top)
     if request.top < 1:
         raise InputError(f"--top is {request.top}; ask for at least 1")
-    if request.global_batch_tokens is not None and request.global_batch_tokens < 1:
-        raise InputError(f"--global-batch-tokens is {request.global_batch_tokens}; it must be at least 1")
+    if request.global_batch_tokens is not None:
+        check_whole("global-batch-tokens", request.global_batch_tokens)
+        if request.global_batch_tokens < 1:
+            raise InputError(f"--global-batch-tokens is {request.global_batch_tokens}; it must be at least 1")
 
 
 def _pieces(space: Space) -> Iterator[tuple[Region, int]]:

@@ -245,6 +245,10 @@ def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert path.name in line
 
 
+def test_an_option_without_its_values_is_not_taken_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--strategies has no value" in error_line(capsys, *PLAMO, "--strategies")
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom flopcast.cli import main\n"
@@ -255,6 +259,44 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "compare" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["cyclopts", "numpy", "rich.table"])
+def test_ctrl_c_during_an_import_ends_without_a_traceback(module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from flopcast.cli import main\n"
+        f"main({PLAMO!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "flopcast: interrupted\n")
+
+
+def test_an_error_that_ctrl_c_caused_is_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as extension modules do
+            raise ImportError("initialisation failed") from error
+
+    monkeypatch.setattr("flopcast.simulator.catalogue.load_model", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(PLAMO)
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "flopcast: interrupted\n")
+
+
+def test_a_reader_who_leaves_early_is_no_failure() -> None:
+    command = f"set -o pipefail; {sys.executable} -m flopcast {' '.join(PLAMO)} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("PLaMo-13B")
 
 
 def test_compare_needs_neither_torch_nor_pandas() -> None:

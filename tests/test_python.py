@@ -1,5 +1,8 @@
 """The public names as one meets them in a notebook: completion, short texts, tables."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 import flopcast
@@ -16,6 +19,30 @@ def test_completion_offers_every_public_name() -> None:
     assert set(flopcast.__all__) <= set(dir(flopcast))
     for name in flopcast.__all__:
         assert getattr(flopcast, name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda m, c: compare("llama-7b", c, Request(16)), r"model is 'llama-7b'; give a Model, e\.g\. load_model"),
+        (lambda m, c: compare(m, "abci-a", Request(16)), r"cluster is 'abci-a'; give a Cluster, e\.g\. load_cluster"),
+        (lambda m, c: search("llama-7b", c, SearchRequest([16])), "give a Model"),
+        (lambda m, c: forecast(m, "abci-a", Plan("ddp", 16, 2048)), "give a Cluster"),
+        (lambda m, c: compare(m, c, Request("16")), "give one whole number"),
+        (lambda m, c: compare(m, c, Request(64, seq_len=2048.0)), "--seq-len is 2048.0; it must be a whole number"),
+        (lambda m, c: compare(m, c, Request(64, strategies=[None])), r"strategies is \[None\]; give a list of names"),
+        (
+            lambda m, c: search(m, c, SearchRequest([16], fixed={"pp": 1})),
+            r"fixed pp is 1; give a list of values, \[1\]",
+        ),
+        (lambda m, c: search(m, c, SearchRequest([16], fixed={"pp": ["1"]})), "--fix pp=1: it must be a whole number"),
+        (lambda m, c: search(m, c, SearchRequest([16], global_batch_tokens="4M")), "--global-batch-tokens is '4M'"),
+        (lambda m, c: search(m, c, SearchRequest(["16"])), "give one whole number"),
+    ],
+)
+def test_what_is_of_another_type_is_said_in_a_sentence(ask: Callable[[Any, Any], Any], words: str) -> None:
+    with pytest.raises(flopcast.InputError, match=words):
+        ask(load_model("pythia-1b"), load_cluster("abci-a"))
 
 
 def test_the_best_is_the_fastest_that_fits(comparison: Comparison) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from flopcast.reports.document.effects import exact, quantised
 from flopcast.reports.document.further import further_table, further_words, placements_table
-from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands
+from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, time_unit
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study, room
 from flopcast.reports.document.table import Cell, Table, number, text
@@ -24,7 +24,8 @@ from flopcast.simulator.forecast import Row
 def strategies(study: Study) -> Section:
     """Every strategy at its best."""
     frame, convention = study.strategies, study.comparison.convention
-    headings = ("strategy", "step, s", "band, s", "tokens/s per GPU", "MFU %", "HFU %", "GB per GPU", "days", "runs as")
+    unit, per_day = time_unit(study.cost.days)
+    headings = ("strategy", "step, s", "band, s", "tokens/s per GPU", "MFU %", "HFU %", "GB per GPU", unit, "runs as")
     rows = tuple(
         (
             text(row.strategy),
@@ -34,7 +35,7 @@ def strategies(study: Study) -> Section:
             number(100 * row.mfu, percent(row.mfu)),
             number(100 * row.hfu, percent(row.hfu)),
             number(row.memory_bytes, gigabytes(row.memory_bytes) + room(row)),
-            number(row.days, digits(row.days) if row.fits else "-"),
+            number(row.days, digits(row.days * per_day) if row.fits else "-"),
             text(row.runs_as),
         )
         for row in rows_of(frame)
@@ -60,7 +61,7 @@ def strategies(study: Study) -> Section:
             *([_on_more(study, study.on_more)] if study.on_more else []),
         ),
         (
-            "Runs as: micro-batch x passes per step, recomputation. Days include failures and checkpoints.",
+            "Runs as: micro-batch x passes per step, recomputation. The time includes failures and checkpoints.",
             f"{efficiency_words(study.cluster.gpu.tensor_flop_per_s, study.best)}, counting "
             f"{CONVENTIONS[convention]}; HFU counts what full recomputation does again.",
             *_left_out(study.comparison.left_out),
@@ -83,7 +84,7 @@ def _on_more(study: Study, row: Row) -> Table:
 
 def why(study: Study) -> Section:
     """From peak to achieved, and the communication that is waited for."""
-    frame, best = study.waterfall, study.best
+    frame, best = study.waterfall, study.costed
     step = frame["seconds"].sum()
     losses = frame.iloc[1:].nlargest(3, "seconds")
     largest = ", ".join(f"{row.part} {percent(row.seconds / step)} %" for row in rows_of(losses))
@@ -109,19 +110,21 @@ def why(study: Study) -> Section:
             number(row.exposed_communication_s, f"{row.exposed_communication_s:.2f}"),
             text(row.bound_by),
         )
-        for row in rows_of(study.strategies)
+        for row in rows_of(study.strategies[study.strategies["fits"]] if best.fits else study.strategies)
     )
     tables = [Table("waterfall-table", "From peak to achieved", ("part of the step", "s", "%"), parts)]
     if exposed:
         headings = ("collective", "under way, s", "waited for, s")
         tables.append(Table("collectives-table", f"Collectives of {best.strategy} in one step", headings, exposed))
     headings = ("strategy", "exposed communication, s", "what bounds it")
-    tables.append(Table("bounds-table", "What bounds each strategy", headings, bounds))
+    if bounds:
+        tables.append(Table("bounds-table", "What bounds each strategy", headings, bounds))
     played = f"Played event by event, the step takes {digits(study.timeline.step_s)} s"
     departs = study.timeline.departs_from_closed_form
+    on = "" if best is study.best else f" on {thousands(best.plan['num_gpus'])} GPUs"
     return Section(
         "why",
-        f"Why {best.strategy} takes {digits(best.step_s)} s",
+        f"Why {best.strategy}{on} takes {digits(best.step_s)} s",
         (f"{best.strategy}: {bound_by(best, study.cluster.gpu.memory_bytes)}.",),
         (
             Picture(
@@ -159,7 +162,7 @@ def memory(study: Study) -> Section:
     return Section(
         "memory",
         "Memory per GPU",
-        (f"A card has {gigabytes(card)} GB ({card / 2**30:,.0f} GiB). {fitting}.",),
+        (f"A card has {gigabytes(card)} GB ({digits(card / 2**30)} GiB). {fitting}.",),
         (
             Picture(
                 "memory-figure",

@@ -1,8 +1,6 @@
 """Sections on what the report rests on: the question, what was chosen and assumed, and how far to trust it."""
 
-import math
-
-from flopcast.reports.comparison import assumptions
+from flopcast.reports.comparison import assumptions, nodes_in_words
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, tokens
 from flopcast.reports.document.recommendation import median_error
 from flopcast.reports.document.section import Section
@@ -14,7 +12,7 @@ from flopcast.simulator.units import format_count
 
 CHOSEN = {
     "seq_len": "tokens per sequence: as in the model's pre-training, for a config.json its longest",
-    "tokens_per_gpu": "tokens per step: about 4 Mi over all GPUs",
+    "tokens_per_gpu": "tokens per step: {batch:,} over all GPUs; near 4 Mi, or a sequence for each GPU if more",
     "micro_batch": "micro-batch: the fastest that fits, per strategy",
     "recompute": "recomputation: the fastest that fits, per strategy",
     "attention": "attention kernel: what PyTorch runs on that GPU",
@@ -24,7 +22,7 @@ CHOSEN = {
 
 def trust(study: Study) -> Section:
     """The band, and the accuracy on the published runs nearest to this one."""
-    best, frame = study.best, study.nearest
+    best, frame = study.costed, study.nearest
     rows = tuple(
         (
             text(row.source),
@@ -44,8 +42,9 @@ def trust(study: Study) -> Section:
     )
     calibration = study.cluster.calibration
     seen = "published runs whose framework the constants had not seen"
+    widened = ", and of mixtures of experts, which took up to 1.8 times the forecast" if study.model.num_experts else ""
     if calibration and calibration.band:
-        seen = "runs of this machine that its calibration left out"
+        seen, widened = "runs of this machine that its calibration left out", ""
     summary: list[tuple[Cell, ...]] = [
         (text("low end of the band over the forecast"), number(best.low_s / best.step_s)),
         (text("high end of the band over the forecast"), number(best.high_s / best.step_s)),
@@ -68,7 +67,7 @@ def trust(study: Study) -> Section:
     return Section(
         "trust",
         "How far to trust this",
-        (f"The band is the 10 % to 90 % range of the error on {seen}. {words}",),
+        (f"The band is the 10 % to 90 % range of the error on {seen}{widened}. {words}",),
         (),
         (*tables, Table("trust-table", "The band", ("figure", "value"), tuple(summary))),
         ("docs/accuracy.md lists the error on every published run by source.",),
@@ -80,19 +79,17 @@ def question(study: Study) -> Section:
     model, cluster, comparison = study.model, study.cluster, study.comparison
     gpu = cluster.gpu
     batch = comparison.tokens_per_gpu * comparison.num_gpus
-    nodes = math.ceil(comparison.num_gpus / cluster.gpus_per_node)
     active = (
         ""
         if model.num_active_parameters == model.num_parameters
         else (f", {thousands(model.num_active_parameters)} of them for one token")
     )
-    in_node = min(comparison.num_gpus, cluster.gpus_per_node)
     budget = tokens(study.num_tokens) + ("" if study.tokens_given else ", 20 per parameter")
     asked = (
         ("model", f"{model.name}, {model.num_layers} layers, {thousands(model.num_parameters)} parameters{active}"),
         ("cluster", cluster.name),
-        ("GPUs", f"{thousands(comparison.num_gpus)} x {gpu.name}, nodes: {nodes:,} of {in_node}"),
-        ("a GPU", f"{digits(gpu.tensor_flop_per_s / 1e12)} TFLOP/s dense, {gpu.memory_bytes / 2**30:.0f} GiB "
+        ("GPUs", f"{thousands(comparison.num_gpus)} x {gpu.name}, {nodes_in_words(cluster, comparison.num_gpus)}"),
+        ("a GPU", f"{digits(gpu.tensor_flop_per_s / 1e12)} TFLOP/s dense, {digits(gpu.memory_bytes / 2**30)} GiB "
                   f"({gigabytes(gpu.memory_bytes)} GB) at {digits(gpu.memory_bytes_per_s / 1e9)} GB/s"),
         ("in a node", f"{digits(cluster.nvlink_bytes_per_s / 1e9)} GB/s one way per GPU"),
         ("between nodes", f"{cluster.nics_per_node} x {digits(cluster.nic_bytes_per_s * 8e-9)} Gbit/s, "
@@ -108,7 +105,7 @@ def question(study: Study) -> Section:
         plans = Plans.of([Plan(**row.plan) for row in comparison.rows])
         basis += [(text("not calibrated"), text(note)) for note in cluster.calibration.notes(model, plans)]
     basis += [(text("assumed"), text(sentence)) for sentence in assumed]
-    basis += [(text("chosen"), text(CHOSEN.get(name, name.replace("_", " ")))) for name in comparison.chosen]
+    basis += [(text("chosen"), text(CHOSEN[name].format(batch=batch))) for name in comparison.chosen]
     basis += [(text("source"), text(f"{path}: {source}")) for path, source in sorted(cluster.sources.items())]
     if model.source:
         basis.append((text("source"), text(f"model: {model.source}")))

@@ -18,6 +18,7 @@ def as_markdown(
     """The document; ``links`` maps a picture's name to its file, and pictures without one are left to their text."""
     links = links or {}
     lines = [f"# {escape(heading.title)}", "", f"{escape(heading.subtitle)}. {heading.date}.", ""]
+    lines += [line for note in heading.notes for line in (escape(note), "")]
     lines += [f"**{escape(recommendation.sentence)}**", ""]
     lines += ["| | | |", "|---|---|---|"]
     lines += [

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from flopcast.reports.global_fit import RunSet
@@ -35,8 +36,9 @@ def nearest_runs(model: Model, cluster: Cluster, row: Row, number: int = 10) -> 
         return pd.DataFrame(columns=list(COLUMNS))
     chosen = RunSet.of(kept)
     predicted, measured = chosen.predicted_s(), chosen.measured_s
-    low, high = band(chosen.batch.plans, chosen.batch.hardware.gpus_per_node)
     cases = chosen.batch.cases
+    mixture = np.array([case.model.num_experts > 0 for case in cases])
+    low, high = band(chosen.batch.plans, chosen.batch.hardware.gpus_per_node, mixture)
     return pd.DataFrame(
         {
             "id": [run.id for run in kept],

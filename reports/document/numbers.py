@@ -24,7 +24,14 @@ def percent(share: float) -> str:
 
 def tokens(number: float) -> str:
     """A token budget: ``262 G tokens``, ``15.0 T tokens``."""
+    if number < 1e9:
+        return counted(round(number), "token") if number < 1e6 else f"{digits(number / 1e6)} M tokens"
     return f"{digits(number / 1e12)} T tokens" if number >= 1e12 else f"{digits(number / 1e9)} G tokens"
+
+
+def millions(number: float) -> str:
+    """In millions with two decimals, or three digits where those are too few or too many: ``4.19``, ``480,000``."""
+    return digits(number / 1e6) if number < 1e4 or number >= 1e9 else f"{number / 1e6:,.2f}"
 
 
 def time_unit(days: float) -> tuple[str, float]:
@@ -42,6 +49,11 @@ def rounded(value: float) -> str:
     if not math.isfinite(value) or value == 0:
         return digits(value)
     return f"{round(value, 2 - math.floor(math.log10(abs(value)))):,.0f}" if abs(value) >= 100 else digits(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """A whole number of something: ``1 token``, ``4,096 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def thousands(value: float) -> str:

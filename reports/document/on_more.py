@@ -5,7 +5,7 @@ from dataclasses import replace
 from flopcast.errors import InputError
 from flopcast.reports.document.further import best_placement
 from flopcast.reports.scaling import unlimited
-from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.compare import Comparison, Request, compare, whole_sequences
 from flopcast.simulator.forecast import Row, best_of
 
 # How often the GPUs asked for are doubled before the report gives up.
@@ -16,14 +16,14 @@ def fits_on_more(comparison: Comparison, request: Request) -> Row | None:
     """The best plan on the fewest GPUs that hold one, the asked number doubled again and again; None if none do.
 
     A strategy, or failing that any placement. The global batch is that of
-    ``comparison``, or one sequence per GPU where it is too small for them; the cluster may have fewer GPUs.
+    ``comparison`` in whole sequences per GPU, at least one; the cluster may have fewer GPUs.
     """
     cluster, asked, seq_len = unlimited(comparison.cluster), comparison.num_gpus, comparison.seq_len
     batch = comparison.tokens_per_gpu * asked
     for doublings in range(1, MOST_DOUBLINGS + 1):
         count = asked * 2**doublings
         count = count if count <= cluster.gpus_per_node else -(-count // cluster.gpus_per_node) * cluster.gpus_per_node
-        tokens = max(round(batch / (count * seq_len)), 1) * seq_len
+        tokens = whole_sequences(batch / (count * seq_len)) * seq_len
         again = replace(comparison, cluster=cluster, num_gpus=count, tokens_per_gpu=tokens)
         if row := _strategy(again, request) or _placement(again, request):
             return row

@@ -1,9 +1,12 @@
 """Sections that look beyond the question: more and fewer GPUs, other hardware, and the whole run's bill."""
 
+from typing import Any
+
 from flopcast.reports.document.numbers import (
     JOULES_PER_MWH,
     digits,
     gigabytes,
+    millions,
     percent,
     rounded,
     thousands,
@@ -16,6 +19,7 @@ from flopcast.reports.document.table import Cell, Table, number, text
 from flopcast.reports.figures.scaling import scaling_figure
 from flopcast.reports.figures.sensitivity import sensitivity_figure
 from flopcast.reports.frames import rows_of
+from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS
 from flopcast.simulator.goodput import RunCost
 
 SHOWN_STRATEGIES = 5
@@ -23,7 +27,7 @@ SHOWN_STRATEGIES = 5
 
 def scaling(study: Study) -> Section:
     """The same training on other numbers of GPUs."""
-    fastest = study.fastest
+    fastest, (unit, per_day) = study.fastest, time_unit(study.cost.days)
     refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
     counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
     if counts:
@@ -33,53 +37,71 @@ def scaling(study: Study) -> Section:
     if fastest.empty:
         return Section("scaling", "On fewer and on more GPUs", ("No strategy fits at any count.",), remarks=refused)
     shown = rows_of(fastest)
-    first, last = shown[0], shown[-1]
+    first, last, cheapest = shown[0], shown[-1], min(shown, key=lambda row: row.gpu_hours)
+    dearest = max(row.gpu_hours for row in shown)
     rows = tuple(
         (
             number(row.num_gpus, thousands(row.num_gpus)),
             text(row.strategy),
             number(row.step_s),
             number(100 * row.mfu, percent(row.mfu)),
-            number(row.tokens_per_step, f"{row.tokens_per_step / 1e6:,.2f}"),
-            number(row.days),
+            number(row.tokens_per_step, millions(row.tokens_per_step)),
+            number(row.days * per_day),
             number(row.gpu_hours, rounded(row.gpu_hours)),
-            text("" if row.available else "more than the cluster has"),
+            text(_remark(row)),
         )
         for row in shown
     )
     asked = tuple(index for index, row in enumerate(shown) if row.num_gpus == study.num_gpus)
-    headings = ("GPUs", "fastest", "step, s", "MFU %", "M tokens per step", "days", "GPU-hours", "remark")
+    headings = ("GPUs", "fastest", "step, s", "MFU %", "M tokens per step", unit, "GPU-hours", "remark")
     names = list(study.strategies[study.strategies["fits"]]["strategy"]) or list(dict.fromkeys(fastest["strategy"]))
     return Section(
         "scaling",
         "On fewer and on more GPUs",
         (
-            f"From {thousands(first.num_gpus)} to {thousands(last.num_gpus)} GPUs the run shortens from "
-            f"{digits(first.days)} to {digits(last.days)} days and costs "
-            f"{rounded(first.gpu_hours)} to {rounded(last.gpu_hours)} GPU-hours.",
+            f"From {thousands(first.num_gpus)} to {thousands(last.num_gpus)} GPUs the run "
+            f"{'shortens' if last.days < first.days else 'goes'} from {digits(first.days * per_day)} to "
+            f"{digits(last.days * per_day)} {unit} and costs {rounded(cheapest.gpu_hours)} to {rounded(dearest)} "
+            f"GPU-hours, least on {thousands(cheapest.num_gpus)}."
+            if len(shown) > 1
+            else f"On {thousands(first.num_gpus)} GPUs the run takes {digits(first.days * per_day)} {unit} and "
+            f"{rounded(first.gpu_hours)} GPU-hours.",
         ),
         (
             Picture(
                 "scaling-figure",
-                scaling_figure(study.scaling, fastest, study.num_gpus, names[:SHOWN_STRATEGIES]),
-                f"Days of training and MFU; the dotted line is at {thousands(study.num_gpus)}.",
-                f"Days fall from {digits(first.days)} on {thousands(first.num_gpus)} GPUs to "
-                f"{digits(last.days)} on {thousands(last.num_gpus)}; MFU of the fastest plan goes from "
+                scaling_figure(
+                    study.scaling,
+                    fastest.assign(time=fastest["days"] * per_day),
+                    study.num_gpus,
+                    names[:SHOWN_STRATEGIES],
+                    unit,
+                ),
+                f"{unit.capitalize()} of training and MFU; the dotted line is at {thousands(study.num_gpus)}.",
+                f"The run takes {digits(first.days * per_day)} {unit} on {thousands(first.num_gpus)} GPUs and "
+                f"{digits(last.days * per_day)} on {thousands(last.num_gpus)}; MFU of the fastest plan goes from "
                 f"{percent(first.mfu)} to {percent(last.mfu)} %.",
             ),
         ),
         (Table("scaling-table", "The fastest plan found that fits, at each count", headings, rows, asked),),
         (
-            "The batch is the one asked for, or one sequence per GPU where that is too few for them. Tried at each "
+            "The batch is that of the question rounded to whole sequences per GPU, at least one. Tried at each "
             "count: the strategies, and where they lose a fifth per GPU, up to twice the GPUs, all placements.",
             *refused,
         ),
     )
 
 
+def _remark(row: Any) -> str:
+    """What a row of the scaling table needs to be read with."""
+    batch = f"a larger batch than is published ({MOST_GLOBAL_BATCH_TOKENS / 1e6:.0f} M tokens)"
+    said = ((row.available, "more than the cluster has"), (row.tokens_per_step <= MOST_GLOBAL_BATCH_TOKENS, batch))
+    return "; ".join(words for as_usual, words in said if not as_usual)
+
+
 def sensitivity(study: Study) -> Section:
     """Half and twice of each figure."""
-    frame = study.sensitivity
+    frame, (unit, per_day) = study.sensitivity, time_unit(study.cost.days)
     reach = (frame["days"] - study.cost.days).abs().fillna(0).groupby(frame["figure"]).max()
     ordered = frame.assign(order=frame["figure"].map(reach)).sort_values("order", ascending=False, kind="stable")
     rows = tuple(
@@ -87,33 +109,35 @@ def sensitivity(study: Study) -> Section:
             text(row.figure),
             text(f"{row.change}: {row.value}"),
             text(row.strategy if not row.why_not else row.why_not),
-            number(row.days),
+            number(row.days * per_day),
             number(row.ratio, f"{round(100 * (row.ratio - 1), 1) + 0.0:+.1f}" if row.ratio == row.ratio else "-"),
         )
         for row in rows_of(ordered)
     )
-    headings = ("what", "at", "fastest", "days", "change %")
-    table = Table("sensitivity-table", "Days of training under each change", headings, rows)
+    headings = ("what", "at", "fastest", unit, "change %")
+    table = Table("sensitivity-table", f"{unit.capitalize()} of training under each change", headings, rows)
     title = "What would change it"
     known = frame.dropna(subset=["days"])
     if known.empty or not study.best.fits:
         return Section("sensitivity", title, ("Each figure at half and at twice what it is.",), tables=(table,))
-    best = min(rows_of(known), key=lambda row: row.days)
+    most = min((row for row in rows_of(known) if row.figure == reach.idxmax()), key=lambda row: row.days)
+    asked = digits(study.cost.days * per_day)
     return Section(
         "sensitivity",
         title,
         (
-            f"The {reach.idxmax()} matters most. With {best.change} the {best.figure} ({best.value}) the run "
-            f"would take {digits(best.days)} days instead of {digits(study.cost.days)}.",
+            f"The {most.figure} matters most. With {most.change} of it ({most.value}) the run would take "
+            f"{digits(most.days * per_day)} {unit} instead of {asked}.",
         ),
         (
             Picture(
                 "sensitivity-figure",
-                sensitivity_figure(frame, study.cost.days),
-                "Days of training with half and with twice of each figure; the best plan is chosen again each time.",
-                "Days by figure, half and twice: "
-                + "; ".join(f"{row.figure} {row.change} {digits(row.days)}" for row in rows_of(known))
-                + f". As asked: {digits(study.cost.days)}.",
+                sensitivity_figure(frame.assign(time=frame["days"] * per_day), study.cost.days * per_day, unit),
+                f"{unit.capitalize()} of training with half and with twice of each figure; the best plan is chosen "
+                "again each time.",
+                f"{unit.capitalize()} by figure, half and twice: "
+                + "; ".join(f"{row.figure} {row.change} {digits(row.days * per_day)}" for row in rows_of(known))
+                + f". As asked: {asked}.",
             ),
         ),
         (table,),
@@ -124,7 +148,8 @@ def bill(study: Study) -> Section:
     """Days, GPU-hours, energy and money, with failures and checkpoints."""
     runs = (study.low, study.cost, study.high)
     unit, per_day = time_unit(study.cost.days)
-    best = study.best
+    best = study.costed
+    on = "" if best is study.best else f" on {thousands(best.plan['num_gpus'])} GPUs"
 
     def line(name: str, values: tuple[float, ...], shown: tuple[str, ...]) -> tuple[Cell, ...]:
         return (text(name), *(number(value, words) for value, words in zip(values, shown, strict=True)))
@@ -134,9 +159,8 @@ def bill(study: Study) -> Section:
 
     rows = [
         of_runs("seconds per step", [best.low_s, best.step_s, best.high_s]),
-        of_runs("days", [run.days for run in runs]),
-        *([of_runs(unit, [run.days * per_day for run in runs])] if per_day > 1 else []),
-        of_runs("days of training alone", [run.compute_s / 86400 for run in runs]),
+        of_runs(unit, [run.days * per_day for run in runs]),
+        of_runs(f"{unit} of training alone", [run.compute_s / 86400 * per_day for run in runs]),
         of_runs("GPU-hours", [run.gpu_hours for run in runs], rounded),
         of_runs("energy, MWh", [run.energy_j / JOULES_PER_MWH for run in runs], rounded),
     ]
@@ -161,7 +185,7 @@ def bill(study: Study) -> Section:
         ),
         (),
         (
-            Table("cost-table", f"Training on {budget} with {best.strategy}", headings, tuple(rows)),
+            Table("cost-table", f"Training on {budget} with {best.strategy}{on}", headings, tuple(rows)),
             _checkpoints(study.cost),
         ),
         (

@@ -63,21 +63,32 @@ def _recommended(study: Study) -> Recommendation:
         unit, per_day = time_unit(its_days)
         sentence += f" Among all plans flopcast search finds {described(other)}: {digits(its_days * per_day)} {unit}."
     sentence += _full_width(study)
-    also = f"not told apart from {', '.join(study.equals)}" if study.equals else "clearly faster than the others"
+    alike = [*study.equals, *_alike_of_the_search(study)]
+    also = f"not told apart from {', '.join(alike)}" if alike else "clearly faster than the other strategies"
     if study.same_plan:
         others = len(study.ranked) > 1 + len(study.same_plan) + len(study.equals)
-        said = f"; {also}" if others or study.equals else ""
+        said = f"; {also}" if others or alike else ""
         also = f"here {', '.join(study.same_plan)} {'is' if len(study.same_plan) == 1 else 'are'} the same plan{said}"
     if study.searched:
         also = "found by flopcast search" + (f"; {also}" if study.equals else "")
     elif len(study.ranked) == 1:
-        also = "the only strategy asked for"
+        also = "the only strategy asked for" + (f"; {also}" if alike else "")
     if study.faster_but_tight:
         also += f"; {', '.join(study.faster_but_tight)} would be faster but tight in memory"
     if best.tight:
         also = f"tight in memory; {also}"
     what = Answer("What to run", best.strategy, f"{_meaning(best)}; {in_words(best)}; {also}")
     return Recommendation(sentence, (what, *bill.answers))
+
+
+def _alike_of_the_search(study: Study) -> list[str]:
+    """The best placement of all where it is another than the recommended strategy and not told apart from it."""
+    if study.searched or study.further is None or faster(study.further, study.best):
+        return []
+    plan, best = study.further.winner[1].plan, study.best.plan
+    apart = any(plan[name] != best[name] for name in ("tp", "cp", "pp", "ep", "parameter_shard", "gradient_shard"))
+    name = described(study.further.winner[1])
+    return [name] if apart and name not in study.equals else []
 
 
 def _full_width(study: Study) -> str:
@@ -116,7 +127,7 @@ class _Bill:
         answers = (
             Answer("How long", f"{time} {unit}", f"{digits(row.step_s)} s per step, {_efficiency(row)}"),
             Answer("What it costs", hours, energy),
-            Answer("How sure", f"{span} {unit}", f"holds four in five published runs; {nearest(study)}"),
+            Answer("How sure", f"{span} {unit}", how_sure(study)),
         )
         paid = f"{hours} ({money})" if money else hours
         takes = f"{tokens(study.num_tokens)} take {time} {unit} ({span}) and {paid}"
@@ -153,20 +164,22 @@ def in_words(row: Row) -> str:
     split = "sequence parallelism, " if plan["sequence_parallel"] else ""
     batch = f"micro-batch {plan['micro_batch']}, {plan['grad_accum']:,} {passes} per step"
     chunks = f" in {plan['virtual_pp']} chunks" if plan["virtual_pp"] > 1 else ""
-    schedule = f"{plan['schedule']}{chunks} schedule, " if plan["pp"] > 1 else ""
+    schedule = f"{plan['schedule']} schedule{chunks}, " if plan["pp"] > 1 else ""
     products = ", products in fp8" if plan["precision"] == "fp8" else ""
     return f"{batch}, {schedule}{experts}{split}{recompute} recomputation{products}"
 
 
-def nearest(study: Study) -> str:
-    """How far off the forecast is on the published runs nearest to this one."""
-    if study.nearest.empty:
-        return "no published run is near"
+def how_sure(study: Study) -> str:
+    """What the band holds, and how far off the forecast is on the published runs nearest to this one."""
     if study.model.num_experts:
-        return "of mixtures of experts four in five published steps took 1.0 to 1.8 times the forecast"
+        return "holds four in five published runs of mixtures of experts; no constant is fitted to them"
+    holds = "holds four in five published runs"
+    if study.nearest.empty:
+        return f"{holds}; no published run is near"
     inside, number = int(study.nearest["in_band"].sum()), len(study.nearest)
     return (
-        f"{percent(median_error(study))}{NBSP}% median error on those nearest to this one, {inside} of {number} inside"
+        f"{holds}; {percent(median_error(study))}{NBSP}% median error on those nearest to this one, "
+        f"{inside} of {number} inside"
     )
 
 

@@ -19,12 +19,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Heading:
-    """What stands above and below a report: title, the question's size in a line, the day, the command that made it."""
+    """What stands above and below a report: title, the question's size in a line, the day, the command that made it.
+
+    ``notes``: what is unusual about the question, where it was left to the report.
+    """
 
     title: str
     subtitle: str
     date: str
     command: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from flopcast.reports.document.further import (
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
 from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as, same_plan
-from flopcast.reports.scaling import fastest_at_each_count, scaling
+from flopcast.reports.scaling import fastest_at_each_count, scaling, unlimited
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
@@ -54,7 +54,7 @@ class Study:
     ``scaling`` and ``sensitivity``: the columns of :func:`scaling` and :func:`sensitivity`; ``scaling_left_out`` says
     why a GPU count has no row. ``effects`` and ``nearest`` likewise; ``further``: what a search of all plans found.
     ``on_more``: where nothing fits, what does on more GPUs.
-    ``low``, ``cost``, ``high``: the run at the band's ends and at the forecast.
+    ``low``, ``cost``, ``high``: the run of ``costed`` at the band's ends and at the forecast.
     """
 
     comparison: Comparison
@@ -87,6 +87,11 @@ class Study:
     def num_gpus(self) -> int:
         """GPUs asked for."""
         return self.comparison.num_gpus
+
+    @property
+    def costed(self) -> Row:
+        """The plan whose step and bill are told: the best, or where it does not fit what does on more GPUs."""
+        return self.on_more or self.best
 
     @property
     def searched(self) -> bool:
@@ -213,14 +218,22 @@ def study(
     if found is not None and (not best.fits or worth_splitting(found, best)):
         best = searched = named(found.winner[1])
     alike = partial(split_alike, found if searched else None)
+    more = None if best.fits else fits_on_more(comparison, request)
+    costed = more or best
     low, cost, high = (
-        run_cost(model, cluster, best, tokens, step_s) for step_s in (best.low_s, best.step_s, best.high_s)
+        run_cost(model, cluster, costed, tokens, step_s) for step_s in (costed.low_s, costed.step_s, costed.high_s)
     )
-    progress(f"playing a step of {best.strategy}")
-    timeline = play(model, cluster, Plan(**best.plan))
+    progress(f"playing a step of {costed.strategy}")
+    timeline = play(model, unlimited(cluster), Plan(**costed.plan))
     progress("scaling, sensitivity and the nearest published runs")
-    elsewhere = partial(at_another_count, found if searched else None, best, request)
-    grown, left_out = scaling(model, cluster, request, comparison, tokens, elsewhere)
+
+    def elsewhere(compared: Comparison) -> Row | None:
+        if more is not None and compared.num_gpus == more.plan["num_gpus"]:
+            return more
+        return at_another_count(found if searched else None, best, request, compared)
+
+    counts = () if more is None else (int(more.plan["num_gpus"]),)
+    grown, left_out = scaling(model, cluster, request, comparison, tokens, elsewhere, counts)
     return Study(
         comparison=comparison,
         num_tokens=tokens,
@@ -234,7 +247,7 @@ def study(
         scaling=grown,
         scaling_left_out=left_out,
         sensitivity=sensitivity(model, cluster, request, comparison, tokens, searched, alike),
-        nearest=nearest_runs(model, cluster, best),
+        nearest=nearest_runs(model, cluster, costed),
         further=found,
-        on_more=None if best.fits else fits_on_more(comparison, request),
+        on_more=more,
     )

@@ -1,6 +1,5 @@
 """A report from a question to its files."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -10,10 +9,10 @@ from urllib.parse import quote
 
 from flopcast.errors import InputError
 from flopcast.files import replacing
-from flopcast.reports.comparison import num_parameters
+from flopcast.reports.comparison import batch_notes, nodes_in_words, num_parameters
 from flopcast.reports.document.html import as_html
 from flopcast.reports.document.markdown import as_markdown
-from flopcast.reports.document.numbers import digits, tokens
+from flopcast.reports.document.numbers import millions, tokens
 from flopcast.reports.document.recommendation import Recommendation, recommend
 from flopcast.reports.document.section import Heading, Section
 from flopcast.reports.document.sections import sections
@@ -34,6 +33,7 @@ class Report:
             in_a_line(study),
             f"{day.day} {day:%B %Y}",
             command,
+            tuple(batch_notes(study.comparison)),
         )
         self.recommendation: Recommendation = recommend(study)
         self.sections: tuple[Section, ...] = sections(study)
@@ -50,6 +50,7 @@ class Report:
         """The recommendation and every table: headings and rows, numbers unrounded where the cell is one."""
         return {
             "title": self.heading.title,
+            "notes": list(self.heading.notes),
             "recommendation": self.recommendation.sentence,
             "answers": [vars(answer) for answer in self.recommendation.answers],
             "tables": {
@@ -81,12 +82,11 @@ class Report:
 
 def in_a_line(study: Study) -> str:
     """How large the question is: parameters, nodes, tokens per step and in all."""
-    comparison, node = study.comparison, study.cluster.gpus_per_node
-    nodes = math.ceil(comparison.num_gpus / node)
+    comparison = study.comparison
     batch = comparison.tokens_per_gpu * comparison.num_gpus
     return (
-        f"{num_parameters(study.model)}; {nodes:,} node{'s' if nodes > 1 else ''} of {min(node, comparison.num_gpus)}; "
-        f"{digits(batch / 1e6)} M tokens per step, {tokens(study.num_tokens)} in all"
+        f"{num_parameters(study.model)}; {nodes_in_words(study.cluster, study.num_gpus)}; "
+        f"{millions(batch)} M tokens per step, {tokens(study.num_tokens)} in all"
     )
 
 

@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flopcast.reports.document.numbers import digits
 from flopcast.reports.figures.canvas import BAR, BLUE, GREY, blank, in_style, rows_from_the_top
 from flopcast.reports.frames import rows_of
 
@@ -14,7 +15,7 @@ def effects_figure(frame: pd.DataFrame) -> Figure:
         first = frame["step_s"].iloc[0]
         for place, row in enumerate(rows_of(frame)):
             axes.barh(place, row.step_s, height=0.66, color=GREY if place == 0 else BLUE)
-            note = f"{row.step_s:.3g} s"
+            note = f"{digits(row.step_s)} s"
             if place:
                 note += f"  ({100 * (row.step_s / first - 1):+.1f} %)"
             if not row.fits:

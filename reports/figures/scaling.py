@@ -15,30 +15,34 @@ MOST_TICKS = 5
 FEW_DECADES = 100.0
 
 
-def scaling_figure(frame: pd.DataFrame, fastest: pd.DataFrame, num_gpus: int, strategies: list[str]) -> Figure:
-    """Left: days of the fastest plan beside ideal scaling from its first point. Right: MFU of up to six strategies.
+def scaling_figure(
+    frame: pd.DataFrame, fastest: pd.DataFrame, num_gpus: int, strategies: list[str], unit: str = "days"
+) -> Figure:
+    """Left: time of the fastest plan beside ideal scaling from its first point. Right: MFU of up to six strategies.
 
-    ``frame``: columns num_gpus, strategy, fits, mfu (a fraction). ``fastest``: num_gpus, days, one row per count.
-    A line marks ``num_gpus``; plans that do not fit have no point.
+    ``frame``: columns num_gpus, strategy, fits, mfu (a fraction). ``fastest``: num_gpus, and time in
+    ``unit``, one row per count. A line marks ``num_gpus``; plans that do not fit have no point.
     """
     with in_style():
         figure, (left, right) = blank(4.9, columns=2)
-        counts, days = fastest["num_gpus"], fastest["days"]
-        left.plot(counts, days.iloc[0] * counts.iloc[0] / counts, color=GREY, linestyle="--", label="ideal")
-        left.plot(counts, days, "o-", color=BLUE, label="forecast")
-        left.set(yscale="log", title="days of training", xlabel="GPUs")
+        counts, time = fastest["num_gpus"], fastest["time"]
+        left.plot(counts, time.iloc[0] * counts.iloc[0] / counts, color=GREY, linestyle="--", label="ideal")
+        left.plot(counts, time, "o-", color=BLUE, label="forecast")
+        left.set(yscale="log", title=f"{unit} of training", xlabel="GPUs")
         left.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        if days.max() < FEW_DECADES * days.min():
+        if time.max() < FEW_DECADES * time.min():
             left.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else "")
         else:
             left.yaxis.set_minor_locator(NullLocator())
         left.legend(loc="lower left")
-        for place, strategy in enumerate(strategies[: len(SERIES)]):
+        drawn = strategies[: len(SERIES)]
+        most = frame.loc[frame["strategy"].isin(drawn) & frame["fits"], "mfu"].max()
+        for place, strategy in enumerate(drawn):
             rows = frame[(frame["strategy"] == strategy) & frame["fits"]]
             right.plot(
                 rows["num_gpus"], 100 * rows["mfu"], "-", marker=MARKERS[place], color=SERIES[place], label=strategy
             )
-        right.set(title="MFU, %", xlabel="GPUs", ylim=(0, None))
+        right.set(title="MFU, %", xlabel="GPUs", ylim=(0, 110 * most if most > 0 else None))
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
         for axes in (left, right):
             axis_of_counts(axes, sorted(set(counts)))

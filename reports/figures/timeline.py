@@ -45,6 +45,8 @@ NAMES = {
 }
 STREAMS = ("compute", "in-node", "between-nodes")
 MOST_STAGES = 16
+# Of the rows of a part, or their labels overlap.
+MOST_LABELS = 8
 
 
 def draw(timeline: Timeline) -> Figure:
@@ -129,7 +131,8 @@ def _rows(axes: Axes, rows: dict[str, list[Event]], scale: float, origin: float 
             if spans:
                 shown.add(kind)
                 axes.broken_barh(spans, (row - 0.4, 0.8), facecolors=COLOURS[kind], linewidth=0)
-    axes.set_yticks(range(len(rows)), list(rows))
+    every = -(-len(rows) // MOST_LABELS)
+    axes.set_yticks(range(0, len(rows), every), list(rows)[::every])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     return shown
 

@@ -1,5 +1,7 @@
 """DeepSeek: fine-grained experts beside shared ones, leading dense layers, from V2 on with latent attention."""
 
+from dataclasses import replace
+
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.experts import Experts
 from flopcast.simulator.blocks.latent_attention import LatentAttention
@@ -10,6 +12,10 @@ from flopcast.simulator.huggingface.llama import head_dim, heads
 from flopcast.simulator.huggingface.mixture import mixture_model
 from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
+
+FURTHER_TOKENS = (
+    "num_nextn_predict_layers: {} is left out, as in transformers; it would train and be held beside the rest"
+)
 
 
 def deepseek(fields: Fields) -> Model:
@@ -31,7 +37,9 @@ def deepseek_v3(fields: Fields) -> Model:
 
     The layers that predict further tokens (``num_nextn_predict_layers``) are no part of the model, as in transformers.
     """
-    return _latent(fields, default_dense=3, default_groups=(8, 4))
+    model = _latent(fields, default_dense=3, default_groups=(8, 4))
+    further = fields.config.get("num_nextn_predict_layers")
+    return replace(model, assumptions=(*model.assumptions, FURTHER_TOKENS.format(further))) if further else model
 
 
 def _latent(fields: Fields, default_dense: int, default_groups: tuple[int, int]) -> Model:

@@ -1,10 +1,14 @@
 """Gemma: RMSNorm, rotary positions, GeGLU, tied embeddings; from Gemma 2 on more norms, and windows."""
 
+from dataclasses import replace
+
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import Attention
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.huggingface.llama import gated_model, head_dim, heads, windows
 from flopcast.simulator.model import Model
+
+TEXT_ALONE = "vision_config: training the language model alone is assumed; the tower that sees images is left out"
 
 
 def gemma(fields: Fields) -> Model:
@@ -32,7 +36,8 @@ def gemma3(fields: Fields) -> Model:
     if not text.config:
         raise InputError("text_config is missing; a gemma3 config.json needs it, so add it")
     absent = {"num_attention_heads": 8, "vocab_size": 262_208, "max_position_embeddings": 131_072}
-    return gemma3_text(Fields({**absent, **text.config}, "gemma3_text", fields.name))
+    model = gemma3_text(Fields({**absent, **text.config}, "gemma3_text", fields.name))
+    return replace(model, assumptions=(*model.assumptions, TEXT_ALONE))
 
 
 def _alternating(fields: Fields, period: int, qk_norm: bool) -> Model:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flopcast.simulator.forecast import Forecast, Row, forecast
     from flopcast.simulator.goodput import RunCost, run_cost
     from flopcast.simulator.model import Model
-    from flopcast.simulator.plan import Plan, Plans
+    from flopcast.simulator.plan import Plan, Plans, placement
     from flopcast.simulator.search import SearchRequest, SearchResult, search
 
 # Each public name and where it lives; imported on first use, so that `flopcast --help` loads none of them.
@@ -31,6 +31,7 @@ _HOMES = {
     "forecast": "flopcast.simulator.forecast",
     "load_cluster": "flopcast.simulator.catalogue",
     "load_model": "flopcast.simulator.catalogue",
+    "placement": "flopcast.simulator.plan",
     "run_cost": "flopcast.simulator.goodput",
     "search": "flopcast.simulator.search",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "forecast",
     "load_cluster",
     "load_model",
+    "placement",
     "run_cost",
     "search",
 ]

@@ -10,10 +10,10 @@ from builders import cluster, plan, small_model
 from rich.console import Console
 
 from flopcast import Request, compare, load_cluster, load_model
-from flopcast.reports.comparison import FITTED, as_json, assumptions, render
+from flopcast.reports.comparison import FITTED, as_json, assumptions, nodes_in_words, render
 from flopcast.reports.document.numbers import digits
 from flopcast.reports.document.recommendation import in_words
-from flopcast.reports.explain import bound_by, ranked, runs_as, verdict
+from flopcast.reports.explain import apart, bound_by, ranked, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
 from flopcast.reports.runs import published_runs
 from flopcast.simulator.calibrated import Calibrated
@@ -49,6 +49,31 @@ def test_a_plan_that_does_not_fit_says_what_fills_the_memory() -> None:
     assert f"{row.memory_bytes / 1e9:,.0f} GB" in words
 
 
+def test_memory_that_rounds_to_the_card_is_told_apart_from_it() -> None:
+    assert apart(116.4, 85.9) == ("116", "86")
+    assert apart(43.2, 42.9) == ("43.2", "42.9")
+    assert apart(42.932, 42.949) == ("42.93", "42.95")
+
+
+def test_a_run_of_minutes_is_not_told_as_no_days() -> None:
+    comparison = compare(load_model("gpt2"), load_cluster("dgx-b200"), Request(64, strategies=["zero1"]))
+    out = io.StringIO()
+    for part in render(comparison, None):
+        Console(width=120, file=out).print(part)
+    line = next(line for line in out.getvalue().splitlines() if line.startswith("zero1"))
+    best = comparison.best
+    assert f"{digits(best.step_s)} ({digits(best.low_s)}-{digits(best.high_s)})" in line
+    minutes = 20 * comparison.model.num_parameters / (64 * best.tokens_per_s_per_gpu) / 60
+    assert f" {digits(minutes)} " in line
+    assert "Minutes are for 2.49 G tokens" in out.getvalue()
+
+
+def test_a_part_of_a_node_is_not_told_as_a_node() -> None:
+    assert nodes_in_words(cluster(), 480) == "60 nodes of 8"
+    assert nodes_in_words(cluster(), 8) == "1 node of 8"
+    assert nodes_in_words(cluster(), 1) == "1 of the 8 GPUs of a node"
+
+
 def test_shares_in_the_sentence_are_those_of_the_step() -> None:
     row = forecast(small_model(), cluster(), plan("zero3", 16)).rows()[0]
     words = bound_by(row, 80 * 2**30)
@@ -67,6 +92,7 @@ def test_the_verdict_names_the_fastest_that_fits_and_its_equals() -> None:
     big = small_model(hidden=8192, num_heads=64, num_kv_heads=64, intermediate=28672, num_layers=80)
     words = verdict(forecast(big, cluster(), [plan("ddp", 8), plan("zero1", 8)]).rows(), 80 * 2**30)
     assert words.startswith("Nothing fits: zero1 needs least")
+    assert "Sharding more (zero3) would need less" in words
 
 
 def test_the_verdict_says_what_is_one_plan_and_what_is_tight() -> None:

@@ -1,6 +1,7 @@
 """The timeline's answer: one JSON document, tables, figures."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -88,3 +89,18 @@ def test_a_figure_that_cannot_be_written(tmp_path: Path) -> None:
     for name in ("step.xyz", "nowhere/step.png"):
         with pytest.raises(InputError, match="cannot be written"):
             save(draw(EVEN), tmp_path / name)
+
+
+def test_the_heading_says_how_the_work_is_split_and_in_what_numbers() -> None:
+    fields = {"cp": 2, "sequence_parallel": True, "precision": "fp8", "gradient_bits": 16}
+    played = play(load_model("llama-2-7b"), load_cluster("dgx-h100"), plan("tp2", 1024, **fields))
+    said = " ".join(printed(played).split())
+    assert "1,024 x h100-80gb" in said
+    assert "tp 2, cp 2, sequence parallel, products in fp8, 16-bit gradients" in said
+
+
+def test_labels_of_many_stages_stand_apart() -> None:
+    model = replace(load_model("llama-2-7b"), layers=load_model("llama-2-7b").layers[:16])
+    figure = draw(play(model, load_cluster("abci-a"), plan("zero1", 64, pp=16, grad_accum=16)))
+    upper = figure.axes[0]
+    assert [label.get_text() for label in upper.get_yticklabels()] == [f"stage {n}" for n in range(0, 16, 2)]

@@ -7,7 +7,7 @@ from builders import cluster, plan, small_model
 
 from flopcast import InputError, Request, compare
 from flopcast.simulator.catalogue import load_cluster, load_model
-from flopcast.simulator.compare import default_tokens_per_gpu
+from flopcast.simulator.compare import default_tokens_per_gpu, whole_sequences
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import Plan
 
@@ -77,6 +77,20 @@ def test_default_batch_is_near_four_mebitokens() -> None:
     assert default_tokens_per_gpu(2048, 2048) == 2048
     assert default_tokens_per_gpu(8, 2048) == 2**19
     assert default_tokens_per_gpu(100_000, 4096) == 4096
+
+
+def test_any_number_of_gpus_gets_a_batch_that_divides_into_micro_batches() -> None:
+    model, where = load_model("gpt2-xl"), load_cluster("dgx-h100")
+    efficiency = {n: compare(model, where, Request(n, strategies=["zero1"])).best.mfu for n in (16, 24, 48, 56)}
+    assert min(efficiency.values()) > 0.95 * max(efficiency.values())
+    assert [whole_sequences(n) for n in (0.3, 2.13, 9, 17, 73, 85, 171)] == [1, 2, 9, 16, 72, 88, 176]
+
+
+def test_micro_batches_are_divisors_of_whatever_batch_is_asked_for() -> None:
+    model, where = load_model("gpt2-xl"), load_cluster("dgx-h100")
+    best = compare(model, where, Request(24, tokens_per_gpu=171 * 1024, strategies=["zero1"])).best
+    assert best.plan["micro_batch"] == 19  # of 1, 3, 9, 19
+    assert best.mfu > 0.4
 
 
 def test_a_strategy_that_cannot_be_is_left_out_with_the_reason_unless_asked_for() -> None:

@@ -128,6 +128,24 @@ def test_a_budget_that_is_none_is_refused() -> None:
         run_cost(small_model(), cluster(), row(), -1)
 
 
+def test_a_budget_of_less_than_a_step_is_said_to_be_one() -> None:
+    batch = 16 * plan("zero3", 16).seq_len
+    run_cost(small_model(), cluster(), row(), batch)
+    with pytest.raises(InputError, match=f"--tokens is 1: less than one step of {batch:,}; raise it"):
+        run_cost(small_model(), cluster(), row(), 1)
+
+
+@pytest.mark.parametrize("step_s", [0, 0.0, -1.0, float("nan"), float("inf")])
+def test_a_step_that_takes_no_time_is_refused(step_s: float) -> None:
+    with pytest.raises(InputError, match=r"step_s is .*; it must be a positive number of seconds"):
+        run_cost(small_model(), cluster(), row(), 1e12, step_s=step_s)
+
+
+def test_a_budget_in_words_is_refused() -> None:
+    with pytest.raises(InputError, match=r"num_tokens is '1.4T'; it must be a number, e.g. 1.4e12"):
+        run_cost(small_model(), cluster(), row(), "1.4T")  # type: ignore[arg-type]
+
+
 def test_states_on_the_host_are_in_the_checkpoint_too() -> None:
     on_host = forecast(small_model(), cluster(), plan("zero1", 16, state_bytes=0)).rows()[0]
     assert run_cost(small_model(), cluster(), on_host, 1e12).checkpoint_bytes == 12 * small_model().num_parameters

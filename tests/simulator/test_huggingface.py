@@ -437,3 +437,9 @@ def test_quantised_weights_are_refused_or_said() -> None:
     said = model_from_config({**config, "quantization_config": {"quant_method": "fp8"}}, "small")
     assert said.num_parameters == plain.num_parameters
     assert "quantization_config: fp8" in said.assumptions[0]
+
+
+def test_what_of_a_config_is_no_part_of_the_forecast_is_assumed_aloud() -> None:
+    folder = Path(__file__).parent / "configs"
+    for name, field in (("gemma-3-4b", "vision_config: "), ("deepseek-v3", "num_nextn_predict_layers: 1 is left out")):
+        assert any(said.startswith(field) for said in read_config(folder / f"{name}.json").assumptions)

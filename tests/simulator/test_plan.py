@@ -102,3 +102,12 @@ def test_hybrid_sharding_over_a_number_of_ranks() -> None:
 def test_no_plans_are_refused() -> None:
     with pytest.raises(InputError, match="give at least one Plan"):
         Plans.of([])
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "zero3+q4", "hsdp"])
+def test_a_name_whose_shards_are_those_of_another_is_refused(strategy: str) -> None:
+    with pytest.raises(InputError, match=r"_shard=1 shards nothing over the 64 data-parallel ranks; take .*placement"):
+        Plan(strategy, 64, 2048)
+    assert Plan(**placement(strategy, 64, 8), seq_len=2048).shard_ranks == 64  # type: ignore[arg-type]
+    assert Plan("ddp", 64, 2048).optimizer_shard == 1
+    assert Plan(strategy, 1, 2048).shard_ranks == 1

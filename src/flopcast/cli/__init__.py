@@ -5,18 +5,12 @@ import io
 import os
 import shutil
 import sys
+from typing import NoReturn
 
-from cyclopts import CycloptsError
-
-from flopcast.cli import benchmarks, measurement, planning, report, search, timeline, training, trust
-from flopcast.cli.app import app
-from flopcast.cli.complaint import complaint
 from flopcast.errors import InputError
 
 # A help page is laid out in columns; at a width below their margins that never ends.
 LEAST_HELP_WIDTH = 40
-
-__all__ = ["app", "benchmarks", "main", "measurement", "planning", "report", "search", "timeline", "training", "trust"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,14 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        try:
-            app(arguments, exit_on_error=False, print_error=False)
-        finally:
-            sys.stdout.flush()
+        _run(arguments)
     except InputError as error:
         _fail(str(error))
-    except CycloptsError as error:
-        _fail(complaint(error))
     except BrokenPipeError:
         _discard_output()
         sys.exit(0)
@@ -44,8 +33,38 @@ def main(arguments: list[str] | None = None) -> None:
         _discard_output()
         _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("flopcast: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _interrupted()
+    except Exception as error:
+        if _began_with_an_interrupt(error):
+            _interrupted()
+        raise
+
+
+def _run(arguments: list[str] | None) -> None:
+    # Imported here, where Ctrl-C in the middle of it ends without a traceback.
+    from cyclopts import CycloptsError
+
+    from flopcast.cli.commands import app
+    from flopcast.cli.complaint import complaint
+
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise InputError(complaint(error)) from None
+    finally:
+        sys.stdout.flush()
+
+
+def _began_with_an_interrupt(error: BaseException | None) -> bool:
+    """Whether an exception stands for Ctrl-C: extension modules turn it into an error of their import."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _interrupted() -> NoReturn:
+    print("flopcast: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 def _discard_output() -> None:

@@ -55,7 +55,11 @@ def show(parts: "Iterable[RenderableType]") -> None:
     from rich.console import Console
     from rich.text import Text
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # main ends as it does wherever nobody reads on
+
     terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(width=max(terminal, LEAST_WIDTH), highlight=False)
+    console = Output(width=max(terminal, LEAST_WIDTH), highlight=False)
     for part in parts:
         console.print(part, width=terminal if isinstance(part, str | Text) else None)

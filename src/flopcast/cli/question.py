@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from flopcast.cli.numbers import amount
+from flopcast.errors import InputError
 
 if TYPE_CHECKING:
     from flopcast.simulator.compare import Request
@@ -76,6 +77,8 @@ class Question:
             check_tokens(self.tokens)
         # "--strategies ddp,zero3" and "--strategies ddp zero3" alike.
         names = [part for name in self.strategies or [] for part in name.split(",") if part]
+        if self.strategies is not None and not names:
+            raise InputError("--strategies has no value; name some (--strategies zero1 zero3), or leave it out for all")
         return Request(
             num_gpus=self.gpus,
             tokens_per_gpu=self.tokens_per_gpu,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flopcast.reports.document.numbers import digits, percent, rounded, tokens
+from flopcast.reports.document.numbers import digits, millions, percent, rounded, tokens
 from flopcast.reports.document.table import numbers_in
 
 
@@ -37,6 +37,10 @@ def test_rounding_shares_and_budgets() -> None:
     assert percent(math.nan) == "-"
     assert tokens(261_990_912_000) == "262 G tokens"
     assert tokens(15e12) == "15.0 T tokens"
+    assert [tokens(n) for n in (1, 20, 4_194_304)] == ["1 token", "20 tokens", "4.19 M tokens"]
+    assert [millions(n) for n in (1, 2048, 3_932_160, 134_217_728, 480e9)] == [
+        *("0.000001", "0.00205", "3.93", "134.22", "480,000"),
+    ]
 
 
 def test_numbers_inside_names_are_not_numbers() -> None:

@@ -6,8 +6,9 @@ import pytest
 from builders import cluster, small_model
 
 from flopcast import Request, compare, load_cluster, load_model
-from flopcast.reports.document.further import as_compared
+from flopcast.reports.document.further import as_compared, faster
 from flopcast.reports.document.nearest_runs import nearest_runs
+from flopcast.reports.document.numbers import rounded
 from flopcast.reports.document.study import Study, study
 from flopcast.reports.document.table import numbers_in
 from flopcast.reports.document.write import Report
@@ -82,7 +83,12 @@ def test_where_nothing_fits_the_report_says_what_would_on_more(name: str, asked:
     assert "at 2 per GPU-hour" in found.recommendation.sentence
     assert [answer.question for answer in found.recommendation.answers] == QUESTIONS
     assert set(numbers_in(said(found))) <= in_tables(found)
-    assert "The plan does not fit" in found.as_html()
+    # What follows the recommendation is of the plan that it recommends.
+    assert found.study.costed is more
+    assert found.study.timeline.step_s == pytest.approx(more.step_s, rel=0.03)
+    assert more.plan["num_gpus"] in set(found.study.fastest["num_gpus"])
+    assert not {"traffic", "remedies"} & {section.name for section in found.sections}
+    found.as_html()
     found.as_markdown()
     found.as_json()
 
@@ -163,6 +169,64 @@ def test_one_gpu_of_a_cluster_makes_a_report(model: str, fits: bool) -> None:
     assert found.study.best.fits == fits
     assert [answer.question for answer in found.recommendation.answers] == QUESTIONS
     found.as_html()
+
+
+def test_a_batch_larger_than_is_published_is_said_on_top_and_in_the_tables() -> None:
+    """Every GPU has a sequence of its own: 128 M tokens per step where nobody asked for so many."""
+    found = Report(study(small_model(), cluster(), Request(16384, strategies=["zero1"]), 1e12))
+    (note,) = found.heading.notes
+    assert note.startswith("That is a large batch")
+    assert note in found.as_html()
+    assert note in found.as_markdown()
+    tables = {table.name: table for section in found.sections for table in section.tables}
+    assert "tokens per step: 33,554,432 over all GPUs" in " ".join(row[1].text for row in tables["basis-table"].rows)
+    remarks = {row[0].order: row[-1].text for row in tables["scaling-table"].rows}
+    assert remarks[16384] == "a larger batch than is published (17 M tokens)"
+
+
+def test_gpu_hours_are_told_from_the_least_to_the_most(report: Report) -> None:
+    (section,) = [section for section in report.sections if section.name == "scaling"]
+    frame = report.study.fastest
+    cheapest = frame.loc[frame["gpu_hours"].idxmin()]
+    costs = f"costs {rounded(cheapest.gpu_hours)} to {rounded(frame['gpu_hours'].max())} GPU-hours, least on"
+    assert f"{costs} {cheapest.num_gpus:,}." in section.paragraphs[0]
+
+
+def test_half_a_batch_is_in_whole_sequences() -> None:
+    found = study(small_model(), cluster(), Request(16, strategies=["zero1"], tokens_per_gpu=3 * 2048), 1e11)
+    batches = found.sensitivity[found.sensitivity["figure"] == "global batch"]
+    assert set(batches["why_not"]) == {""}
+    assert list(batches["value"]) == ["0.07 M tokens", "0.20 M tokens"]
+    one = study(small_model(), cluster(), Request(16, strategies=["zero1"], tokens_per_gpu=2048), 1e11)
+    reasons = one.sensitivity[one.sensitivity["figure"] == "global batch"]["why_not"]
+    assert list(reasons) == ["less than a sequence for each rank", ""]
+
+
+def test_the_most_telling_figure_is_the_one_whose_change_is_told(report: Report) -> None:
+    (section,) = [section for section in report.sections if section.name == "sensitivity"]
+    reach = (report.study.sensitivity["days"] - report.study.cost.days).abs()
+    figure = report.study.sensitivity.loc[reach.idxmax(), "figure"]
+    values = report.study.sensitivity.set_index("figure").loc[figure, "value"]
+    assert section.paragraphs[0].startswith(f"The {figure} matters most. With ")
+    assert any(value in section.paragraphs[0] for value in values)
+
+
+def test_a_placement_of_the_search_within_the_margin_is_named_beside_the_strategy() -> None:
+    found = Report(study(load_model("gpt2-xl"), load_cluster("dgx-h100"), Request(24, strategies=["zero1", "ddp"])))
+    assert found.study.further is not None
+    placement = described(found.study.further.winner[1])
+    note = found.recommendation.answers[0].note
+    if faster(found.study.further, found.study.best) is None and placement != found.study.best.strategy:
+        assert f"not told apart from {placement}" in note
+    assert "clearly faster than the others" not in note
+
+
+def test_a_mixture_has_the_band_of_mixtures() -> None:
+    found = Report(study(load_model("mixtral-8x7b"), load_cluster("dgx-h100"), Request(64)))
+    best = found.study.best
+    assert best.high_s / best.step_s == pytest.approx(1.8)
+    assert best.low_s < best.step_s
+    assert "of mixtures of experts" in found.recommendation.answers[3].note
 
 
 def test_one_gpu_and_one_strategy_make_a_report() -> None:

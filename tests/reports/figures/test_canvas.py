@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 from builders import cluster, small_model
 from matplotlib.axes import Axes
@@ -16,9 +17,11 @@ from flopcast.reports.document.outlook import scaling, sensitivity
 from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study, study
 from flopcast.reports.figures.canvas import WIDTH
+from flopcast.reports.figures.scaling import scaling_figure
+from flopcast.reports.figures.sensitivity import sensitivity_figure
 
 SECTIONS = (strategies, why, memory, traffic, remedies, scaling, sensitivity)
-UNITS = ("seconds", "GB", "GPUs", "days", "%")
+UNITS = ("seconds", "GB", "GPUs", "days", "hours", "minutes", "%")
 
 
 @pytest.fixture(scope="module", params=["plamo-13b", "llama-3-70b", "small"])
@@ -66,3 +69,23 @@ def test_nothing_is_cut_and_no_ticks_overlap(section: Callable[[Study], Section]
         across, down = ([label.get_window_extent() for label in labels] for labels in tick_labels(axes))
         assert all(left.x1 < right.x0 for left, right in pairwise(across))
         assert all(a.y1 < b.y0 or b.y1 < a.y0 for a, b in pairwise(down))
+
+
+def test_a_figure_that_changes_nothing_is_labelled_once() -> None:
+    """Half and twice of it end at one place."""
+    frame = pd.DataFrame(
+        [
+            *(("peak", change, value, days) for change, value, days in (("half", "1 x", 20.0), ("twice", "4 x", 5.0))),
+            *(("NVLink", change, value, 10.0) for change, value in (("half", "150 GB/s"), ("twice", "600 GB/s"))),
+        ],
+        columns=["figure", "change", "value", "time"],
+    )
+    figure = sensitivity_figure(frame, 10.0)
+    labels = [text for text in drawn(figure) if "GB/s" in text.get_text()]
+    assert [label.get_text() for label in labels] == ["150 GB/s or 600 GB/s"]
+
+
+def test_no_point_of_a_panel_is_cut_at_its_top() -> None:
+    frame = pd.DataFrame({"num_gpus": [8, 16], "strategy": "ddp", "fits": True, "mfu": [0.45, 0.45]})
+    figure = scaling_figure(frame, frame.assign(time=[2.0, 1.0]), 8, ["ddp"])
+    assert figure.axes[1].get_ylim()[1] == pytest.approx(1.1 * 45)
