@@ -74,7 +74,7 @@ def gbit(text: str) -> float:
     """``400``, ``400 Gbit/s``, ``50 GB/s``, ``8x400G`` and ``NDR`` as Gbit/s of one NIC."""
     words = re.sub(r"^\s*[0-9]+\s*[x*]\s*(?=[0-9A-Z])", "", text)
     value, unit = _quantity(words)
-    if value == value:
+    if not np.isnan(value):
         return value * (8.0 if re.match(r"Gi?B\b|GB/", unit) else 1e3 if unit.startswith("T") else 1.0)
     return next((float(rate) for name, rate in _INFINIBAND_GBIT.items() if name in words.upper()), np.nan)
 

@@ -220,11 +220,7 @@ def _strategies(rows: list[Row], budget: float) -> Table:
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
             f"{_gigabytes(row.memory_bytes)} {_room(row)}",
-            "-"
-            if not row.fits
-            else f"{days(row, budget):,.1f}"
-            if per_day == 1
-            else digits(days(row, budget) * per_day),
+            _time(days(row, budget), per_day) if row.fits else "-",
             runs_as(row),
             style="" if row.fits else "dim",
         )
@@ -268,6 +264,10 @@ def _table(first: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(first, no_wrap=True)
     return table
+
+
+def _time(number_of_days: float, per_day: float) -> str:
+    return f"{number_of_days:,.1f}" if per_day == 1 else digits(number_of_days * per_day)
 
 
 def _seconds(value: float) -> str:

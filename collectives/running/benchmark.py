@@ -90,7 +90,7 @@ class Options:
             )
         if not 0 < self.timeout_s < 1e6:
             raise InputError(f"timeout is {self.timeout_s} s; give a positive number of seconds")
-        assert self.sizes
+        sweep(self.begin, self.end, self.factor, self.step)
 
 
 def run(

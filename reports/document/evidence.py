@@ -1,5 +1,7 @@
 """Sections on what the report rests on: the question, what was chosen and assumed, and how far to trust it."""
 
+import math
+
 from flopcast.reports.comparison import assumptions, nodes_in_words
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, tokens
 from flopcast.reports.document.recommendation import median_error
@@ -7,6 +9,7 @@ from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study
 from flopcast.reports.document.table import Cell, Table, number, text
 from flopcast.reports.frames import rows_of
+from flopcast.simulator.band import MIXTURE
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.units import format_count
 
@@ -42,7 +45,10 @@ def trust(study: Study) -> Section:
     )
     calibration = study.cluster.calibration
     seen = "published runs whose framework the constants had not seen"
-    widened = ", and of mixtures of experts, which took up to 1.8 times the forecast" if study.model.num_experts else ""
+    most = f"{math.exp(MIXTURE[1]):.1f}"
+    widened = (
+        f", and of mixtures of experts, which took up to {most} times the forecast" if study.model.num_experts else ""
+    )
     if calibration and calibration.band:
         seen, widened = "runs of this machine that its calibration left out", ""
     summary: list[tuple[Cell, ...]] = [

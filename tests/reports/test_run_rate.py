@@ -63,6 +63,13 @@ def test_conventions_as_tables_name_them(said: str | None, convention: str) -> N
     assert found == pytest.approx(256 * 4096 / 64 * flop / 200e12)
 
 
+def test_an_efficiency_may_be_of_the_peak_in_8_bits() -> None:
+    """The H100 SXM's datasheet: 1,979 TFLOP/s in 8 bits without sparsity, 989.4 in 16."""
+    of_8_bits = efficiency(gpu="H100-SXM", measured_mfu_pct=30, tflops_convention="full, fp8 peak 1979")
+    of_16_bits = efficiency(gpu="H100-SXM", measured_mfu_pct=30, tflops_convention="full")
+    assert of_8_bits == pytest.approx(of_16_bits / 2, rel=1e-3)
+
+
 def test_recomputation_counts_where_the_hardware_s_flops_are_stated() -> None:
     run = express({**RUN})
     assert run.model is not None

@@ -297,6 +297,8 @@ def test_a_rate_stands_for_the_step() -> None:
     [
         ({"framework": "torchtitan"}, False),
         ({"framework": "torchtitan (FSDP2), async TP"}, True),
+        ({"framework": "torchtitan (FSDP2), async TP", "gpu": "H100-SXM", "precision": "fp8"}, False),
+        ({"framework": "Megatron-LM, TP overlap", "gpu": "H100-SXM", "precision": "fp8"}, True),
         ({"framework": "Megatron-LM", "notes": "--tp-comm-overlap, bf16"}, True),
         ({"framework": "Megatron-LM", "notes": "without TP overlap"}, False),
         ({"framework": "Megatron-LM", "overlap_tensor": "yes"}, True),
@@ -384,3 +386,14 @@ def test_frameworks_by_name() -> None:
     assert framework_of("torchtitan", tp=8).engine == "torchtitan"
     assert framework_of("MegaScale").overlap_tensor
     assert framework_of("NeMo AutoModel").engine == "fsdp2"
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *(("NeMo 23.11", "megatron"), ("NeMo 24.07", "megatron"), ("Megatron-LM", "megatron")),
+        *(("NeMo 25.02", "nemo"), ("MLPerf Training 4.1, NeMo", "nemo"), ("Megatron-Bridge", "nemo")),
+    ],
+)
+def test_parameters_are_gathered_in_8_bits_since_nemo_2(name: str, engine: str) -> None:
+    assert framework_of(name).engine_in("fp8") == engine

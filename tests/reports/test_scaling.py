@@ -42,6 +42,14 @@ def test_each_count_is_a_comparison_at_the_same_global_batch() -> None:
     assert fastest["days"].is_monotonic_decreasing
 
 
+def test_the_batch_divides_into_micro_batches_at_every_count() -> None:
+    model, cluster, request = load_model("gpt2-xl"), load_cluster("dgx-h100"), Request(48, strategies=["zero1"])
+    frame, _ = scaling(model, cluster, request, compare(model, cluster, request), TOKENS)
+    for count, tokens in zip(frame["num_gpus"], frame["tokens_per_step"], strict=True):
+        sequences = tokens // (count * model.context)
+        assert len(f"{sequences:b}".rstrip("0")) <= 4
+
+
 def test_a_change_is_a_comparison_on_the_changed_cluster() -> None:
     model, cluster, request = load_model("plamo-13b"), load_cluster("abci-a"), Request(480)
     asked = compare(model, cluster, request)

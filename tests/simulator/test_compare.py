@@ -79,6 +79,14 @@ def test_default_batch_is_near_four_mebitokens() -> None:
     assert default_tokens_per_gpu(100_000, 4096) == 4096
 
 
+def test_a_model_has_the_positions_it_learned() -> None:
+    """OPT's table has two rows more than the 2,048 positions it trains on."""
+    opt, where = load_model("opt-1.3b"), load_cluster("dgx-h100")
+    assert compare(opt, where, Request(8, seq_len=2048)).seq_len == 2048
+    with pytest.raises(InputError, match="--seq-len is 2050 but OPT-1.3B has 2048 learned positions"):
+        compare(opt, where, Request(8, seq_len=2050))
+
+
 def test_any_number_of_gpus_gets_a_batch_that_divides_into_micro_batches() -> None:
     model, where = load_model("gpt2-xl"), load_cluster("dgx-h100")
     efficiency = {n: compare(model, where, Request(n, strategies=["zero1"])).best.mfu for n in (16, 24, 48, 56)}

@@ -99,7 +99,8 @@ def test_a_piece_takes_its_own_measurement_and_others_that_of_the_memory() -> No
     norm = sample("kernel", 5e-3, {"op": "norm", "pass": "forward", "tokens": 1, "width": 1}, bytes=1e6)
     machine = cluster(cpu_profile(norm))
     work = Pointwise(np.array([1e6]))
-    assert cost(machine, work, "transformer.norm2") == pytest.approx(5e-3, rel=1e-3)
+    for name in ("transformer.norm2", "transformer.experts.norm"):
+        assert cost(machine, work, name) == pytest.approx(5e-3, rel=1e-3)
     listed = Pointwise(np.array([2.0 * 2**24]), counted=True)
     assert cost(machine, listed, "layers.accumulate") == pytest.approx(2 * 2**24 / 10e9, rel=1e-3)
 

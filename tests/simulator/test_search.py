@@ -253,6 +253,15 @@ def test_too_large_says_by_how_much_and_what_would_mend_it() -> None:
         search(model, machine, SearchRequest([64], fixed={"strategy": ["ddp"], "tp": [1], "pp": [1]}))
 
 
+def test_the_kernel_that_a_gpu_runs_anyway_is_no_advice() -> None:
+    """A V100 has no flash attention 2: left to the search, attention is unfused too."""
+    fixed = {"attention": ["unfused"], "tp": [1], "cp": [1], "pp": [1]}
+    request = SearchRequest([4], seq_len=7168, global_batch_tokens=4 * 7168, fixed=fixed)
+    with pytest.raises(InputError, match="under none of") as error:
+        search(load_model("llama-3.2-1b"), load_cluster("abci-v"), request)
+    assert "leave attention" not in str(error.value)
+
+
 def test_one_count_without_a_plan_is_left_out_beside_others() -> None:
     result = found(num_gpus=[8, 16], fixed={"strategy": ["zero3-node"]})
     assert [f.num_gpus for f in result.found] == [16]
