@@ -257,8 +257,7 @@ def _candidates(
             f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
             f"of {seq_len}; use a multiple of {seq_len // math.gcd(seq_len, ways)}"
         )
-    most = min(micro_batches(seq_len)[-1], sequences)
-    tried = [request.micro_batch] if request.micro_batch else [b for b in range(1, most + 1) if sequences % b == 0]
+    tried = [request.micro_batch] if request.micro_batch else micro_batches(seq_len, sequences)
     if sequences % tried[0]:
         raise InputError(
             f"--micro-batch is {request.micro_batch}: it does not divide the {sequences} sequences per data-parallel "

@@ -42,10 +42,10 @@ DERIVED = ("grad_accum", "gather_bits", "parameter_shard", "gradient_shard", "op
 OF_TENSOR_PARALLEL = ("sequence_parallel", "whole_experts", "overlap_tensor")
 
 
-def micro_batches(seq_len: int) -> list[int]:
-    """Powers of two up to 32 sequences, and where they are short up to 131,072 tokens."""
+def micro_batches(seq_len: int, num_sequences: int) -> list[int]:
+    """Divisors of the sequences, up to 32 of them, and where they are short up to 131,072 tokens."""
     most = max(MOST_SEQUENCES, MOST_TOKENS // seq_len)
-    return [2**k for k in range(most.bit_length())]
+    return [size for size in divisors(num_sequences) if size <= most]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Space:
         """What stands for a plan's work, ``several`` tensor-parallel ranks or one, experts split or ``whole``."""
         switch = (False, True) if several else (False,)
         axes: dict[str, Sequence[Any]] = {
-            "micro_batch": micro_batches(self.seq_len),
+            "micro_batch": micro_batches(self.seq_len, self.num_sequences),
             "sequence_parallel": switch,
             "whole_experts": (False, True),
             "overlap_tensor": (False,),

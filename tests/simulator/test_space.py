@@ -12,6 +12,7 @@ from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.compare import Request, compare
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import CHOICES, Plan, Plans, placement
+from flopcast.simulator.search import SearchRequest, search
 from flopcast.simulator.space import BUCKETS, Space, divisors, micro_batches
 
 SMALL = Space(small_model(), cluster(H100), 16, 2048, 16, {"recompute": ["none", "full"]})
@@ -48,7 +49,7 @@ def by_hand(space: Space) -> set[Plan]:
         if pp > 1:
             schedules += [("gpipe", 1), ("zero-bubble", 1)]
             schedules += [("interleaved", v) for v in range(2, stage + 1) if stage % v == 0 and pp * v <= 4]
-        for name, (schedule, v), micro in product(strategies, schedules, micro_batches(length)):
+        for name, (schedule, v), micro in product(strategies, schedules, range(1, 65)):
             dp = world // cp
             if space.num_sequences % (dp * micro):
                 continue
@@ -78,10 +79,12 @@ def by_hand(space: Space) -> set[Plan]:
     return found
 
 
-def test_the_space_is_the_set_of_legal_plans() -> None:
-    space = [Plan(**fields) for fields in listed(SMALL)]  # type: ignore[arg-type]
+@pytest.mark.parametrize("sequences", [16, 48])
+def test_the_space_is_the_set_of_legal_plans(sequences: int) -> None:
+    whole = replace(SMALL, num_sequences=sequences)
+    space = [Plan(**fields) for fields in listed(whole)]  # type: ignore[arg-type]
     assert len(space) == len(set(space))
-    assert set(space) == by_hand(SMALL)
+    assert set(space) == by_hand(whole)
 
 
 def test_zero_bubble_recomputes_under_engines_that_keep_inputs_alone() -> None:
@@ -168,9 +171,19 @@ def test_the_choices_are_those_of_a_plan() -> None:
     assert {plan["schedule"] for plan in listed(SMALL)} == set(CHOICES["schedule"])
 
 
+def test_micro_batches_divide_the_batch() -> None:
+    assert micro_batches(4096, 1024) == micro_batches(131072, 1024) == [1, 2, 4, 8, 16, 32]
+    assert micro_batches(4096, 171) == [1, 3, 9, 19]
+    assert micro_batches(4096, 12) == [1, 2, 3, 4, 6, 12]
+    model, machine = load_model("gpt2-xl"), load_cluster("dgx-h100")
+    request = SearchRequest([24], global_batch_tokens=24 * 171 * 1024, fixed={"strategy": ["zero1"], "tp": [1]})
+    best = search(model, machine, request).found[0].rows[0]
+    assert best.plan["micro_batch"] in (9, 18, 19)
+    assert best.mfu > 0.4
+
+
 def test_short_sequences_are_tried_in_larger_passes() -> None:
-    assert micro_batches(4096) == micro_batches(131072) == [1, 2, 4, 8, 16, 32]
-    assert micro_batches(128)[-1] == 1024
+    assert micro_batches(128, 4096)[-1] == 1024
     request = Request(8, strategies=["ddp"], seq_len=128, tokens_per_gpu=2**19)
     row = compare(load_model("gpt2"), load_cluster("dgx-h100"), request).best
     pinned = compare(load_model("gpt2"), load_cluster("dgx-h100"), replace(request, micro_batch=32)).best
