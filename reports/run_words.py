@@ -34,6 +34,7 @@ TENSOR_OVERLAP = re.compile(
     r"(?<!no )(?<!not )(?<!without )(async(hronous)?[-_ ]?(tp|tensor)|(tp|tensor)[-_ ]?(comm(unication)?[-_ ]?)?overlap"
     r"|overlap[-_ ](sp|tp)\b|user[-_ ]?buffers?|\bub_tp)"
 )
+COMPILED = re.compile(r"(?<!no )(?<!not )(?<!non-)(?<!without )\b(torch\.?_?)?compiled?\b(?!\w)")
 WIDTHS = {
     "fp4": re.compile(r"(fp?|float|int|nf)[-_ ]?4|\b4[-_ ]?bit"),
     "fp8": re.compile(r"(fp?|float)[-_ ]?8|e4m3|e5m2|8[-_ ]?bit"),

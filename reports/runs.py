@@ -15,6 +15,7 @@ from flopcast.reports.run_rate import measured_step_s, stated_rate
 from flopcast.reports.run_row import Row
 from flopcast.reports.run_shards import OFFLOADED, shards, zero_stage
 from flopcast.reports.run_words import (
+    COMPILED,
     TENSOR_OVERLAP,
     attention_in,
     dispatcher_in,
@@ -28,7 +29,7 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import usual_attention
 from flopcast.simulator.forecast import check
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.plan import Plan, Plans, Precision
 
 PUBLISHED_RUNS = Path(__file__).parent / "measurements" / "training_runs.csv"
 # Passes of a step where a table states a rate and neither the passes nor the batch.
@@ -178,7 +179,7 @@ def _plan(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tup
         gradient_bits=framework.gradient_bits or (16 if zero_stage(sharding) == 3 else 32),
         attention=_attention(row, framework, cluster),
         fused_kernels=framework.fused_kernels,
-        compiled=framework.compiles(precision) or row.flag("torch_compile", False),
+        compiled=_is_compiled(row, framework, precision),
         prefetch=int(framework.overlap or zero_stage(sharding) == 3),
         bucket_bytes=framework.bucket_bytes,
         state_bytes=0 if OFFLOADED.search(row.text("framework") + " " + row.text("sharding")) else 12,
@@ -195,9 +196,19 @@ def _overlaps_tensor(row: Row, framework: Framework) -> bool:
     """
     if row.has("overlap_tensor"):
         return row.flag("overlap_tensor", True)
-    said = any(row.has(name) and TENSOR_OVERLAP.search(row.text(name)) for name in ("framework", "notes"))
+    said = _says(row, TENSOR_OVERLAP)
     hidden = framework.engine != "torchtitan" or precision_in(row.text("precision", "bf16")) != "fp8"
     return framework.overlap_tensor or (said and hidden)
+
+
+def _is_compiled(row: Row, framework: Framework, precision: Precision) -> bool:
+    """Whether a compiler fuses pointwise work: the software's own, or torch.compile where the table speaks of it."""
+    unsaid = not row.has("torch_compile") and (framework.compiles(precision) or _says(row, COMPILED))
+    return framework.jit_fused or unsaid or row.flag("torch_compile", False)
+
+
+def _says(row: Row, words: re.Pattern[str]) -> bool:
+    return any(row.has(name) and words.search(row.text(name)) for name in ("framework", "notes"))
 
 
 def _sequences(row: Row, dp: int) -> float:

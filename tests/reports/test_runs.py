@@ -219,14 +219,20 @@ def test_a_mixture_runs_as_its_software_does_or_as_the_table_says() -> None:
 
 
 def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
-    for framework, precision, compiled in (
-        ("torchtitan", "Float8", True),
-        ("torchtitan", "bf16", False),
-        ("x", "fp8", False),
+    for framework, precision, torch_compile, compiled in (
+        ("torchtitan", "Float8", None, True),
+        ("torchtitan", "Float8", 0, False),
+        ("torchtitan", "bf16", None, False),
+        ("torchtitan, torch.compile", "bf16", None, True),
+        ("torchtitan without compile", "bf16", None, False),
+        ("torchtitan, torch.compile", "bf16", "no", False),
+        ("Megatron-LM", "bf16", 0, True),
+        ("x", "fp8", None, False),
     ):
-        plan = changed(framework=framework, precision=precision, gpu="H100").plan
+        cells = {"framework": framework, "precision": precision, "torch_compile": torch_compile}
+        plan = changed(gpu="H100", **cells).plan
         assert plan is not None
-        assert plan.compiled == compiled
+        assert plan.compiled == compiled, cells
 
 
 @pytest.mark.parametrize(
