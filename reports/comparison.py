@@ -247,7 +247,7 @@ def _communication(rows: list[Row], memory_bytes: float) -> Table:
 def _memory(rows: list[Row]) -> Table:
     """By what holds it; a layer's activations while it is recomputed count as activations, NF4 payloads as gathered."""
     table = _table("strategy")
-    for heading in ("parameters", "gradients", "optimizer", "activations", "gathered", "logits", "slack", "total"):
+    for heading in ("params", "gradients", "optimizer", "activations", "gathered", "logits", "slack", "total"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         held = row.memory

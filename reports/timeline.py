@@ -39,7 +39,7 @@ LABELS = {
     "optimizer": "optimizer and gradient norm",
     "overhead": "data, logging, host",
 }
-CHARACTERS_OF_BAR = 40
+CHARACTERS_OF_BAR = 32
 MOST_CLASSES = 8
 STEPS_BY = {
     "profiler": "The ratio is simulated over measured. A collective lasts from when the rank comes to it.",

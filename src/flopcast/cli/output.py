@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from flopcast.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 # Columns of a table written to a file or a pipe.
 PIPE_WIDTH = 120
-# A narrower terminal breaks the lines of tables itself.
-LEAST_WIDTH = 100
+# On a narrower terminal one space stands between the columns of a table.
+ROOMY_WIDTH = 100
 # What a figure's file name may end in.
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -46,20 +47,36 @@ def check_place(option: str, path: Path, endings: Sequence[str] = ()) -> None:
 
 
 def show(parts: "Iterable[RenderableType]") -> None:
-    """Print what a command answers: sentences as wide as the terminal, tables too unless that would cut numbers short.
+    """Print what a command answers as wide as the terminal, and tables wider where that would cut numbers short.
 
     A file or a pipe takes a width that holds every table.
     """
     import shutil
 
     from rich.console import Console
-    from rich.text import Text
+    from rich.table import Table
 
     class Output(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # main ends as it does wherever nobody reads on
 
     terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-    console = Output(width=max(terminal, LEAST_WIDTH), highlight=False)
+    console = Output(highlight=False)
     for part in parts:
-        console.print(part, width=terminal if isinstance(part, str | Text) else None)
+        console.width = terminal
+        if isinstance(part, Table):
+            if terminal < ROOMY_WIDTH:
+                part.padding = 0
+            console.width = max(terminal, _least_width(part, console))
+        console.print(part)
+
+
+def _least_width(table: "Table", console: "Console") -> int:
+    """At which no word of the table is broken, and in columns that do not wrap no line."""
+    from rich.measure import Measurement
+
+    unbounded = console.options.update(max_width=sys.maxsize)
+    for column in table.columns:
+        sizes = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    return Measurement.get(console, unbounded, table).minimum
