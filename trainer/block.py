@@ -199,5 +199,8 @@ def _check(block: TransformerBlock) -> None:
     if block.num_norms not in allowed:
         kind = "parallel" if block.parallel else "sequential"
         raise InputError(f"a {kind} block with num_norms={block.num_norms} cannot be trained; give it 2 norms")
+    if block.post_norm or block.attention.sinks:
+        feature = "norms behind its parts (post_norm)" if block.post_norm else "scores of its own (sinks)"
+        raise InputError(f"a block with {feature} cannot be trained, only forecast")
     if block.attention.qk_norm_per_head:
         raise InputError("qk_norm_per_head: the trainer norms all heads with the same weights; set qk_norm instead")

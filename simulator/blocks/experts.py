@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import comb
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 from flopcast.errors import InputError
 from flopcast.simulator.blocks import experts_pass
 from flopcast.simulator.blocks.computation import Computation, Workload
-from flopcast.simulator.blocks.transformer import Mlp
-from flopcast.simulator.model import ParameterTensor
+from flopcast.simulator.blocks.transformer import Mlp, linear
+from flopcast.simulator.model import ParameterTensor, Split
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Experts:
     every token passes through besides, all of them together (DeepSeekMoE, Qwen2-MoE); ``shared_gate``: their result
     is weighted by a sigmoid of the token (Qwen2-MoE). ``num_groups``, ``groups_per_token``: a token's experts are all
     in so many of these groups of neighbours (DeepSeek's node-limited routing, arXiv:2412.19437, section 2.1.2).
+    ``bias``: router and experts have biases (gpt-oss).
     """
 
     num_experts: int
@@ -30,6 +32,7 @@ class Experts:
     shared_gate: bool = False
     num_groups: int = 1
     groups_per_token: int = 1
+    bias: bool = False
 
     def __post_init__(self) -> None:
         if self.num_experts < 2 or self.intermediate <= 0:
@@ -106,15 +109,18 @@ class Experts:
         """The router; every expert's three matrices stacked, as a grouped product takes them; the shared experts."""
         n, k, size = self.num_experts, self.experts_per_token, self.intermediate
 
-        def stacked(name: str, num_out: int, num_in: int, split: "experts_pass.ExpertSplit") -> ParameterTensor:
-            return ParameterTensor(f"experts.{name}", (n * num_out, num_in), split, n, k)
+        def stacked(name: str, num_out: int, num_in: int, split: Literal["rows", "columns"]) -> list[ParameterTensor]:
+            weight = ParameterTensor(f"experts.{name}", (n * num_out, num_in), split, n, k)
+            of_bias: Split = "whole" if split == "columns" else split
+            bias = ParameterTensor(f"experts.{name}.bias", (n * num_out,), of_bias, n, k)
+            return [weight, bias] if self.bias else [weight]
 
         # Each tensor-parallel rank weighs its own part of the experts' results, hence a share of the router's gradient.
         tensors = [
-            ParameterTensor("router", (n, hidden), "shared"),
-            stacked("gate", size, hidden, "rows"),
-            stacked("up", size, hidden, "rows"),
-            stacked("down", hidden, size, "columns"),
+            *linear("router", n, hidden, "shared", self.bias),
+            *stacked("gate", size, hidden, "rows"),
+            *stacked("up", size, hidden, "rows"),
+            *stacked("down", hidden, size, "columns"),
         ]
         if self.shared:
             tensors += self.shared.tensors(hidden, "shared.")

@@ -3,7 +3,7 @@
 Tokens are taken to fall evenly on the experts, as the routers' balancing losses and biases aim for.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from flopcast.simulator.operation import Array, Collective, Gemm
 if TYPE_CHECKING:
     from flopcast.simulator.blocks.experts import Experts
 
-ExpertSplit = Literal["rows", "columns"]
 # Bytes per router logit, in fp32: softmax, choice of the largest, weights, the balancing loss; and backward.
 ROUTE_FORWARD, ROUTE_BACKWARD = Pass(24, 6), Pass(16, 4)
 # Rows put in their experts' order, or back and summed: one read and one write of each copy.
@@ -54,7 +53,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
                 Gemm(plans.zeros + hidden, plans.zeros + experts.num_experts, routed, no_fp8, of_weights=True),
             ),
             1.0,
-            2.0,
+            3.0 if experts.bias else 2.0,
             saved_bytes=normed,
             result_bytes=routed * experts.num_experts * ACTIVATION_BYTES,
             input_bytes=normed,
@@ -120,7 +119,7 @@ def grouped(
         Gemm(rows, outer, inner, fp8, busy),
         (Gemm(rows, inner, outer, fp8, busy), Gemm(inner, outer, rows, fp8, busy, of_weights=True)),
         forward_kernels=1.0,
-        backward_kernels=2.0,
+        backward_kernels=3.0 if experts.bias else 2.0,
         saved_bytes=input_bytes,
         input_bytes=input_bytes,
         result_bytes=copies * outer * ACTIVATION_BYTES,

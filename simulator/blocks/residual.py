@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.errors import InputError
 from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.simulator.blocks.computation import Computation, Workload, pointwise, tensor_parallel
@@ -70,12 +71,20 @@ class ResidualBlock(ABC):
 
     ``parallel``: both parts read the same normalised input and their outputs are added together. ``num_norms``: norms
     on the block's inputs (1 is shared by both parts, as in PLaMo-13B; 2; 4 with post-norms, as in Gemma 2).
+    ``post_norm``: the two stand behind the parts, not before them (OLMo 2).
     """
 
     parallel: bool = False
     num_norms: int = 2
     norm: Norm = "rmsnorm"
     norm_bias: bool = False
+    post_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.post_norm and (self.parallel or self.num_norms != 2):
+            raise InputError(
+                "post_norm is of a block with 2 norms whose parts stand in sequence; leave it out elsewhere"
+            )
 
     @abstractmethod
     def parts(self) -> tuple[Mixer, FeedForward]:
@@ -127,11 +136,11 @@ class ResidualBlock(ABC):
             *feed_forward.computations(load, own_input),
         ]
         for index in range(self.num_tensor_parallel_sums):
-            # A norm behind the sum (Gemma 2) reads it again in backward.
-            last = index + 1 == self.num_tensor_parallel_sums
+            # A norm behind the sum (Gemma 2, OLMo 2) reads it again in backward.
+            last, behind = index + 1 == self.num_tensor_parallel_sums, self.num_norms == 4 or self.post_norm
             everywhere = load.plans.tp > 0
             present = feed_forward.exchanges_all_tokens(load) if last and not self.parallel else everywhere
-            parts += tensor_parallel(load, f"tensor_parallel{index + 1}", last and self.num_norms < 4, present)
+            parts += tensor_parallel(load, f"tensor_parallel{index + 1}", last and not behind, present)
         return parts
 
     def _norm_tensors(self, hidden: int) -> tuple[ParameterTensor, ...]:

@@ -24,7 +24,8 @@ class Attention:
     ``kv_layout``: query head i uses key/value head i // (Hq/Hkv) where "grouped" (Hugging Face, GQA), i mod Hkv where
     "tiled" (PLaMo). ``window`` limits how far back a token attends (None: the whole sequence). ``rotary_share`` is
     the share of each head's features that RoPE turns. ``qk_norm`` normalises every head of q and k, with weights that
-    all heads share unless ``qk_norm_per_head`` (PLaMo 2).
+    all heads share unless ``qk_norm_per_head`` (PLaMo 2; OLMo 2, whose norm is over all heads, costs the same).
+    ``sinks``: a score learned for every query head joins each of its softmaxes (gpt-oss).
     """
 
     num_heads: int
@@ -38,6 +39,7 @@ class Attention:
     kv_layout: KeyValueLayout = "grouped"
     window: int | None = None
     rotary_share: float = 1.0
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "head_dim"):
@@ -86,6 +88,8 @@ class Attention:
             tensors.append(ParameterTensor("k_norm", (key,), "kv"))
         elif self.qk_norm:
             tensors += [ParameterTensor(name, (self.head_dim,), "shared") for name in ("q_norm", "k_norm")]
+        if self.sinks:
+            tensors.append(ParameterTensor("sinks", (self.num_heads,), "rows"))
         return (*tensors, *linear("o", hidden, query, "columns", self.output_bias))
 
 

@@ -12,7 +12,25 @@ from pathlib import Path
 from typing import NoReturn
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.huggingface import bloom, deepseek, falcon, gemma, gpt, llama, mixture, mpt, opt, phi, plamo
+from flopcast.simulator.huggingface import (
+    bloom,
+    cohere,
+    deepseek,
+    dense,
+    falcon,
+    gemma,
+    glm,
+    gpt,
+    gpt_oss,
+    llama,
+    llama4,
+    mixture,
+    mpt,
+    olmo,
+    opt,
+    phi,
+    plamo,
+)
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.model import Model
 from flopcast.simulator.textfile import read_text
@@ -20,29 +38,51 @@ from flopcast.simulator.units import shown
 
 __all__ = ["known_types", "model_from_config", "read_config"]
 
-# What is said of a config.json whose weights are published in fp8.
-IN_8_BITS = (
-    "quantization_config: fp8 is of the published weights; training them in full, with products in 16 bits unless fp8 "
+# In what weights are published that were trained so, and what is said of them: DeepSeek-V3's, gpt-oss's.
+NARROW = ("fp8", "mxfp4")
+IN_NARROW_WEIGHTS = (
+    "quantization_config: {} is of the published weights; training them in full, with products in 16 bits unless fp8 "
     "is asked for, is assumed"
 )
 EXPECTED = "a Hugging Face config.json"
 
 _FAMILIES: Mapping[str, Callable[[Fields], Model]] = {
+    "arcee": dense.arcee,
     "bloom": bloom.bloom,
+    "cohere": cohere.cohere,
+    "cohere2": cohere.cohere2,
     "deepseek": deepseek.deepseek,
     "deepseek_v2": deepseek.deepseek_v2,
     "deepseek_v3": deepseek.deepseek_v3,
+    "ernie4_5": dense.ernie4_5,
+    "exaone4": dense.exaone4,
     "falcon": falcon.falcon,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3": gemma.gemma3,
     "gemma3_text": gemma.gemma3_text,
+    "glm": glm.glm,
+    "glm4": glm.glm4,
+    "glm4_moe": glm.glm4_moe,
     "gpt2": gpt.gpt2,
+    "gpt_bigcode": gpt.gpt_bigcode,
     "gpt_neox": gpt.gpt_neox,
+    "gpt_oss": gpt_oss.gpt_oss,
+    "gptj": gpt.gptj,
+    "granite": dense.granite,
+    "granitemoe": mixture.granitemoe,
+    "kimi_k2": deepseek.deepseek_v3,
     "llama": llama.llama,
+    "llama4": llama4.llama4,
+    "llama4_text": llama4.llama4_text,
+    "minimax_m2": mixture.minimax_m2,
     "mistral": llama.mistral,
     "mixtral": mixture.mixtral,
     "mpt": mpt.mpt,
+    "nemotron": dense.nemotron,
+    "olmo2": olmo.olmo2,
+    "olmo3": olmo.olmo3,
+    "olmoe": mixture.olmoe,
     "opt": opt.opt,
     "phi": phi.phi,
     "phi3": phi.phi3,
@@ -52,9 +92,26 @@ _FAMILIES: Mapping[str, Callable[[Fields], Model]] = {
     "qwen2_moe": mixture.qwen2_moe,
     "qwen3": llama.qwen3,
     "qwen3_moe": mixture.qwen3_moe,
+    "seed_oss": dense.seed_oss,
+    "smollm3": dense.smollm3,
+    "stablelm": dense.stablelm,
+    "starcoder2": dense.starcoder2,
 }
 
-_MIXTURES = ("deepseek", "deepseek_v2", "deepseek_v3", "mixtral", "qwen2_moe", "qwen3_moe")
+_MIXTURES = (
+    *(
+        "deepseek",
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe",
+        "gpt_oss",
+        "granitemoe",
+        "kimi_k2",
+        "llama4",
+        "llama4_text",
+    ),
+    *("minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"),
+)
 # Fields that give the number of experts of a layer, by family.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "n_expert")
 
@@ -105,22 +162,22 @@ def model_from_config(config: object, name: str, origin: str = "config.json") ->
         offer = nearest(kind, known_types())
         also = f" ({offer})" if offer.startswith("did you") else ""
         raise InputError(f"{origin}: model_type {shown(kind)} is not supported{also}; known types: {known}{inside}")
-    in_8_bits = _is_published_in_8_bits(config, origin)
+    method = _narrow_weights(config, origin)
     try:
         model = family(Fields(config, kind, name))
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
-    return replace(model, assumptions=(*model.assumptions, IN_8_BITS)) if in_8_bits else model
+    return replace(model, assumptions=(*model.assumptions, IN_NARROW_WEIGHTS.format(method))) if method else model
 
 
-def _is_published_in_8_bits(config: Mapping[str, object], origin: str) -> bool:
-    """Whether weights are held in fp8, as DeepSeek-V3's are, which was trained so; what nobody trains is refused."""
+def _narrow_weights(config: Mapping[str, object], origin: str) -> str | None:
+    """In which of the :data:`NARROW` forms weights are held, if in any; what nobody trains is refused."""
     quantised = config.get("quantization_config")
     if quantised is None:
-        return False
+        return None
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    if method == "fp8":
-        return True
+    if method in NARROW:
+        return str(method)
     raise InputError(
         f"{origin}: quantization_config (quant_method {shown(method)}) is of weights that are not trained, but for "
         "adapters beside them, which are not forecast; take it out to forecast training the model itself"

@@ -23,7 +23,7 @@ def deepseek(fields: Fields) -> Model:
     num_heads, num_kv_heads = heads(fields)
     bias = fields.flag("attention_bias", default=False)
     attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)
-    parts = _parts(fields, default_dense=0)
+    parts = feed_forwards(fields, default_dense=0)
     return mixture_model(fields, [attention] * len(parts), parts)
 
 
@@ -53,11 +53,11 @@ def _latent(fields: Fields, default_dense: int, default_groups: tuple[int, int])
         value_dim=fields.size("v_head_dim", default=128),
         query_rank=0 if without_rank else fields.size("q_lora_rank", default=1536),
     )
-    parts = _parts(fields, default_dense, default_groups)
+    parts = feed_forwards(fields, default_dense, default_groups)
     return mixture_model(fields, [attention] * len(parts), parts)
 
 
-def _parts(fields: Fields, default_dense: int, default_groups: tuple[int, int] = (1, 1)) -> list[FeedForward]:
+def feed_forwards(fields: Fields, default_dense: int, default_groups: tuple[int, int] = (1, 1)) -> list[FeedForward]:
     """An MLP in the first ``first_k_dense_replace`` layers, experts in every ``moe_layer_freq``-th after them."""
     first = fields.config.get("first_k_dense_replace")
     first = default_dense if first is None else first

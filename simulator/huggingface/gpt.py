@@ -1,4 +1,4 @@
-"""GPT-2 and GPT-NeoX: LayerNorm, fused q, k, v, a plain MLP, biases everywhere."""
+"""GPT-2, StarCoder, GPT-J and GPT-NeoX: LayerNorm, a plain MLP, biases nearly everywhere."""
 
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.huggingface.fields import Fields
@@ -7,11 +7,22 @@ from flopcast.simulator.model import Model
 
 def gpt2(fields: Fields) -> Model:
     """GPT2Config: MLP of four times the hidden size where ``n_inner`` is absent; learned positions; tied."""
+    return _learned_positions(fields, multi_query=False)
+
+
+def gpt_bigcode(fields: Fields) -> Model:
+    """GPTBigCodeConfig (StarCoder): GPT-2 whose heads share one key/value head unless ``multi_query`` is false."""
+    return _learned_positions(fields, multi_query=fields.flag("multi_query", default=True))
+
+
+def _learned_positions(fields: Fields, multi_query: bool) -> Model:
     fields.refuse("add_cross_attention", False, "cross attention is not supported; write false")
     hidden, num_heads = fields.size("n_embd", "hidden_size"), fields.size("n_head", "num_attention_heads")
     size = fields.divided("n_embd", hidden, "n_head", num_heads)
     num_positions = fields.size("n_positions", "n_ctx", "max_position_embeddings")
-    attention = Attention(num_heads, num_heads, size, qkv_bias=True, output_bias=True, fused_qkv=True)
+    # One key/value head cannot be split with the heads of queries, as a matrix of all three would be.
+    num_kv_heads, fused = (1, False) if multi_query else (num_heads, True)
+    attention = Attention(num_heads, num_kv_heads, size, qkv_bias=True, output_bias=True, fused_qkv=fused)
     mlp = Mlp(fields.size("n_inner", default=4 * hidden), gated=False, bias=True)
     block = TransformerBlock(attention, mlp, norm="layernorm", norm_bias=True)
     return Model(
@@ -25,6 +36,32 @@ def gpt2(fields: Fields) -> Model:
         num_positions=num_positions,
         norm="layernorm",
         norm_bias=True,
+    )
+
+
+def gptj(fields: Fields) -> Model:
+    """GPTJConfig: parallel behind one norm, no biases in attention, 64 features of a head turned; untied."""
+    hidden, num_heads = fields.size("n_embd", "hidden_size"), fields.size("n_head", "num_attention_heads")
+    size = fields.divided("n_embd", hidden, "n_head", num_heads)
+    share = min(fields.size("rotary_dim", default=64) / size, 1.0)
+    block = TransformerBlock(
+        Attention(num_heads, num_heads, size, rotary_share=share),
+        Mlp(fields.size("n_inner", default=4 * hidden), gated=False, bias=True),
+        parallel=True,
+        num_norms=1,
+        norm="layernorm",
+        norm_bias=True,
+    )
+    return Model(
+        name=fields.name,
+        hidden=hidden,
+        vocab_size=fields.size("vocab_size"),
+        context=fields.size("n_positions", "n_ctx", "max_position_embeddings"),
+        layers=(block,) * fields.num_layers("n_layer", "num_hidden_layers"),
+        tied_embeddings=fields.flag("tie_word_embeddings", default=False),
+        norm="layernorm",
+        norm_bias=True,
+        head_bias=True,
     )
 
 

@@ -1,5 +1,9 @@
 """LLaMA and its kin: RMSNorm, rotary positions, SwiGLU, attention and MLP in sequence."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.huggingface.fields import Fields
@@ -39,27 +43,29 @@ def windows(fields: Fields, num_layers: int, window: int | None, sliding: list[b
 def gated_model(
     fields: Fields,
     attention: Attention,
-    layer_windows: list[int | None],
+    layer_windows: Sequence[int | None],
     *,
     tied: bool,
     mlp_bias: bool = False,
-    num_norms: int = 2,
+    **residual: Any,
 ) -> Model:
-    """A model of RMSNorm, rotary positions and a gated MLP: what the whole family shares."""
-    from dataclasses import replace
-
+    """A model of a gated MLP and one kind of attention, which slides in some layers: what the whole family shares."""
+    attentions = [replace(attention, window=window) for window in layer_windows]
     mlp = Mlp(fields.size("intermediate_size"), gated=True, bias=mlp_bias)
-    blocks = {
-        window: TransformerBlock(replace(attention, window=window), mlp, num_norms=num_norms)
-        for window in dict.fromkeys(layer_windows)
-    }
+    return dense_model(fields, attentions, mlp, tied=tied, **residual)
+
+
+def dense_model(fields: Fields, attentions: Sequence[Attention], mlp: Mlp, *, tied: bool, **residual: Any) -> Model:
+    """A model of one MLP, and an attention for every layer; ``residual``: fields of its blocks (RMSNorm if none)."""
     return Model(
         name=fields.name,
         hidden=fields.size("hidden_size"),
         vocab_size=fields.size("vocab_size"),
         context=fields.size("max_position_embeddings", "max_sequence_length"),
-        layers=tuple(blocks[window] for window in layer_windows),
+        layers=tuple(TransformerBlock(attention, mlp, **residual) for attention in attentions),
         tied_embeddings=fields.flag("tie_word_embeddings", default=tied),
+        norm=residual.get("norm", "rmsnorm"),
+        norm_bias=residual.get("norm_bias", False),
     )
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts on LLaMA's pattern: Mixtral, Qwen2-MoE and Qwen3-MoE."""
+"""Mixtures of experts on LLaMA's pattern: Mixtral, Qwen, OLMoE, Granite, MiniMax."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,6 +76,51 @@ def qwen3_moe(fields: Fields) -> Model:
     )
     parts = _every_so_often(fields, experts)
     return mixture_model(fields, [attention] * len(parts), parts)
+
+
+def olmoe(fields: Fields) -> Model:
+    """OlmoeConfig: 64 experts of which a token uses 8, one norm over all heads of q and one over those of k."""
+    num_heads, num_kv_heads = heads(fields)
+    bias = fields.flag("attention_bias", default=False)
+    attention = Attention(
+        num_heads,
+        num_kv_heads,
+        head_dim(fields, num_heads),
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+        qk_norm_per_head=True,
+    )
+    return _everywhere(fields, attention, default_experts=64, default_per_token=8)
+
+
+def granitemoe(fields: Fields) -> Model:
+    """GraniteMoeConfig: 8 experts of which a token uses 2 where absent; its multipliers cost nothing."""
+    num_heads, num_kv_heads = heads(fields)
+    bias = fields.flag("attention_bias", default=False)
+    attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)
+    return _everywhere(fields, attention, default_experts=8, default_per_token=2)
+
+
+def minimax_m2(fields: Fields) -> Model:
+    """MiniMaxM2Config: heads of 128, 256 experts of which a token uses 8, norms as OLMoE's, half a head turned."""
+    num_heads, num_kv_heads = heads(fields, default_kv_heads=8)
+    size = head_dim(fields, num_heads, default=128)
+    turned = fields.optional_size("rotary_dim")
+    share = min(turned / size, 1.0) if turned else fields.rotary_share("partial_rotary_factor")
+    attention = Attention(num_heads, num_kv_heads, size, qk_norm=True, qk_norm_per_head=True, rotary_share=share)
+    return _everywhere(fields, attention, default_experts=256, default_per_token=8)
+
+
+def _everywhere(fields: Fields, attention: Attention, default_experts: int, default_per_token: int) -> Model:
+    """A model of such attention and experts of ``intermediate_size`` in every layer."""
+    experts = Experts(
+        fields.size("num_experts", "num_local_experts", default=default_experts),
+        fields.size("num_experts_per_tok", default=default_per_token),
+        fields.size("intermediate_size"),
+    )
+    layers = fields.num_layers("num_hidden_layers")
+    return mixture_model(fields, [attention] * layers, [experts] * layers)
 
 
 def _every_so_often(fields: Fields, experts: Experts) -> list[FeedForward]:

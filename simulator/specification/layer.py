@@ -28,15 +28,15 @@ NEEDS: dict[Kind, tuple[str, ...]] = {
 ALLOWS: dict[Kind, tuple[str, ...]] = {
     "transformer": (
         *("qkv_bias", "output_bias", "qk_norm", "qk_norm_per_head", "fused_qkv", "kv_layout", "window"),
-        "rotary_share",
+        *("rotary_share", "sinks"),
     ),
     "latent-attention": ("query_rank",),
     "state-space": ("convolution", "chunk"),
 }
 MLP_NEEDS, MLP_ALLOWS = ("intermediate", "gated"), ("mlp_bias",)
 EXPERTS_NEED = ("num_experts", "experts_per_token", "expert_intermediate")
-EXPERTS_ALLOW = ("shared_intermediate", "shared_gate", "num_groups", "groups_per_token")
-ANY_LAYER = ("kind", "repeat", "parallel", "num_norms")
+EXPERTS_ALLOW = ("shared_intermediate", "shared_gate", "num_groups", "groups_per_token", "expert_bias")
+ANY_LAYER = ("kind", "repeat", "parallel", "num_norms", "post_norm")
 
 
 class LayerTable(Table):
@@ -59,6 +59,7 @@ class LayerTable(Table):
     kv_layout: KeyValueLayout = "grouped"
     window: Size | None = None
     rotary_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    sinks: bool = False
     kv_rank: Size | None = Field(default=None, examples=["512"])
     nope_dim: Size | None = Field(default=None, examples=["128"])
     rope_dim: Size | None = Field(default=None, examples=["64"])
@@ -78,8 +79,10 @@ class LayerTable(Table):
     shared_gate: bool = False
     num_groups: Size = 1
     groups_per_token: Size = 1
+    expert_bias: bool = False
     parallel: bool = False
     num_norms: Annotated[int, Field(ge=0, le=4)] = 2
+    post_norm: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -102,8 +105,8 @@ class LayerTable(Table):
 
     def block(self, norm: Norm, norm_bias: bool) -> Block:
         """The layer as the block that the operations are made from."""
-        shape = {"parallel": self.parallel, "num_norms": self.num_norms, "norm": norm, "norm_bias": norm_bias}
-        return block_of(self._mixer(), self._feed_forward(), **shape)
+        shape = {"parallel": self.parallel, "num_norms": self.num_norms, "post_norm": self.post_norm}
+        return block_of(self._mixer(), self._feed_forward(), norm=norm, norm_bias=norm_bias, **shape)
 
     def _mixer(self) -> Mixer:
         if self.kind == "latent-attention":
@@ -136,6 +139,7 @@ class LayerTable(Table):
             kv_layout=self.kv_layout,
             window=self.window,
             rotary_share=self.rotary_share,
+            sinks=self.sinks,
         )
 
     def _feed_forward(self) -> FeedForward:
@@ -149,6 +153,7 @@ class LayerTable(Table):
             shared_gate=self.shared_gate,
             num_groups=self.num_groups,
             groups_per_token=self.groups_per_token,
+            bias=self.expert_bias,
         )
 
 
