@@ -116,8 +116,8 @@ def stablelm(fields: Fields) -> Model:
         qkv_bias=fields.flag("use_qkv_bias", default=False),
         rotary_share=fields.rotary_share("partial_rotary_factor", default=0.25),
     )
-    residual: dict[str, Any] = {"parallel": parallel, "num_norms": 1 if parallel else 2, "norm": "layernorm", "norm_bias": True}
-    return gated_model(fields, attention, _nowhere(fields), tied=False, **residual)
+    norms: dict[str, Any] = {"num_norms": 1 if parallel else 2, "norm": "layernorm", "norm_bias": True}
+    return gated_model(fields, attention, _nowhere(fields), tied=False, parallel=parallel, **norms)
 
 
 def layers_that_turn(fields: Fields) -> list[bool]:

@@ -1,4 +1,4 @@
-"""gpt-oss: experts and attention with biases, scores of its own in every softmax, every other layer in a short window."""
+"""gpt-oss: experts and attention with biases, scores learned for every softmax, every other layer in a short window."""
 
 from dataclasses import replace
 

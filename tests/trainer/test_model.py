@@ -21,6 +21,11 @@ from flopcast.trainer.numerics import Numerics
 
 TINY = small_model(hidden=64, num_heads=4, num_kv_heads=2, intermediate=96, num_layers=2, vocab_size=80)
 TOKENS = torch.arange(48).view(2, 24) * 11 % 80
+# Of layers that it has, but with norms behind their parts, or of which only some have positions.
+ONLY_FORECAST = {
+    **dict.fromkeys(("olmo-2-7b", "olmo-2-13b", "olmo-2-32b"), "norms behind its parts .post_norm. cannot be trained"),
+    "smollm3-3b": r"its layers turn \[0, 64\] pairs of features",
+}
 
 
 def trainable() -> list[str]:
@@ -29,6 +34,7 @@ def trainable() -> list[str]:
         name
         for name, model in models.items()
         if model.positions != "alibi" and all(isinstance(block, TransformerBlock) for block in model.kinds)
+        if name not in ONLY_FORECAST
     ]
 
 
@@ -36,6 +42,18 @@ def trainable() -> list[str]:
 def test_layers_that_it_lacks_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="which the trainer lacks"):
         Decoder(load_model(name))
+
+
+@pytest.mark.parametrize(("name", "words"), ONLY_FORECAST.items())
+def test_what_only_the_forecast_knows_of_a_layer_is_refused(name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Decoder(load_model(name))
+
+
+def test_scores_of_its_own_are_refused() -> None:
+    block = TransformerBlock(Attention(4, 2, 16, sinks=True), Mlp(96))
+    with pytest.raises(InputError, match=r"scores of its own .sinks. cannot be trained"):
+        Decoder(dataclasses.replace(TINY, layers=(block,)))
 
 
 @pytest.mark.parametrize("name", trainable())
