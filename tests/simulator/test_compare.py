@@ -83,7 +83,7 @@ def test_a_model_has_the_positions_it_learned() -> None:
     """OPT's table has two rows more than the 2,048 positions it trains on."""
     opt, where = load_model("opt-1.3b"), load_cluster("dgx-h100")
     assert compare(opt, where, Request(8, seq_len=2048)).seq_len == 2048
-    with pytest.raises(InputError, match="--seq-len is 2050 but OPT-1.3B has 2048 learned positions"):
+    with pytest.raises(InputError, match=r"--seq-len is 2050 but OPT-1\.3B has 2048 learned positions"):
         compare(opt, where, Request(8, seq_len=2050))
 
 
