@@ -328,6 +328,8 @@ def test_shares_are_parsed() -> None:
     for word in ("7", "7=", "=0.8", "a=0.8"):
         with pytest.raises(InputError, match="NODE=SHARE"):
             parse_shares("--slow-node", [word])
+    with pytest.raises(InputError, match=r"7=0\.5: node 7 has 0\.8 already"):
+        parse_shares("--slow-node", ["7=0.8", "7=0.5"])
 
 
 @pytest.mark.parametrize("grad_accum", [1, 4])
