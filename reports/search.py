@@ -44,7 +44,12 @@ def as_json(result: SearchResult, token_budget: float | None = None) -> dict[str
     budget = token_budget or float(TOKENS_PER_PARAMETER * result.model.num_parameters)
     return {
         "model": {"name": result.model.name, "num_parameters": result.model.num_parameters},
-        "cluster": {"name": cluster.name, "gpu": cluster.gpu.name, "memory_bytes": limit},
+        "cluster": {
+            "name": cluster.name,
+            "gpu": cluster.gpu.name,
+            "memory_bytes": limit,
+            "assumptions": _assumptions(result),
+        },
         "objective": result.request.objective,
         "fixed": {name: list(values) for name, values in result.request.fixed.items()},
         "convention": result.request.convention,
@@ -108,9 +113,13 @@ def render(result: SearchResult, token_budget: float | None = None) -> Iterator[
     yield _memory_steps(result, found)
     for num_gpus, reason in result.left_out.items():
         yield Text(f"\n{num_gpus:,} GPUs: {reason}")
-    hidden = bool(result.winner[1].plan["overlap_expert"])
-    for note in assumptions(result.model, result.cluster, hidden):
+    for note in _assumptions(result):
         yield Text(f"\nassumed: {note}")
+
+
+def _assumptions(result: SearchResult) -> list[str]:
+    """What the winner's forecast rests on that is not published."""
+    return assumptions(result.model, result.cluster, bool(result.winner[1].plan["overlap_expert"]))
 
 
 def verdict(result: SearchResult) -> str:

@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flopcast.reports.comparison import assumptions
+from flopcast.reports.explain import bound_by
 from flopcast.reports.trace_comparison import TraceComparison
 from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.timeline import (
@@ -51,6 +53,7 @@ STEPS_BY = {
 def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> dict[str, Any]:
     """The document that ``flopcast timeline --json`` prints; times in seconds, shares as fractions."""
     plan, found = timeline.plan, timeline.forecast
+    (row,) = found.rows()
     document: dict[str, Any] = {
         "model": found.model.name,
         "cluster": found.cluster.name,
@@ -60,10 +63,13 @@ def as_json(timeline: Timeline, comparison: TraceComparison | None = None) -> di
         "closed_form_s": timeline.closed_form_s,
         "departs_from_closed_form": timeline.departs_from_closed_form,
         "undisturbed_s": timeline.undisturbed_s,
+        "memory_bytes": row.memory_bytes,
+        "fits": row.fits,
         "exposed_communication_s": exposed_communication_s(timeline),
         "waterfall": [asdict(part) for part in waterfall(timeline)],
         "collectives": [asdict(row) for row in exposed_collectives(timeline)],
         "rank_classes": [asdict(row) for row in streams(timeline)],
+        "assumptions": _assumptions(timeline),
     }
     if comparison is not None:
         rows = [{**asdict(row), "ratio": row.ratio} for row in comparison.rows]
@@ -92,6 +98,9 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
     yield Text(f"The closed form says {timeline.closed_form_s:.3f} s.")
     if timeline.departs_from_closed_form:
         yield Text(f"They differ by {timeline.departs_from_closed_form}.")
+    (row,) = found.rows()
+    if not row.fits:
+        yield Text(f"The plan {bound_by(row, found.cluster.gpu.memory_bytes)}. This is its step if it did.")
     if timeline.disturbance:
         cost = timeline.step_s / timeline.undisturbed_s - 1
         yield Text(
@@ -109,6 +118,16 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         yield Text(f"\nBeside {comparison.path}, {steps}", style="bold")
         yield _comparison(comparison)
         yield Text(STEPS_BY[comparison.steps_by])
+    if notes := _assumptions(timeline):
+        yield Text("\nRests on assumptions", style="bold")
+        for note in notes:
+            yield Text(note)
+
+
+def _assumptions(timeline: Timeline) -> list[str]:
+    """As ``flopcast compare`` has them, of the plan that was played."""
+    found = timeline.forecast
+    return assumptions(found.model, found.cluster, timeline.plan.overlap_expert)
 
 
 def _waterfall(timeline: Timeline) -> Table:

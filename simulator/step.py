@@ -273,7 +273,8 @@ def _combine(
         if cause == "pipeline":
             return np.asarray(m * exposed.sent)
         if cause == "launch":
-            return np.asarray(m * (busy[0] + busy[1] - device[0] - device[1]))
+            # Where the host is never waited for, rounding would leave a trace of either sign.
+            return np.asarray(m * np.maximum(busy[0] + busy[1] - device[0] - device[1], 0.0))
         last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
         return np.asarray(m * stages.pace(last, first) + (alone if cause == "expert" else 0.0))
 

@@ -9,7 +9,7 @@ from flopcast.reports.document.further import further_table, further_words, plac
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, time_unit
 from flopcast.reports.document.section import Picture, Section
 from flopcast.reports.document.study import Study, room
-from flopcast.reports.document.table import Cell, Table, number, text
+from flopcast.reports.document.table import Table, band, number, text
 from flopcast.reports.explain import bound_by, efficiency_words
 from flopcast.reports.figures.effects import effects_figure
 from flopcast.reports.figures.memory import memory_figure
@@ -30,12 +30,12 @@ def strategies(study: Study) -> Section:
         (
             text(row.strategy),
             number(row.step_s),
-            Cell(f"{digits(row.low_s)} to {digits(row.high_s)}", row.step_s),
+            band(row.low_s, row.step_s, row.high_s),
             number(row.tokens_per_s_per_gpu, thousands(row.tokens_per_s_per_gpu)),
             number(100 * row.mfu, percent(row.mfu)),
             number(100 * row.hfu, percent(row.hfu)),
-            number(row.memory_bytes, gigabytes(row.memory_bytes) + room(row)),
-            number(row.days, digits(row.days * per_day) if row.fits else "-"),
+            number(row.memory_bytes / 1e9, gigabytes(row.memory_bytes) + room(row)),
+            number(row.days * per_day, digits(row.days * per_day) if row.fits else "-"),
             text(row.runs_as),
         )
         for row in rows_of(frame)
@@ -92,7 +92,7 @@ def why(study: Study) -> Section:
         (
             text(row.part),
             number(row.seconds, f"{row.seconds:.3f}"),
-            number(row.seconds / step, percent(row.seconds / step)),
+            number(100 * row.seconds / step, percent(row.seconds / step)),
         )
         for row in rows_of(frame)
     )
@@ -150,9 +150,9 @@ def memory(study: Study) -> Section:
     rows = tuple(
         (
             text(str(name)),
-            *(number(size, f"{size / 1e9:,.1f}") for size in held),
-            number(totals[name], f"{totals[name] / 1e9:,.1f}"),
-            number(totals[name] / card, f"{100 * totals[name] / card:,.0f}"),
+            *(number(size / 1e9, f"{size / 1e9:,.1f}") for size in held),
+            number(totals[name] / 1e9, f"{totals[name] / 1e9:,.1f}"),
+            number(100 * totals[name] / card, f"{100 * totals[name] / card:,.0f}"),
         )
         for name, held in zip(frame.index, frame.to_numpy(), strict=True)
     )
@@ -189,8 +189,8 @@ def traffic(study: Study) -> Section:
     rows = tuple(
         (
             text(row.strategy),
-            number(row.inter_node_bytes, f"{row.inter_node_bytes / 1e9:,.1f}"),
-            number(row.intra_node_bytes, f"{row.intra_node_bytes / 1e9:,.1f}"),
+            number(row.inter_node_bytes / 1e9, f"{row.inter_node_bytes / 1e9:,.1f}"),
+            number(row.intra_node_bytes / 1e9, f"{row.intra_node_bytes / 1e9:,.1f}"),
         )
         for row in rows_of(frame)
     )
@@ -201,7 +201,7 @@ def traffic(study: Study) -> Section:
             text(row.strategy),
             text(row.collective.replace("_", "-")),
             *(number(value, f"{value:,}") for value in (row.elements, row.tensor_bytes, row.moved_bytes)),
-            number(row.moved_bytes, f"{row.moved_bytes / 2**20:,.2f}"),
+            number(row.moved_bytes / 2**20, f"{row.moved_bytes / 2**20:,.2f}"),
         )
         for row in study.layer_traffic
     )
@@ -246,8 +246,8 @@ def remedies(study: Study) -> Section:
                 text(quantised(strategy) if bits == 4 else strategy),
                 number(row.step_s),
                 number(cases[strategy, bits, False].step_s),
-                number(by_kernels, percent(by_kernels)),
-                number(by_gather, percent(by_gather)) if bits == 4 else text(""),
+                number(100 * by_kernels, percent(by_kernels)),
+                number(100 * by_gather, percent(by_gather)) if bits == 4 else text(""),
                 text("" if row.fits else "does not fit"),
             )
         )

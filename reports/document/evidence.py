@@ -58,14 +58,14 @@ def trust(study: Study) -> Section:
     tables = []
     words = "No published run is near this one."
     if len(frame):
-        inside = int(frame["in_band"].sum())
+        inside, median = int(frame["in_band"].sum()), median_error(study)
         summary += [
-            (text("median error on the nearest runs, %"), number(median_error(study), percent(median_error(study)))),
+            (text("median error on the nearest runs, %"), number(100 * median, percent(median))),
             (text("of the nearest runs, inside their band"), Cell(f"{inside} of {len(frame)}", inside / len(frame))),
         ]
         words = (
             f"On the {len(frame)} published runs nearest to this one (the same GPU or its family, about the size, the "
-            f"GPUs and the split) the median error is {percent(median_error(study))} %; {inside} of them lie in their "
+            f"GPUs and the split) the median error is {percent(median)} %; {inside} of them lie in their "
             "band."
         )
         caption = "Forecast and measurement of the nearest published runs"

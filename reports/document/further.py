@@ -6,7 +6,7 @@ from typing import Any
 
 from flopcast.errors import InputError
 from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, time_unit
-from flopcast.reports.document.table import Cell, Table, number, text
+from flopcast.reports.document.table import Cell, Table, band, number, text
 from flopcast.reports.explain import NOT_TOLD_APART
 from flopcast.reports.search import described, settings
 from flopcast.simulator.cluster import Cluster
@@ -148,12 +148,12 @@ def placements_table(
         (
             text(row.strategy),
             number(row.step_s),
-            Cell(f"{digits(row.low_s)} to {digits(row.high_s)}", row.step_s),
+            band(row.low_s, row.step_s, row.high_s),
             number(100 * row.mfu, percent(row.mfu)),
-            number(row.memory_bytes, gigabytes(row.memory_bytes) + (" tight" if row.tight else "")),
+            number(row.memory_bytes / 1e9, gigabytes(row.memory_bytes) + (" tight" if row.tight else "")),
             Cell(
                 f"{digits(cost.days * per_day)} ({digits(low.days * per_day)} to {digits(high.days * per_day)})",
-                cost.days,
+                cost.days * per_day,
             ),
             number(cost.gpu_hours, rounded(cost.gpu_hours)),
             number(cost.energy_j / JOULES_PER_MWH, rounded(cost.energy_j / JOULES_PER_MWH)),

@@ -45,7 +45,7 @@ def scaling(study: Study) -> Section:
             text(row.strategy),
             number(row.step_s),
             number(100 * row.mfu, percent(row.mfu)),
-            number(row.tokens_per_step, millions(row.tokens_per_step)),
+            number(row.tokens_per_step / 1e6, millions(row.tokens_per_step)),
             number(row.days * per_day),
             number(row.gpu_hours, rounded(row.gpu_hours)),
             text(_remark(row)),
@@ -110,7 +110,10 @@ def sensitivity(study: Study) -> Section:
             text(f"{row.change}: {row.value}"),
             text(row.strategy if not row.why_not else row.why_not),
             number(row.days * per_day),
-            number(row.ratio, f"{round(100 * (row.ratio - 1), 1) + 0.0:+.1f}" if row.ratio == row.ratio else "-"),
+            number(
+                100 * (row.ratio - 1),
+                f"{round(100 * (row.ratio - 1), 1) + 0.0:+.1f}" if row.ratio == row.ratio else "-",
+            ),
         )
         for row in rows_of(ordered)
     )
@@ -172,7 +175,7 @@ def bill(study: Study) -> Section:
         rows.append(of_runs(f"money, at {price:g} per GPU-hour", [run.money or 0.0 for run in runs], rounded))
     rows += [
         of_runs("failures to expect", [run.num_failures for run in runs]),
-        of_runs("time that trains, %", [run.goodput for run in runs], percent),
+        of_runs("time that trains, %", [100 * run.goodput for run in runs], lambda share: f"{share:.1f}"),
     ]
     budget = tokens(study.num_tokens)
     headings = (budget, "low", "forecast", "high")

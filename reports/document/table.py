@@ -10,10 +10,15 @@ LONGEST_NAME = 28  # characters
 
 @dataclass(frozen=True)
 class Cell:
-    """``order`` is what the cell sorts by; a cell with one is a number and stands at the right."""
+    """``order`` is what the cell sorts by; a cell with one is a number and stands at the right.
+
+    It is in the unit of the cell's heading, unrounded, for the JSON document gives it beside that heading.
+    ``ends``: of a cell that is a range, where that begins and ends.
+    """
 
     text: str
     order: float | None = None
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ def numbers_in(text: str) -> list[str]:
 def number(value: float, text: str | None = None) -> Cell:
     """A numeric cell, at three significant digits unless its text is given."""
     return Cell(digits(value) if text is None else text, float(value))
+
+
+def band(low: float, middle: float, high: float) -> Cell:
+    """A range that sorts by what lies in it."""
+    return Cell(f"{digits(low)} to {digits(high)}", middle, (low, high))
 
 
 def text(words: str) -> Cell:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from datetime import date
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from flopcast.reports.document.recommendation import Recommendation, recommend
 from flopcast.reports.document.section import Heading, Section
 from flopcast.reports.document.sections import sections
 from flopcast.reports.document.study import Study
+from flopcast.reports.document.table import Cell
 from flopcast.reports.figures.canvas import save
 
 ENDINGS = ("svg", "png")
@@ -47,7 +49,10 @@ class Report:
         return as_markdown(self.heading, self.recommendation, self.sections, links)
 
     def as_json(self) -> dict[str, Any]:
-        """The recommendation and every table: headings and rows, numbers unrounded where the cell is one."""
+        """The recommendation and every table: headings and rows, numbers unrounded and in the unit of their heading.
+
+        A range is a list of its two ends.
+        """
         return {
             "title": self.heading.title,
             "notes": list(self.heading.notes),
@@ -57,7 +62,7 @@ class Report:
                 table.name: {
                     "caption": table.caption,
                     "headings": list(table.headings),
-                    "rows": [[_value(cell.order, cell.text) for cell in row] for row in table.rows],
+                    "rows": [[_value(cell) for cell in row] for row in table.rows],
                 }
                 for section in self.sections
                 for table in section.tables
@@ -90,10 +95,14 @@ def in_a_line(study: Study) -> str:
     )
 
 
-def _value(order: float | None, text: str) -> float | str | None:
-    if order is None:
-        return text
-    return order if order == order and abs(order) != float("inf") else None
+def _value(cell: Cell) -> float | str | list[float | None] | None:
+    if cell.order is None:
+        return cell.text
+    return _finite(cell.order) if cell.ends is None else [_finite(end) for end in cell.ends]
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
 
 
 def links_from(document: Path | None, figures: Sequence[Path]) -> dict[str, str]:

@@ -44,14 +44,17 @@ class Disturbance:
 
 
 def parse_shares(option: str, words: Sequence[str]) -> dict[int, float]:
-    """``["7=0.8"]`` to ``{7: 0.8}``; raises InputError for anything that is not NODE=SHARE."""
-    shares = {}
+    """``["7=0.8"]`` to ``{7: 0.8}``; raises InputError for what is not NODE=SHARE and for a node given twice."""
+    shares: dict[int, float] = {}
     for word in words:
-        node, separator, share = word.partition("=")
+        name, separator, share = word.partition("=")
         try:
-            shares[int(node)] = float(share if separator else "")
+            node, value = int(name), float(share if separator else "")
         except ValueError:
             raise InputError(f"{option} '{word}': give NODE=SHARE, e.g. 7=0.8") from None
+        if node in shares:
+            raise InputError(f"{option} {word}: node {node} has {shares[node]:g} already; give each node once")
+        shares[node] = value
     return shares
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_the_document_has_rows_as_compares_and_what_the_search_adds() -> None:
     assert forecast(MODEL, MACHINE, Plan(**first["plan"])).step_s[0] == first["step_s"]
     front = document["counts"][0]["front"]
     assert front[0]["step_s"] == pytest.approx(first["step_s"])
+
+
+def test_the_document_says_what_it_rests_on() -> None:
+    machine = replace(MACHINE, assumptions=("network.nic: 50 GB/s is assumed",))
+    request = SearchRequest([16], global_batch_tokens=64 * 2048, fixed={"pp": [1], "tp": [1]})
+    document = as_json(search(MODEL, machine, request))
+    assert document["cluster"]["assumptions"] == ["network.nic: 50 GB/s is assumed"]
 
 
 def test_what_is_as_good_is_named_however_many_placements_are_shown() -> None:

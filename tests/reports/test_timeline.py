@@ -61,6 +61,22 @@ def test_the_tables_say_what_stragglers_cost_and_who_is_alike() -> None:
     assert "stragglers" not in printed(EVEN)
 
 
+def test_what_it_rests_on_is_said_as_compare_says_it() -> None:
+    (assumed,) = EVEN.forecast.cluster.assumptions
+    assert as_json(EVEN)["assumptions"] == [assumed]
+    assert f"Rests on assumptions {assumed}" in " ".join(printed(EVEN).split())
+
+
+def test_a_plan_that_does_not_fit_says_so() -> None:
+    played = play(load_model("plamo-13b"), load_cluster("abci-a"), plan("ddp", 64))
+    document = as_json(played)
+    assert document["fits"] is False
+    assert document["memory_bytes"] == played.forecast.memory.total[0]
+    assert "The plan does not fit: 245 GB for a GPU of 43 GB" in printed(played)
+    assert as_json(EVEN)["fits"] is True
+    assert "fit" not in printed(EVEN)
+
+
 def test_a_comparison_is_in_both(tmp_path: Path) -> None:
     (path,) = write_traces(EVEN, tmp_path / "step.json.gz")
     comparison = compare_with_trace(EVEN, path)

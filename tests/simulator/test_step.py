@@ -8,6 +8,7 @@ from builders import A100, H100, cluster, plan, small_model
 
 from flopcast.collectives import COLLECTIVES
 from flopcast.collectives.group import Group
+from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.cost import attention_seconds, gemm_seconds, work_seconds
 from flopcast.simulator.forecast import forecast
@@ -69,6 +70,12 @@ def test_parts_add_up_and_recompute_is_not_counted_twice() -> None:
     assert step.total[0] == pytest.approx(sum(float(part[0]) for part in step.parts.values()))
     computing = sum(float(step.parts[name][0]) for name in ("gemm", "attention", "pointwise"))
     assert 0 < step.of_passes("recompute")[0] < computing
+
+
+def test_no_part_is_negative_where_the_host_is_never_waited_for() -> None:
+    p = plan("zero2", 24, seq_len=131072, grad_accum=2, attention="unfused")
+    parts = forecast(load_model("megatron-310b"), cluster(A100), p).step.parts
+    assert min(float(part[0]) for part in parts.values()) >= 0.0
 
 
 @pytest.mark.parametrize(

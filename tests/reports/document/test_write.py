@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from flopcast import Request, load_cluster, load_model
 from flopcast.cli import main
 from flopcast.errors import InputError
 from flopcast.reports.document.markdown import escape
+from flopcast.reports.document.study import study
+from flopcast.reports.document.table import numbers_in
 from flopcast.reports.document.write import Report, links_from, write_text
 
 QUESTION = ["report", "pythia-1b", "--cluster", "dgx-a100", "--gpus", "16"]
@@ -61,6 +64,29 @@ def test_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
     cost = {row[0]: row[2] for row in document["tables"]["cost-table"]["rows"]}
     assert cost["GPU-hours"] == pytest.approx(cost["days"] * 24 * 16)
     assert cost["days"] > cost["days of training alone"]
+
+
+def test_the_documents_numbers_are_those_that_the_tables_show_unrounded() -> None:
+    # A run of minutes: its columns of time are in the unit of their heading as well.
+    model, machine = load_model("gpt2"), load_cluster("dgx-h100")
+    report = Report(study(model, machine, Request(8), 1e9))
+    tables = report.as_json()["tables"]
+    assert "minutes" in tables["strategies-table"]["headings"]
+    compared = 0
+    for shown in (table for section in report.sections for table in section.tables):
+        for cells, values in zip(shown.rows, tables[shown.name]["rows"], strict=True):
+            for cell, value in zip(cells, values, strict=True):
+                words = numbers_in(cell.text.replace("+", "").replace("-", ""))
+                if cell.order is None or not words or " of " in cell.text:
+                    continue
+                ends = value if isinstance(value, list) else [value]
+                for word, end in zip(words, ends, strict=False):
+                    number = float(word.replace(",", ""))
+                    # Half of the last digit shown, or of the third where whole numbers are rounded to three.
+                    last = 0.5 * 10.0 ** -len(word.partition(".")[2]) + 0.005 * number * ("." not in word)
+                    assert abs(abs(end) - number) <= 1.001 * last, (shown.name, cell.text, value)
+                    compared += 1
+    assert compared > 200
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf"])
