@@ -1,12 +1,13 @@
 """What a run must have done to fit into its GPUs, where its table leaves that open: it did take place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from flopcast.simulator.batch import Case, memory_of
-from flopcast.simulator.cluster import Cluster
+import numpy as np
+from numpy.typing import NDArray
+
+from flopcast.simulator.batch import Case, by_model, memory_of
 from flopcast.simulator.engines import ENGINES
-from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Recompute
 
 # The columns that are inferred, and not merely defaulted, where they are blank.
@@ -16,23 +17,31 @@ INFERRED = ("sharding", "micro_batch", "sequence_parallel", "recompute")
 BEYOND_DOUBT = 2.0
 
 
-def made_to_fit(model: Model, cluster: Cluster, plan: Plan, blank: set[str]) -> tuple[Plan, list[str]]:
-    """The plan with what is ``blank`` (of INFERRED) as it must have been, and a sentence for each change.
+def made_to_fit(cases: Sequence[Case], blanks: Sequence[set[str]]) -> list[tuple[Plan, list[str]]]:
+    """Each plan with what is blank of its (of INFERRED) as it must have been, and a sentence for each change.
 
     A plan that may fit, and one that nothing makes fit, stays as it is.
     """
+    found: list[tuple[Plan, list[str]]] = [(case.plan, []) for case in cases]
     # Of most runs nothing is left open that would save memory; to forecast theirs takes longer than to read them.
-    changes = list(_changes(plan, blank))
-    if not changes or _share_of_memory(model, cluster, plan) <= BEYOND_DOUBT:
-        return plan, []
-    for changed, said in changes:
-        if _share_of_memory(model, cluster, changed) <= BEYOND_DOUBT:
-            return changed, [f"{words}: else it would not fit" for words in said]
-    return plan, []
+    changes = {i: list(_changes(case.plan, blanks[i])) for i, case in enumerate(cases)}
+    left_open = [i for i in changes if changes[i]]
+    for i, share in zip(left_open, _shares_of_memory([cases[i] for i in left_open]), strict=True):
+        if share <= BEYOND_DOUBT:
+            continue
+        for changed, said in changes[i]:
+            if _shares_of_memory([replace(cases[i], plan=changed)])[0] <= BEYOND_DOUBT:
+                found[i] = changed, [f"{words}: else it would not fit" for words in said]
+                break
+    return found
 
 
-def _share_of_memory(model: Model, cluster: Cluster, plan: Plan) -> float:
-    return float(memory_of([Case(model, cluster, plan)]).total[0]) / cluster.gpu.memory_bytes
+def _shares_of_memory(cases: Sequence[Case]) -> NDArray[np.float64]:
+    shares = np.zeros(len(cases))
+    for members in by_model(cases).values():
+        of_model = [cases[i] for i in members]
+        shares[members] = memory_of(of_model).total / [case.cluster.gpu.memory_bytes for case in of_model]
+    return shares
 
 
 def _changes(plan: Plan, blank: set[str]) -> Iterator[tuple[Plan, list[str]]]:
