@@ -113,6 +113,7 @@ def known_gpu(name: str) -> str | None:
     return _by_name().get(_key(name))
 
 
+@cache
 def catalogue_gpu(name: str) -> CatalogueGpu:
     """The catalogue's entry of that name or alias; InputError offers the nearest."""
     key = known_gpu(name)
