@@ -263,7 +263,7 @@ def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[lis
     for kernel in fixed.get("attention", ()):
         check_attention(kernel, cluster)
     spaces, left_out = [], {}
-    for num_gpus in request.num_gpus:
+    for num_gpus in dict.fromkeys(request.num_gpus):
         values = {"attention": [usual_attention(cluster)], **fixed}
         space = Space(model, cluster, num_gpus, seq_len, sequences, values, (*fixed,))
         if has_plan(space):

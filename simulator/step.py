@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,17 +267,6 @@ def _combine(
     stages: Stages, schedules: _Schedules, alone: Array, optimizer: Array, plans: Plans, constants: Constants
 ) -> StepTime:
     m, busy, exposed = plans.grad_accum, schedules.busy, schedules.exposed()
-    device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
-
-    def of_passes(cause: str) -> Array:
-        if cause == "pipeline":
-            return np.asarray(m * exposed.sent)
-        if cause == "launch":
-            # Where the host is never waited for, rounding would leave a trace of either sign.
-            return np.asarray(m * np.maximum(busy[0] + busy[1] - device[0] - device[1], 0.0))
-        last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
-        return np.asarray(m * stages.pace(last, first) + (alone if cause == "expert" else 0.0))
-
     return StepTime(
         passes=m * (busy[0] + busy[1] + exposed.sent) + alone,
         gather_communication=exposed.gather,
@@ -285,5 +274,19 @@ def _combine(
         bubble=exposed.bubble,
         optimizer=optimizer,
         overhead=plans.zeros + constants.step_overhead_s,
-        of_passes=of_passes,
+        of_passes=partial(_of_passes, stages, m, busy, exposed.sent, alone),
     )
+
+
+def _of_passes(
+    stages: Stages, num_passes: NDArray[np.int64], busy: Sequence[Array], sent: Array, alone: Array, cause: str
+) -> Array:
+    """Seconds of the passes that are spent on a cause, and on sends between stages or launches."""
+    if cause == "pipeline":
+        return np.asarray(num_passes * sent)
+    if cause == "launch":
+        device = [stages.pace(*(end[d].device for end in stages.ends)) for d in (0, 1)]
+        # Where the host is never waited for, rounding would leave a trace of either sign.
+        return np.asarray(num_passes * np.maximum(busy[0] + busy[1] - device[0] - device[1], 0.0))
+    last, first = (end[0].spent(cause) + end[1].spent(cause) for end in stages.ends)
+    return np.asarray(num_passes * stages.pace(last, first) + (alone if cause == "expert" else 0.0))

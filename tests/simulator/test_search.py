@@ -1,6 +1,7 @@
 """The search: its winner against plans drawn at random, what it keeps, what it says where there is nothing to find."""
 
 import math
+import pickle
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -251,6 +252,18 @@ def test_too_large_says_by_how_much_and_what_would_mend_it() -> None:
         search(model, machine, SearchRequest([8]))
     with pytest.raises(InputError, match="leave strategy to the search and it fits"):
         search(model, machine, SearchRequest([64], fixed={"strategy": ["ddp"], "tp": [1], "pp": [1]}))
+
+
+def test_a_count_given_twice_is_searched_once() -> None:
+    once = search(load_model("gpt2"), load_cluster("dgx-h100"), SearchRequest([8, 4, 8]))
+    assert [found.num_gpus for found in once.found] == [8, 4]
+
+
+def test_a_result_crosses_processes() -> None:
+    result = search(load_model("gpt2"), load_cluster("dgx-h100"), SearchRequest([4]))
+    copy = pickle.loads(pickle.dumps(result))  # noqa: S301
+    assert copy.found[0].rows == result.found[0].rows
+    assert copy.found[0].front.to_frame().equals(result.found[0].front.to_frame())
 
 
 def test_the_kernel_that_a_gpu_runs_anyway_is_no_advice() -> None:
