@@ -148,8 +148,8 @@ class Plan:
 def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
     """The fields of :class:`Plan` that a strategy's name stands for, on nodes of ``gpus_per_node`` GPUs.
 
-    Raises InputError for an unknown name, for "+q4" on a strategy that gathers nothing, and for a ``tp`` other than that
-    of a tpN.
+    Raises InputError for an unknown name, for "+q4" on a strategy that gathers nothing, and for a ``tp`` that is not
+    that of a tpN.
     """
     name, plus, suffix = strategy.lower().partition("+")
     tensor, hybrid = (re.fullmatch(rf"{prefix}([1-9]\d{{0,4}})", name) for prefix in ("tp", "hsdp"))

@@ -228,7 +228,7 @@ def _check_description(manifest: State, description: State, folder: Path) -> Non
 def _check_names(folder: Path, shards: set[str], mend: str) -> None:
     """PyTorch reads every shard in the folder: none may be there that the manifest knows no checksum of."""
     if strangers := {path.name for path in folder.glob("*.safetensors")} - shards:
-        raise InputError(f"{folder / min(strangers)}: is not in {MANIFEST}, so it belongs to no whole checkpoint; {mend}")
+        raise InputError(f"{folder / min(strangers)}: is not in {MANIFEST}, so is of no whole checkpoint; {mend}")
 
 
 def _check_shards(folder: Path, shards: dict[str, State], mend: str) -> None:

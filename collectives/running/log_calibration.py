@@ -46,14 +46,14 @@ def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 
         raise InputError(f"the rows are of {' and '.join(names)}; fit one collective at a time")
     used = [row for row in rows if not row.in_place and row.num_bytes > 0]
     if not used:
-        raise InputError("there is no out-of-place row to fit to, only in-place ones or of 0 bytes; give a log with some")
+        raise InputError("no out-of-place row is there to fit to, only in-place ones or of 0 bytes; give a log of some")
     return fit_piecewise(
         np.array([row.num_bytes for row in used], dtype=np.float64), np.array([row.time_s for row in used]), edges
     )
 
 
 def as_json(rows: Sequence[Row], fitted: PiecewiseFit) -> dict[str, Any]:
-    """The same as a document; a range without an upper end, a single row's latency and a rate that no row tells are None."""
+    """The same as a document; the last range's end, a single row's latency and a rate that no row tells are None."""
     used = [row for row in rows if not row.in_place and row.num_bytes > 0]
     within = np.searchsorted(fitted.edges[:-1], [row.num_bytes for row in used])
     last = len(fitted.edges) - 1

@@ -197,7 +197,7 @@ def test_a_payload_off_its_alignment_is_refused_before_a_launch():
     payload = torch.zeros(49, dtype=torch.uint8)[1:]
     with pytest.raises(InputError, match="multiple of 16 bytes"):
         op._dequantise(payload.view(1, -1), 64, torch.empty(1, 64))
-    with pytest.raises(InputError, match="nf4.dequantise: payload does not start on a multiple of 16 bytes"):
+    with pytest.raises(InputError, match=r"nf4\.dequantise: payload does not start on a multiple of 16 bytes"):
         op.dequantise(payload, 64, FP32)  # on a CPU too
-    with pytest.raises(InputError, match="nf4.quantise: out does not start on a multiple of 16 bytes"):
+    with pytest.raises(InputError, match=r"nf4\.quantise: out does not start on a multiple of 16 bytes"):
         op.quantise(torch.ones(64), out=payload)

@@ -228,7 +228,7 @@ def test_piecewise_fit_shows_its_residuals() -> None:
     assert few[1:2] == [f"# {2**18:>14}  {'-':>10}  {rows[4].num_bytes / rows[4].time_s / 1e9:>10.2f}"], few
     with pytest.raises(InputError, match="one collective at a time"):
         fit([*rows, Row("reduce", 8, 2, "float", "sum", 0, False, 1e-5, 1.0, 1.0)])
-    with pytest.raises(InputError, match="no out-of-place row"):
+    with pytest.raises(InputError, match="no out-of-place row is there"):
         fit([row for row in rows if row.in_place])
 
 
