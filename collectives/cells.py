@@ -25,6 +25,8 @@ _MICROSECONDS = (
 _RATE = re.compile(r"([KMGT]?)(i?)(b|bits?|bytes?)? *(?:(?:p|/|per )?s(?:ec(?:ond)?)?)?", re.IGNORECASE)
 # The unit behind a number, without the remark that may follow.
 _UNIT = re.compile(r"[^\W\d_]+(?: ?/ ?s(?:ec)?\b)?")
+# No size, time or count is larger: a number of bytes still fits 64 bits.
+MOST = 2.0**62
 _MISSING = ("", "-", "--", "?", "n/a", "na", "none", "nan")
 _YES = {"yes": 1.0, "true": 1.0, "in-place": 1.0, "in_place": 1.0, "no": 0.0, "false": 0.0, "out-of-place": 0.0}
 
@@ -42,15 +44,19 @@ def is_missing(text: str) -> bool:
 
 
 def numbers(name: str, cells: NDArray[Any], scale: float = 1.0) -> Floats:
-    """The cells of the column ``name`` as float64, not-a-number where there is none.
+    """The cells of the column ``name`` as float64, not-a-number where there is none, or one that nothing can have.
 
     ``scale``: what brings a number without a unit of its own to the unit of ``name``.
     """
     if cells.dtype.kind in "iufb":
-        return cells.astype(np.float64) * scale
+        return _possible(cells.astype(np.float64) * scale)
     read = _READERS.get(name, _plain)
     found = [read(text_of(cell)) for cell in cells]
-    return np.array([value * (scale if unit is None else unit) for value, unit in found], dtype=np.float64)
+    return _possible(np.array([value * (scale if unit is None else unit) for value, unit in found], dtype=np.float64))
+
+
+def _possible(values: Floats) -> Floats:
+    return np.where(np.abs(values) <= MOST, values, np.nan)
 
 
 def microseconds_of(unit: str) -> float | None:

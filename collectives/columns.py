@@ -36,16 +36,17 @@ _NUMBERS = {
         "sizebytes",
         "numbytes",
         "messagebytes",
-        "messagesize",
-        "msgsize",
-        "datasize",
+        *(f"{what}size{unit}" for what in ("message", "msg", "data", "buffer") for unit in ("", "b", "bytes")),
         "payload",
     ),
-    "gpus_per_node": ("gpuspernode", "numgpuspernode", "ngpuspernode", "rankspernode", "ppn"),
+    "gpus_per_node": ("gpuspernode", "numgpuspernode", "ngpuspernode", "gpusnode", "rankspernode", "ppn"),
     "n_nodes": ("nnodes", "nodes", "numnodes"),
     "ranks": ("ranks", "nranks", "numranks", "worldsize", "ngpus", "numgpus", "gpus"),
-    "nics_per_node": ("nicspernode", "numnicspernode", "nics", "numnics"),
-    "nic_gbit": ("nicgbit", "nicgbps", "nicgbits", "nicrate", "nicspeed", "nicgb", "nic"),
+    "nics_per_node": ("nicspernode", "numnicspernode", "nicsnode", "nics", "numnics"),
+    "nic_gbit": (
+        *(f"nic{what}{unit}" for what in ("", "rate", "speed", "bandwidth") for unit in ("gbit", "gbps", "gbits")),
+        *("nicrate", "nicspeed", "nicbandwidth", "nicgb", "nic"),
+    ),
     "sharp": ("sharp",),
     "in_place": ("inplace",),
 }
@@ -75,6 +76,7 @@ _BOARD_GPUS, _RACK_GPUS = 4.0, 72.0
 _ESSENTIAL = ("gpu", "collective")
 # Where one of these is given, it is a whole number of at least 1.
 _COUNTS = ("gpus_per_node", "n_nodes", "ranks")
+_MOST_COUNTED = 10_000_000
 
 
 def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
@@ -143,8 +145,8 @@ def _unreadable(
     for name, cells in written.items():
         for place, cell in enumerate([] if cells is None else cells):
             value = found[name][place]
-            if not is_missing(text_of(cell)) and not (value >= 1 and value == np.floor(value)):
-                words[place] = f"{name} is '{text_of(cell)}'; write a whole number, 1 or more"
+            if not is_missing(text_of(cell)) and not (1 <= value <= _MOST_COUNTED and value == np.floor(value)):
+                words[place] = f"{name} is '{text_of(cell)}'; write a whole number from 1 to {_MOST_COUNTED:,}"
     return np.array(words, dtype=np.str_)
 
 

@@ -57,9 +57,10 @@ def read(columns: Mapping[str, NDArray[Any]]) -> Table:
 
     reason = np.full(count, "", dtype="<U160")
     reason[found["gpu"] == ""] = "no GPU is given"
+    reason[found["gpus_per_node"] * num_nodes == 1] = "one rank alone exchanges nothing"
     reason[multi & ~(nic > 0)] = "several nodes but no NIC rate (nic_gbit) is given"
     reason[~np.isin(found["collective"], list(COLLECTIVES))] = "the collective is not one that the model knows"
-    reason[~(found["bytes"] >= 0)] = "bytes is missing"
+    reason[~(found["bytes"] >= 0)] = "no number of bytes, 0 or more, is given"
     reason = np.where(found["unreadable"] == "", reason, found["unreadable"])
 
     gpus, nodes = found["gpus_per_node"].astype(np.int64), num_nodes.astype(np.int64)

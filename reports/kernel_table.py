@@ -13,10 +13,13 @@ def render(result: dict[str, Any]) -> Iterator[RenderableType]:
     """The document of ``kernels.benchmark.run``: a line on the machine, a row per operation, pass and provider."""
     machine = result["environment"]
     yield Text(f"{machine.get('device', 'cpu')}; copy {result['copy_bytes_per_s'] / 1e9:,.0f} GB/s", style="bold")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for heading in ("operation", "pass", "provider"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("tokens", "hidden", "median, us", "spread, %", "GB/s", "% of copy", "of same bytes", "error"):
+    for heading in (
+        *("tokens", "hidden", "median\nus", "spread\n%", "GB/s", "% of\ncopy", "of same\nbytes", "of data-\nsheet"),
+        "error",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     skipped = []
     for row in result["rows"]:
@@ -32,6 +35,7 @@ def render(result: dict[str, Any]) -> Iterator[RenderableType]:
             _scaled(row.get("bytes_per_s"), 1e-9, 1),
             _scaled(row.get("of_copy"), 100, 1),
             _scaled(row.get("of_copy_same_bytes"), 100, 1),
+            _scaled(row.get("of_datasheet"), 100, 1),
             "-" if row.get("error") is None else f"{row['error']:.1e}",
         )
     yield table

@@ -148,7 +148,8 @@ class Plan:
 def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
     """The fields of :class:`Plan` that a strategy's name stands for, on nodes of ``gpus_per_node`` GPUs.
 
-    Raises InputError for an unknown name, and for "+q4" on a strategy that gathers nothing.
+    Raises InputError for an unknown name, for "+q4" on a strategy that gathers nothing, and for a ``tp`` that is not
+    that of a tpN.
     """
     name, plus, suffix = strategy.lower().partition("+")
     tensor, hybrid = (re.fullmatch(rf"{prefix}([1-9]\d{{0,4}})", name) for prefix in ("tp", "hsdp"))
@@ -159,6 +160,8 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
             + ", ".join(f"{q}+q4" for q in QUANTISABLE)
         )
     if tensor:
+        if tp not in (1, int(tensor[1])):
+            raise InputError(f"strategy '{strategy}' and tp={tp} contradict each other; leave tp out")
         tp = int(tensor[1])
     elif name not in STRATEGIES:
         known_as = KNOWN_AS.get(name.replace("_", "-"))

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from flopcast.collectives import COLLECTIVES
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Collective, Operation
@@ -48,11 +50,12 @@ def collective_totals(operations: Sequence[Operation], plans: Plans) -> list[Col
     """The one plan's calls and bytes by collective, group and phase, as an engine's log of collectives would sum them.
 
     Only what the engine moves because of sharding and tensor parallelism: gathers, reductions, tensor-parallel sums.
+    A group of one rank moves nothing.
     """
     totals: dict[tuple[str, str, str], list[float]] = {}
     for operation in operations:
         work = operation.work
-        if not isinstance(work, Collective) or operation.count[0] == 0:
+        if not isinstance(work, Collective) or operation.count[0] == 0 or np.max(work.group.size) == 1:
             continue
         group = work.group_name if isinstance(work.group_name, str) else str(work.group_name[0])
         phase = "backward" if operation.phase == "recompute" else operation.phase

@@ -136,5 +136,7 @@ def test_rows_with_wrong_results_are_left_out_of_the_fit(tmp_path: Path, capsys:
     )
     log.write_text(heading + good + "# Avg bus bandwidth : 1\n")
     assert output_of(capsys, *arguments) == (out, "")
+    (fitted,) = json.loads(output_of(capsys, *arguments, "--json")[0])["collectives"]
+    assert (fitted["collective"], fitted["ranges"][0]["rows"]) == ("all_reduce", 6)
     log.write_text(heading + bad + "# Avg bus bandwidth : 1\n")
     assert "nothing to fit to without 1 of 1 rows" in error_line(capsys, *arguments)

@@ -179,6 +179,7 @@ class Checkpoints:
         mend = f"remove {folder}" + (f" to go on from {folder_name(others[-1])}" if others else " to start over")
         manifest = everywhere(lambda: read_manifest(folder, mend), self._group)
         everywhere(lambda: _check_description(manifest, description, folder), self._group)
+        everywhere(lambda: _check_names(folder, set(manifest["shards"]), mend), self._group)
         rank, ranks = dist.get_rank(), dist.get_world_size()
         mine = sorted(manifest["shards"])[rank::ranks]
         everywhere(lambda: _check_shards(folder, {name: manifest["shards"][name] for name in mine}, mend), self._group)
@@ -222,6 +223,12 @@ def _check_description(manifest: State, description: State, folder: Path) -> Non
         theirs = manifest.get(name)
         if theirs != ours:
             raise InputError(f"{folder}: {name} is {theirs!r}, but this run has {ours!r}; go on with the same {name}")
+
+
+def _check_names(folder: Path, shards: set[str], mend: str) -> None:
+    """PyTorch reads every shard in the folder: none may be there that the manifest knows no checksum of."""
+    if strangers := {path.name for path in folder.glob("*.safetensors")} - shards:
+        raise InputError(f"{folder / min(strangers)}: is not in {MANIFEST}, so is of no whole checkpoint; {mend}")
 
 
 def _check_shards(folder: Path, shards: dict[str, State], mend: str) -> None:

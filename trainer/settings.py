@@ -40,6 +40,8 @@ class PlanTable(Table):
     ``strategy``: as the planner names it (zero3-node, hsdp+q4, tp8, ...). ``gpus_per_node``: ranks of a node; by
     default as many as torchrun starts on one. ``seq_len``: tokens per sequence. ``micro_batch``: sequences per rank
     and pass. ``global_batch``: sequences per optimizer step over all ranks. ``pp``: pipeline stages.
+    ``tp``: ranks that share every layer, under a strategy other than tpN too. ``sequence_parallel``: they share the
+    activations between their exchanges as well.
     ``fused_kernels``: RMSNorm, RoPE, SwiGLU and the loss in hand-written kernels on a GPU, else op by op.
     ``compiled``: every layer, and the loss, go through torch.compile. ``dtype``: what matrices are multiplied in;
     master weights, gradients' sums and optimizer state are fp32.
@@ -50,7 +52,9 @@ class PlanTable(Table):
     seq_len: Count = Field(examples=["4096"])
     micro_batch: Count = 1
     global_batch: Count = Field(examples=["256"])
+    tp: Count = 1
     pp: Count = 1
+    sequence_parallel: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     fused_kernels: bool = True
     compiled: bool = False

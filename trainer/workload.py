@@ -35,11 +35,12 @@ def make_plan(settings: PlanTable, num_ranks: int, gpus_per_node: int) -> Plan:
         raise InputError(
             f"{num_ranks} ranks do not fill nodes of plan.gpus_per_node = {gpus_per_node}; start a multiple of it"
         )
-    layout = placement(settings.strategy, num_ranks, gpus_per_node, pp=settings.pp)
+    layout = placement(settings.strategy, num_ranks, gpus_per_node, tp=settings.tp, pp=settings.pp)
     plan = Plan(
         **layout,  # type: ignore[arg-type]
         seq_len=settings.seq_len,
         micro_batch=settings.micro_batch,
+        sequence_parallel=settings.sequence_parallel,
         recompute=settings.recompute,
         fused_kernels=settings.fused_kernels,
         compiled=settings.compiled,

@@ -1,5 +1,9 @@
 """What torch.distributed wants done with care: two calls whose names changed, and the end of a process group."""
 
+import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -17,7 +21,13 @@ def leave_process_group() -> None:
 
     They take the interpreter's lock for it, and one that asks for the lock while the interpreter ends aborts the whole
     process, after all its work is done (github.com/pytorch/pytorch/issues/190489). Sleeping releases the lock.
+
+    A rank of torchrun's that an error brings here is deaf to SIGTERM from now on: when one rank has died torchrun sends
+    it to the others within a tenth of a second, and what they have to say of it would be lost.
     """
+    in_main = threading.current_thread() is threading.main_thread()
+    if sys.exc_info()[0] is not None and "TORCHELASTIC_RUN_ID" in os.environ and in_main:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     dist.destroy_process_group()
     time.sleep(RELEASE_S)
 

@@ -57,6 +57,9 @@ def quantised_all_gather(
     and types, which costs a small message, and raise the same InputError where they differ; without it they must
     agree. A group of one copies. Raises CollectiveError where a rank dies or does not come within the group's timeout.
     """
+    if dist.get_rank(group) < 0:
+        raise InputError(f"{NAME}: rank {dist.get_rank()} is not in the group; call it on the group's ranks alone")
+    output = output.detach()  # the memory alone: of a parameter too, as torch.distributed's own
     if check:
         problem = _problem(output, values, group, layout)
         agree(NAME, values, [group], problem=problem, signature=layout.signature if layout else 0)

@@ -53,7 +53,8 @@ def torus_all_reduce(
             signature=signature + chunk_bytes * 4,
         )
     with reporting(NAME):
-        _reduce(tensor.view(-1), rows, columns, chunk_bytes, mesh.size() if op == "avg" else 1)
+        # The memory alone: of a parameter too, as torch.distributed's own.
+        _reduce(tensor.detach().view(-1), rows, columns, chunk_bytes, mesh.size() if op == "avg" else 1)
 
 
 class _Chunk:

@@ -88,11 +88,14 @@ def _check_start(op: str, name: str, payload: Tensor) -> None:
         raise InputError(f"{op}: {name} does not start on a multiple of {layout.ALIGNMENT} bytes; allocate it alone")
 
 
+# PyTorch's own refusal of an odd start is about storage offsets; and what runs on a CPU must run on a GPU.
 def _reference_quantise(values: Tensor, out: Tensor) -> None:
+    _check_start("nf4.quantise", "out", out)
     reference.quantise(values, out)
 
 
 def _reference_dequantise(payloads: Tensor, numel: int, out: Tensor) -> None:
+    _check_start("nf4.dequantise", "payload", payloads)
     reference.dequantise(payloads, numel, out.dtype, out)
 
 

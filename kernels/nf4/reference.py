@@ -154,7 +154,8 @@ def _scales(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     residual = absmax - by_block(mean)
     span = by_group(residual.abs()).amax(1, keepdim=True)
     lift = _lift(span)
-    levels = torch.where(span == 0, 0.0, layout.SCALE_LEVELS / (span * lift))
+    # A number over a tensor is to PyTorch the number times the reciprocal, which is rounded once more.
+    levels = torch.where(span == 0, 0.0, torch.full_like(span, layout.SCALE_LEVELS) / (span * lift))
     scale = torch.round(residual * by_block(lift) * by_block(levels)).to(torch.int8)
     return torch.where(finite, scale, layout.NOT_FINITE).to(torch.int8), torch.cat((span, mean), dim=1)
 

@@ -32,12 +32,11 @@ def _turn(
     positions: Tensor | None,
     backward: bool,
 ) -> None:
-    tokens = q[0].shape[1]
     if positions is None:
-        positions = torch.arange(tokens, device=q[0].device)
+        positions = torch.arange(q[0].shape[1], device=q[0].device)
     check_positions(positions, len(cosines))
-    # [B or 1, S, 1, R], to stand beside every head.
-    cosine, sine = (table[positions].view(-1, tokens, 1, table.shape[1]) for table in (cosines, sines))
+    # [S, 1, R] or [B, S, 1, R], to stand beside every head.
+    cosine, sine = (table[positions].unsqueeze(-2) for table in (cosines, sines))
     sine = -sine if backward else sine
     half = cosines.shape[1]
     for before, after in (q, k):

@@ -278,10 +278,43 @@ def test_why_a_row_has_no_time(cells: dict[str, object], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "cell"), [("n_nodes", "two"), ("n_nodes", -1), ("gpus_per_node", 0), ("ranks", 1.5)]
+    ("column", "cell"), [("n_nodes", "two"), ("n_nodes", -1), ("gpus_per_node", 0), ("ranks", 1.5), ("ranks", 1e30)]
 )
 def test_a_count_that_is_none_is_no_single_node(column: str, cell: object) -> None:
     row = table(gpu="A100", collective="all_reduce", bytes=1e9, **{column: cell})
     for columns in (row, tidy(row)):  # tidied once, or twice
-        assert forecast_rows(columns)[1][0] == f"{column} is '{cell}'; write a whole number, 1 or more"
+        assert forecast_rows(columns)[1][0] == f"{column} is '{cell}'; write a whole number from 1 to 10,000,000"
     assert forecast_rows(row | table(**{column: "n/a"}))[1][0] == ""
+
+
+@pytest.mark.parametrize("cell", [np.inf, -np.inf, 1e25, "inf", "1e400"])
+@pytest.mark.parametrize("column", ["bytes", "time_us", "busbw", "nic_gbit"])
+def test_what_nothing_can_have_is_no_number(column: str, cell: object) -> None:
+    """One such cell would otherwise refuse the table, or be forecast as a number that wrapped around."""
+    row = table(gpu="A100", collective="all_reduce", **({"bytes": 1e9} | {column: cell}))
+    name = {"busbw": "busbw_GBps"}.get(column, column)
+    found = tidy(row)
+    assert np.isnan(found[name][0])
+    if column == "bytes":
+        assert forecast_rows(row)[1][0] == "no number of bytes, 0 or more, is given"
+
+
+def test_one_rank_alone_is_skipped() -> None:
+    row = table(gpu="A100", collective="all_reduce", bytes=1e9, gpus_per_node=1, n_nodes=1, time_us=30.0)
+    assert forecast_rows(row, calibrated=True)[1][0] == "one rank alone exchanges nothing"
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [
+        *((size, "bytes") for size in ("msg_size_bytes", "Message size (B)", "data size", "Buffer size [bytes]")),
+        *((nic, "nic_gbit") for nic in ("NIC speed (Gbps)", "nic_bandwidth_gbps", "NIC rate [Gbit/s]")),
+        ("GPUs/node", "gpus_per_node"),
+        ("NICs/node", "nics_per_node"),
+    ],
+)
+def test_a_unit_or_a_stroke_in_a_heading(heading: str, name: str) -> None:
+    row = table(gpu="A100", collective="all_reduce", **({"bytes": 1e9, "n_nodes": 2} | {heading: 8.0}))
+    if name == "bytes":
+        del row["bytes"]
+    assert tidy(row)[name][0] == 8.0

@@ -50,6 +50,14 @@ def test_kernels_agree_with_the_reference_bit_for_bit(order, dtype, emulate):
         )
 
 
+def test_a_scale_between_two_levels_is_rounded_alike(emulate):
+    emulate("forward")
+    for value in (1.708782803484672e16, 1.1, 1.3, 1.7):
+        x = torch.zeros(129)
+        x[0] = value
+        assert torch.equal(run_quantise(x), reference.quantise(x))
+
+
 SPECIAL = [0.0, float("nan"), float("inf"), -float("inf"), 1e-42, 3e38, -3e38, 6e-8, 65504.0, -0.0]
 
 
@@ -189,3 +197,7 @@ def test_a_payload_off_its_alignment_is_refused_before_a_launch():
     payload = torch.zeros(49, dtype=torch.uint8)[1:]
     with pytest.raises(InputError, match="multiple of 16 bytes"):
         op._dequantise(payload.view(1, -1), 64, torch.empty(1, 64))
+    with pytest.raises(InputError, match=r"nf4\.dequantise: payload does not start on a multiple of 16 bytes"):
+        op.dequantise(payload, 64, FP32)  # on a CPU too
+    with pytest.raises(InputError, match=r"nf4\.quantise: out does not start on a multiple of 16 bytes"):
+        op.quantise(torch.ones(64), out=payload)

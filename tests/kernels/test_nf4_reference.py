@@ -98,6 +98,15 @@ def test_bytes_are_those_of_the_definition(numel: int, scale: float) -> None:
     assert bytes(quantise(x).numpy()) == by_definition(x.numpy())
 
 
+def test_a_scale_between_two_levels_is_rounded_as_the_definition_says() -> None:
+    """Of three blocks two of zeros lie 63.5 levels below the mean: one rounding more in 127 / span decides which."""
+    values = torch.rand(200, generator=torch.Generator().manual_seed(0)) + torch.tensor([[1e16], [1.0]])
+    for value in [1.708782803484672e16, *values.flatten().tolist()]:
+        x = torch.zeros(129)
+        x[0] = value
+        assert bytes(quantise(x).numpy()) == by_definition(x.numpy())
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

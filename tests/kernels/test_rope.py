@@ -117,6 +117,17 @@ def test_the_kernel_reads_nothing_outside_the_tables(emulate, monkeypatch):
     assert torch.equal(found[..., 24:], q[..., 24:])
 
 
+@pytest.mark.parametrize("shape", [(0, 7), (2, 0), (0, 0)])
+@pytest.mark.parametrize("with_positions", [False, True])
+def test_no_tokens_give_none(shape, with_positions):
+    q, k = torch.ones(*shape, 4, 8, requires_grad=True), torch.ones(*shape, 2, 8)
+    positions = torch.zeros(shape, dtype=torch.int64) if with_positions else None
+    turned = rope(q, k, *rotary_tables(8, 16), positions)
+    assert [t.shape for t in turned] == [q.shape, k.shape]
+    turned[0].sum().backward()
+    assert q.grad.shape == q.shape
+
+
 def test_it_is_hugging_faces(assert_near):
     q, k = inputs(2, 5, 4, 2, 64, FP32)
     cosines, sines = rotary_tables(64, 5)

@@ -94,6 +94,17 @@ def test_two_ranks_checkpoint_loads_on_one(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_shard_that_the_manifest_does_not_know_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    step = tmp_path / "run" / folder_name(2)
+    own = next(step.glob("shard-00001*"))
+    shutil.copy(own, step / own.name.replace("shard-00001", "shard-00003"))
+    state = sharded(whole_tensors(99), init_device_mesh("cpu", (1,)))
+    with pytest.raises(InputError, match=r"shard-00003\S*: is not in manifest\.json, .*; remove "):
+        Checkpoints(tmp_path / "run", keep=1).load(2, state, DESCRIPTION)
+
+
+@pytest.mark.usefixtures("alone")
 def test_what_a_killed_run_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     mesh = init_device_mesh("cpu", (1,))

@@ -81,6 +81,13 @@ def test_the_plan_accumulates_what_the_ranks_do_not_hold(tmp_path: Path) -> None
     assert made.global_batch_sequences == 48
 
 
+def test_tensor_parallel_ranks_under_another_strategy(tmp_path: Path) -> None:
+    fields = {"plan__strategy": "zero3", "plan__tp": 2, "plan__sequence_parallel": True, "plan__global_batch": 48}
+    made = make_plan(run_settings(tmp_path, **fields).plan, 8, gpus_per_node=4)
+    assert (made.tp, made.dp, made.parameter_shard, made.sequence_parallel) == (2, 4, 4, True)
+    assert made.global_batch_sequences == 48
+
+
 @pytest.mark.parametrize(
     ("ranks", "gpus_per_node", "fields", "message"),
     [
@@ -93,6 +100,7 @@ def test_the_plan_accumulates_what_the_ranks_do_not_hold(tmp_path: Path) -> None
             {"plan__pp": 4, "plan__strategy": "ddp", "plan__global_batch": 4},
             r"^plan\.global_batch = 4 gives 2 micro",
         ),
+        (8, 8, {"plan__strategy": "tp4", "plan__tp": 2}, "strategy 'tp4' and tp=2 contradict each other; leave tp out"),
         (2, 8, {"plan__strategy": "zero9"}, "strategy 'zero9' is unknown"),
         (2, 8, {"plan__strategy": "ddp+q4"}, "'[+]q4' is for strategies that gather"),
     ],

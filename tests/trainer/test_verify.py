@@ -150,6 +150,13 @@ def test_plamo_13b_on_480_ranks(strategy: str) -> None:
         assert calls["all_reduce", "tp", "backward"] == 41
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_one_gpu_exchanges_nothing(strategy: str) -> None:
+    found = verify(TILED, 1, strategy, seq_len=512)
+    assert found.rows == ()
+    assert "Traffic agrees" in found.as_text()
+
+
 def test_accumulation_stays_in_the_node() -> None:
     """One micro-batch gathers over all ranks, every other pass over the node's: of 3 x 2 passes over 7 units, 7 do."""
     found = verify(TILED, 24, "zero3-node", gpus_per_node=8, micro_batches=3)

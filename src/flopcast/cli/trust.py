@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TAKES = {
     "RUNS": {"cluster", "constants", "output", "json"},
     "--global": {"write"},
-    "--nccl-log": {"collective"},
+    "--nccl-log": {"collective", "json"},
 }
 
 
@@ -145,7 +145,7 @@ def calibrate(
     write
         Store the constants of --global, and the band from the runs left out.
     json
-        Print the calibration of RUNS and nothing else.
+        Print the calibration of RUNS, or the fit to the log, and nothing else.
 
     """
     asked = [name for name, value in (("RUNS", runs), ("--global", global_), ("--nccl-log", nccl_log)) if value]
@@ -162,20 +162,7 @@ def calibrate(
         _calibrate_machine(runs, cluster, constants, output, json)
         return
     if nccl_log:
-        from flopcast.collectives.running.log_calibration import fit, residual_table
-        from flopcast.collectives.running.nccl_tests_log import read_log
-
-        rows = read_log(nccl_log, collective).rows
-        if wrong := [row for row in rows if row.num_wrong]:
-            first = f"the first at {wrong[0].num_bytes} B"
-            said = f"{len(wrong)} of {len(rows)} rows, whose results were wrong (#wrong; {first})"
-            if len(wrong) == len(rows):
-                raise InputError(f"{nccl_log}: nothing to fit to without {said}; mend the machine and run it again")
-            print(f"flopcast: {nccl_log}: leaves out {said}", file=sys.stderr)
-            rows = tuple(row for row in rows if not row.num_wrong)
-        for name in dict.fromkeys(row.collective for row in rows):
-            mine = [row for row in rows if row.collective == name]
-            print("\n".join([f"# {name}", *residual_table(mine, fit(mine))]))
+        _calibrate_collectives(nccl_log, collective, json)
         return
     from flopcast.reports.accuracy_table import render_constants
     from flopcast.reports.global_fit import calibrate as fit_all
@@ -191,6 +178,28 @@ def calibrate(
         result.write()
         parts.append("written: simulator/constants.toml, simulator/residuals.toml")
     show(parts)
+
+
+def _calibrate_collectives(path: Path, collective: str | None, json: bool) -> None:
+    from flopcast.collectives.running.log_calibration import as_json, fit, residual_table
+    from flopcast.collectives.running.nccl_tests_log import read_log
+
+    rows = read_log(path, collective).rows
+    if wrong := [row for row in rows if row.num_wrong]:
+        first = f"the first at {wrong[0].num_bytes} B"
+        said = f"{len(wrong)} of {len(rows)} rows, whose results were wrong (#wrong; {first})"
+        if len(wrong) == len(rows):
+            raise InputError(f"{path}: nothing to fit to without {said}; mend the machine and run it again")
+        print(f"flopcast: {path}: leaves out {said}", file=sys.stderr)
+        rows = tuple(row for row in rows if not row.num_wrong)
+    names = dict.fromkeys(row.collective for row in rows)
+    of_each = [[row for row in rows if row.collective == name] for name in names]
+    fits = [(mine, fit(mine)) for mine in of_each]
+    if json:
+        print_json({"collectives": [as_json(*each) for each in fits]})
+        return
+    for name, each in zip(names, fits, strict=True):
+        print("\n".join([f"# {name}", *residual_table(*each)]))
 
 
 def _calibrate_machine(

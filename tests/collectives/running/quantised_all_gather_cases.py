@@ -48,6 +48,23 @@ def case_every_rank_ends_with_the_round_trip_of_every_part() -> None:
     assert abs(float(error) / ERROR - 1) < 0.02
 
 
+def case_parameters_are_memory_like_any_other() -> None:
+    n = dist.get_world_size()
+    output = torch.nn.Parameter(torch.empty(n * 100))
+    quantised_all_gather(output, torch.nn.Parameter(mine(100, torch.float32)))
+    assert torch.equal(output[:100], dequantise(quantise(mine(100, torch.float32, 0)), 100, torch.float32))
+
+
+def case_a_rank_outside_the_group_is_told() -> None:
+    pair = dist.new_group([0, 1])
+    output = torch.empty(200)
+    if dist.get_rank() < 2:
+        quantised_all_gather(output, mine(100, torch.float32), pair)
+    else:
+        with pytest.raises(InputError, match=f"rank {dist.get_rank()} is not in the group"):
+            quantised_all_gather(output, mine(100, torch.float32), pair)
+
+
 def case_segments_travel_raw_or_quantised_in_one_payload() -> None:
     n = dist.get_world_size()
     layout = Layout((Segment(100), Segment(7, raw=True), Segment(3000), Segment(1, raw=True)), torch.bfloat16)

@@ -26,3 +26,11 @@ def test_every_other_rank_gets_an_error(how: str, tmp_path: Path) -> None:
         # A rank whose row and column lack the lost one may finish its part of the torus; none may hang.
         assert said["torus"][1] < WITHIN_S
     assert any("torus_all_reduce" in json.loads((tmp_path / f"said{r}.json").read_text())["torus"][0] for r in range(3))
+
+
+def test_under_torchrun_the_others_say_so_before_they_are_ended() -> None:
+    script = str(Path(__file__).parent / "lost_under_torchrun.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert found.returncode == 1
+    assert "all_reduce failed on rank 0: another rank has died" in found.stderr

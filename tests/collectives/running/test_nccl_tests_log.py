@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flopcast.collectives.measured import forecast_rows, read
-from flopcast.collectives.running.log_calibration import columns, fit, residual_table
+from flopcast.collectives.running.log_calibration import as_json, columns, fit, residual_table
 from flopcast.collectives.running.nccl_tests_log import read_log
 from flopcast.collectives.running.results import Report, Row, table
 from flopcast.errors import InputError
@@ -157,7 +157,7 @@ def test_what_this_benchmark_prints_is_read_back(tmp_path: Path) -> None:
         (NEW.replace("20.50", "2o.50"), "line 20: time is '2o.50'; expected a number"),
         (NEW.replace("21.00", " 0.00"), "line 20: time is 0.00; expected more than 0, remove the row"),
         (json.dumps(DOCUMENT).replace("30.5", "0.0"), "results[0]: time is 0.0; expected more than 0"),
-        (NEW.replace("all_gather_perf", "scatter_perf"), "line 2: the program is 'scatter_perf'"),
+        (NEW.replace("all_gather_perf", "ib_write_bw"), "line 2: the program is 'ib_write_bw'"),
         (NEW.replace("  algbw", "  speed"), "line 16: expected time, algbw, busbw and #wrong twice"),
         ("{" + NEW, "line 1: Expecting property name"),
         (json.dumps(DOCUMENT, indent=1)[:-200], "expected a whole JSON document"),
@@ -188,8 +188,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\0\1\2")
     with pytest.raises(InputError, match="binary"):
         read_log(tmp_path / "binary")
-    with pytest.raises(InputError, match="collective 'gather' is unknown"):
-        read_log(tmp_path / "none", "gather")
+    with pytest.raises(InputError, match="collective 'gossip' is unknown"):
+        read_log(tmp_path / "none", "gossip")
 
 
 def test_a_log_feeds_the_calibration(tmp_path: Path) -> None:
@@ -228,6 +228,22 @@ def test_piecewise_fit_shows_its_residuals() -> None:
     assert few[1:2] == [f"# {2**18:>14}  {'-':>10}  {rows[4].num_bytes / rows[4].time_s / 1e9:>10.2f}"], few
     with pytest.raises(InputError, match="one collective at a time"):
         fit([*rows, Row("reduce", 8, 2, "float", "sum", 0, False, 1e-5, 1.0, 1.0)])
+    with pytest.raises(InputError, match="no out-of-place row is there"):
+        fit([row for row in rows if row.in_place])
+
+
+def test_a_fit_as_a_document_and_times_that_do_not_grow() -> None:
+    flat = [Row("all_reduce", 2**k, 1, "float", "sum", -1, False, (90 - k) * 1e-6, 1.0, 1.0) for k in range(10, 16)]
+    large = Row("all_reduce", 2**34, 1, "float", "sum", -1, False, 0.1, 1.0, 1.0)
+    found = as_json([*flat, large], fit([*flat, large]))
+    assert found["collective"] == "all_reduce"
+    small, last = found["ranges"]
+    assert (small["up_to_bytes"], small["rows"], small["bytes_per_s"]) == (2**18, 6, None)
+    assert small["alpha_s"] == pytest.approx(77.5e-6, rel=1e-3)
+    assert last == {"up_to_bytes": None, "rows": 1, "alpha_s": None, "bytes_per_s": pytest.approx(2**34 / 0.1)}
+    assert [row["bytes"] for row in found["rows"]] == [*(2**k for k in range(10, 16)), 2**34]
+    assert all(row["fitted_s"] == pytest.approx(row["measured_s"] * (1 + row["residual"])) for row in found["rows"])
+    assert residual_table([*flat, large], fit([*flat, large]))[1].split()[-1] == "-"
 
 
 def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
@@ -235,6 +251,9 @@ def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
     path.write_text(NEW + NEW.replace("all_gather_perf", "alltoall_perf"))
     for named in (None, "reduce"):
         assert {row.collective for row in read_log(path, named).rows} == {"all_gather", "all_to_all"}
+    for other in ("gather", "scatter", "hypercube"):  # nccl-tests' own, which no name given beside them replaces
+        path.write_text(NEW.replace("all_gather_perf", f"{other}_perf"))
+        assert {row.collective for row in read_log(path, "all_reduce").rows} == {other}
     path.write_text(NEW.replace("all_gather_perf", "ours"))
     assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}
     path.write_text(OLD)

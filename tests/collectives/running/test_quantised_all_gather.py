@@ -10,6 +10,8 @@ from flopcast.kernels.nf4.format import aligned, payload_bytes
 from flopcast.simulator.catalogue import load_model
 
 CASES = (
+    "case_parameters_are_memory_like_any_other",
+    "case_a_rank_outside_the_group_is_told",
     "case_every_rank_ends_with_the_round_trip_of_every_part",
     "case_segments_travel_raw_or_quantised_in_one_payload",
     "case_in_place_and_asynchronous",

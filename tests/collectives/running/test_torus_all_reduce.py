@@ -3,6 +3,7 @@
 import pytest
 
 CASES = (
+    "case_a_parameter_is_memory_like_any_other",
     "case_sum_of_every_size_and_type_is_exact",
     "case_mean_matches_the_mean",
     "case_any_chunk_gives_the_same_bits",

@@ -48,6 +48,13 @@ def case_mean_matches_the_mean() -> None:
         assert torch.equal(first, tensor)
 
 
+def case_a_parameter_is_memory_like_any_other() -> None:
+    for mesh in meshes():
+        parameter = torch.nn.Parameter(mine(70, torch.float64))
+        torus_all_reduce(parameter, mesh, chunk_bytes=128)
+        torch.testing.assert_close(parameter.detach(), reference(mine(70, torch.float64)))
+
+
 def case_any_chunk_gives_the_same_bits() -> None:
     mesh = meshes()[0]
     source = torch.randn(5003, generator=torch.Generator().manual_seed(dist.get_rank()))
