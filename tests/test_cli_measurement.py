@@ -103,6 +103,8 @@ def test_the_committed_loop_through_the_commands(tmp_path: Path, capsys: pytest.
     [
         (["bench", "kernels", "--device", "tpu"], "--device is 'tpu'; it is cpu, cuda or cuda:1"),
         (["bench", "kernels", "--samples", "0"], "--samples is 0; give at least 1"),
+        (["bench", "kernels", "--budget-seconds", "nan"], "--budget-seconds is nan; give a positive number of seconds"),
+        (["bench", "kernels", "-o", "/dev/full"], "--output /dev/full: is no folder; name one"),
         (["bench", "collectives", "--backend", "mpi"], "--backend is 'mpi'; choose nccl or gloo"),
         (["verify", "gpt2", "--gpus", "8", "--strategy", "zero3", "--seq-len", "0"], "--seq-len is 0"),
         (["profile", "-o", "missing/profile.json"], "there is no folder missing"),

@@ -235,7 +235,7 @@ def _measure(
         wrong = torch.tensor([case.num_wrong(in_place)], dtype=torch.int64, device=device)
         dist.all_reduce(wrong)
         median = statistics.median(times)
-        low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (median, median, median)
+        low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (median,) * 3
         rows.append(
             Row(
                 collective=name,

@@ -23,7 +23,9 @@ _LIBRARY = re.compile(r"[nr]ccl-library=(\d+)")
 _ANNOUNCED = re.compile(r"[NR]CCL version\s*:?\s*(\d+\.\d+\.\d+)")
 # "[1,0]<stdout>:" may stand inside a line too, where the output of a rank came in pieces.
 _TAG = re.compile(r"\[\d+(?:,\d+)?\](?:<std(?:out|err)>:?)?(?=\s|$|#)")
-_LABEL = re.compile(r"\s*(?:\d+:\s|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s|\([^()]*\bpid=\d+[^()]*\)\s)")
+_TIME = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s(?:std(?:out|err) [FP]\s)?"
+# srun's, Kubernetes' with or without its stream, Ray's, and the mark of a quotation.
+_LABEL = re.compile(rf"\s*(?:\d+:\s|{_TIME}|\([^()]*\bpid=\d+[^()]*\)\s|>\s)")
 # What pdsh and clush write before a line: "gpu001: ", or "[gpu001] ".
 _HOST = re.compile(r"\s*([A-Za-z][\w.-]*:|\[[A-Za-z][\w.-]*\])(?=\s|$)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

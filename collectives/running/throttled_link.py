@@ -216,7 +216,7 @@ def _spread(times: list[float]) -> float:
     """The distance between the quartiles over the median."""
     if len(times) < 2:
         return 0.0
-    low, median, high = statistics.quantiles(times, n=4)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return (high - low) / median
 
 

@@ -163,6 +163,10 @@ def kernels(
         raise InputError(f"--dtype is '{unknown[0]}'; choose one of {', '.join(types)}")
     if samples < 1:
         raise InputError(f"--samples is {samples}; give at least 1")
+    if not budget_seconds > 0:
+        raise InputError(f"--budget-seconds is {budget_seconds:g}; give a positive number of seconds")
+    if output and output.exists() and not output.is_dir():
+        raise InputError(f"--output {output}: is no folder; name one, its files are kernels.csv and kernels.json")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = tuple(types[name] for name in dtype or ["bfloat16"])
     result = benchmark.run(

@@ -268,6 +268,8 @@ def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
         "0: ",
         " 0: ",
         "2026-02-16T10:00:00.000000000Z ",
+        "2026-02-16T10:00:00.000000000Z stdout F ",
+        "> ",
         "(head, rank=0, pid=38) ",
         *("gpu-001.local: ", "[node1] ", "\x1b[1;36m[node1]\x1b[0m ", "\x1b[32m", "gpu001: 0: "),
     ],
