@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"flopcast: {error}", file=sys.stderr)
         return 2
     from flopcast.trainer.loop import train
-    from flopcast.trainer.processes import TrainingStoppedError
+    from flopcast.trainer.processes import LostRankError, TrainingStoppedError
     from flopcast.trainer.settings import read_settings
 
     try:
@@ -32,6 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"flopcast: {error}", file=sys.stderr)
         return 2
+    except LostRankError as error:
+        print(f"flopcast: {error}", file=sys.stderr, flush=True)
+        # The thread of a checkpoint waits for the lost rank too, half an hour for one that hangs, and Python for it.
+        sys.stdout.flush()
+        os._exit(1)
     except TrainingStoppedError as error:
         print(f"flopcast: {error}", file=sys.stderr)
         return 1

@@ -26,7 +26,14 @@ from flopcast.trainer.huggingface import Checkpoint as Weights
 from flopcast.trainer.log import Log
 from flopcast.trainer.measurement import Meter, profiled
 from flopcast.trainer.pretrained import Export, make_numerics
-from flopcast.trainer.processes import TrainingStoppedError, gpus_per_node, is_lost_rank, process_group, set_timeout
+from flopcast.trainer.processes import (
+    LostRankError,
+    TrainingStoppedError,
+    gpus_per_node,
+    is_lost_rank,
+    process_group,
+    set_timeout,
+)
 from flopcast.trainer.schedule import learning_rate
 from flopcast.trainer.settings import Settings
 from flopcast.trainer.transfer import to_device
@@ -39,8 +46,8 @@ SAMPLES_NAMED = 8  # in the message about a batch; the log has them all
 def train(settings: Settings) -> int:
     """Train as the settings say, from the last whole checkpoint where there is one; the steps done in all.
 
-    Collective over the processes that torchrun started. Raises InputError on every rank for bad input, and
-    TrainingStoppedError where the loss is not finite or a rank is lost; the checkpoints stay as they are.
+    Collective over the processes that torchrun started. Raises InputError on every rank for bad input,
+    TrainingStoppedError where the loss is not finite, and LostRankError; the checkpoints stay as they are.
     """
     with process_group() as device:
         try:
@@ -49,7 +56,7 @@ def train(settings: Settings) -> int:
         except RuntimeError as error:
             if not is_lost_rank(error):
                 raise
-            raise TrainingStoppedError(
+            raise LostRankError(
                 f"rank {dist.get_rank()} lost another rank ({str(error).splitlines()[0]}); start again to go on from "
                 f"the last whole checkpoint in {Path(settings.output) / CHECKPOINTS}"
             ) from error

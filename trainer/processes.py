@@ -23,6 +23,10 @@ class TrainingStoppedError(RuntimeError):
     """The run cannot go on, through no fault of its settings: a loss that is not finite, a lost rank."""
 
 
+class LostRankError(TrainingStoppedError):
+    """Another rank is gone, or does not answer."""
+
+
 @contextmanager
 def process_group() -> Iterator[torch.device]:
     """Join the process group of torchrun's environment, or one of this process alone; yields the device.

@@ -311,13 +311,17 @@ def test_a_run_stopped_by_a_signal_has_an_exit_code_of_its_own(
 
 
 def test_a_rank_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
+    """In the middle of a checkpoint, whose thread waits for it for much longer."""
     start_like(whole, tmp_path)
+    checkpoints = tmp_path / "run" / "checkpoints"
     fields = {"data__validation_sequences": 6, "plan__micro_batch": 1, "optimizer__num_steps": 100_000}
     write_config(tmp_path / "run.toml", tmp_path, checkpoint__every=2, timeout_s=2.0, **fields)
     with Ranks([str(tmp_path / "run.toml")], 2, tmp_path / "errors") as ranks:
         deadline = time.monotonic() + TIMEOUT_S
-        while not complete_steps(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline and ranks.running:
-            time.sleep(0.05)
+        while not (complete_steps(checkpoints) and [*checkpoints.glob(".step-*")]):
+            assert time.monotonic() < deadline, ranks.error_text(0)
+            assert ranks.running, ranks.error_text(0)
+            time.sleep(0.001)
         ranks.processes[1].send_signal(signal.SIGSTOP)
         assert ranks.processes[0].wait(TIMEOUT_S) == 1, ranks.error_text(0)
         last = ranks.error_text(0).strip().splitlines()[-1]
