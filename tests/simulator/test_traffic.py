@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flopcast.kernels.nf4.cost import payload_bytes
+from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.forecast import forecast
+from flopcast.simulator.model import Model
 from flopcast.simulator.traffic import collective_totals, layer_traffic
 
 PLAMO = load_model("plamo-13b")
@@ -109,6 +111,16 @@ def test_tensor_parallel_share_of_matrices_with_tiled_key_value_heads() -> None:
     assert local >= 40 * layer + root
     assert found["reduce_scatter", "world", "backward"][1] == 2 * local
     assert found["all_gather", "world", "forward"][1] == 2 * local
+
+
+@pytest.mark.parametrize(("norms", "sums"), [({}, 1), ({"post_norm": True}, 2), ({"num_norms": 4}, 2)])
+def test_a_sum_that_a_norm_reads_is_computed_again(norms: dict[str, int | bool], sums: int) -> None:
+    """The last of a layer's two sums ends it, and nothing of backward needs it, unless a norm is behind it (OLMo 2)."""
+    block = TransformerBlock(Attention(4, 4, 64), Mlp(512), **norms)  # type: ignore[arg-type]
+    model = Model("m", 256, 1000, 1024, (block,) * 3)
+    found = forecast(model, cluster(), plan("tp2", 2, tp=2, seq_len=1024, recompute="full"))
+    again = [o for o in found.operations if o.phase == "recompute" and "tensor_parallel" in o.name and o.count[0]]
+    assert sum(o.count[0] for o in again) == 3 * sums
 
 
 def test_the_reports_layer_table() -> None:

@@ -1,5 +1,6 @@
 """Mixtures of experts: parameters, FLOPs, bytes and memory by hand, and what expert parallelism leaves on a rank."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,23 @@ BLOCK = MixedBlock(ATTENTION, Experts(E, K, F, shared_intermediate=2 * F))
 DENSE = TransformerBlock(ATTENTION, Mlp(2816))
 MODEL = Model("mixture", D, 32000, 2048, (DENSE, BLOCK, BLOCK, BLOCK))
 EXPERTS_OF_A_LAYER = 3 * E * D * F
+
+
+def test_biases_of_router_and_experts_by_hand() -> None:
+    """A bias for every row of every product, and one more sum over the tokens for each in backward."""
+    biased = MixedBlock(ATTENTION, Experts(E, K, F, bias=True))
+    plain = MixedBlock(ATTENTION, Experts(E, K, F))
+    more = count_parameters(biased, D) - count_parameters(plain, D)
+    assert more == E + E * (F + F + D)
+    model = Model("mixture", D, 32000, 2048, (biased,))
+    active = model.num_active_parameters - replace(model, layers=(plain,)).num_active_parameters
+    assert active == E + K * (F + F + D)
+    p = plan("ddp", 2, seq_len=T)
+    launches = [
+        sum(float(o.num_kernels.max() * o.count.max()) for o in cast(p, replace(model, layers=(block,))).operations)
+        for block in (biased, plain)
+    ]
+    assert launches[0] - launches[1] >= 4
 
 
 def cast(p: Plan, model: Model = MODEL) -> Forecast:
