@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from flopcast.simulator.blocks.transformer import Attention, Mlp
+from flopcast.simulator.blocks.transformer import Mlp
 from flopcast.simulator.huggingface.fields import Fields
-from flopcast.simulator.huggingface.llama import dense_model, head_dim, heads, windows
+from flopcast.simulator.huggingface.llama import attention_of, dense_model, windows
 from flopcast.simulator.model import Model
 
 BESIDE = {"parallel": True, "num_norms": 1, "norm": "layernorm", "norm_bias": False}
@@ -13,7 +13,7 @@ BESIDE = {"parallel": True, "num_norms": 1, "norm": "layernorm", "norm_bias": Fa
 def cohere(fields: Fields) -> Model:
     """CohereConfig: no biases, a norm on each head of q and k with ``use_qk_norm``, context 8192; tied."""
     normed = fields.flag("use_qk_norm", default=False)
-    attention = replace(_attention(fields), qk_norm=normed, qk_norm_per_head=normed)
+    attention = attention_of(fields, qk_norm=normed, qk_norm_per_head=normed)
     layers = fields.num_layers("num_hidden_layers")
     return dense_model(fields, [attention] * layers, Mlp(fields.size("intermediate_size")), tied=True, **BESIDE)
 
@@ -21,15 +21,9 @@ def cohere(fields: Fields) -> Model:
 def cohere2(fields: Fields) -> Model:
     """Cohere2Config: three layers of four slide (``sliding_window``, 4096), and they alone have positions; tied."""
     num_layers = fields.num_layers("num_hidden_layers")
-    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+    window = fields.size_or_null("sliding_window", default=4096)
     period = fields.size("sliding_window_pattern", default=4)
     slides = windows(fields, num_layers, window, [bool((index + 1) % period) for index in range(num_layers)])
-    attention = _attention(fields)
+    attention = attention_of(fields)
     attentions = [replace(attention, window=w, rotary_share=float(w is not None)) for w in slides]
     return dense_model(fields, attentions, Mlp(fields.size("intermediate_size")), tied=True, **BESIDE)
-
-
-def _attention(fields: Fields) -> Attention:
-    num_heads, num_kv_heads = heads(fields)
-    bias = fields.flag("attention_bias", default=False)
-    return Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)

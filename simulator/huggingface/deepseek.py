@@ -6,9 +6,9 @@ from flopcast.errors import InputError
 from flopcast.simulator.blocks.experts import Experts
 from flopcast.simulator.blocks.latent_attention import LatentAttention
 from flopcast.simulator.blocks.residual import FeedForward
-from flopcast.simulator.blocks.transformer import Attention, Mlp
+from flopcast.simulator.blocks.transformer import Mlp
 from flopcast.simulator.huggingface.fields import Fields
-from flopcast.simulator.huggingface.llama import head_dim, heads
+from flopcast.simulator.huggingface.llama import attention_of
 from flopcast.simulator.huggingface.mixture import mixture_model
 from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
@@ -20,9 +20,7 @@ FURTHER_TOKENS = (
 
 def deepseek(fields: Fields) -> Model:
     """DeepseekConfig (deepseek-ai/deepseek-moe-16b-base, configuration_deepseek.py): plain attention, no biases."""
-    num_heads, num_kv_heads = heads(fields)
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)
+    attention = attention_of(fields)
     parts = feed_forwards(fields, default_dense=0)
     return mixture_model(fields, [attention] * len(parts), parts)
 
@@ -37,7 +35,11 @@ def deepseek_v3(fields: Fields) -> Model:
 
     The layers that predict further tokens (``num_nextn_predict_layers``) are no part of the model, as in transformers.
     """
-    model = _latent(fields, default_dense=3, default_groups=(8, 4))
+    return without_further_tokens(fields, _latent(fields, default_dense=3, default_groups=(8, 4)))
+
+
+def without_further_tokens(fields: Fields, model: Model) -> Model:
+    """The model with a word on the layers that predict further tokens, where its config.json has some."""
     further = fields.config.get("num_nextn_predict_layers")
     return replace(model, assumptions=(*model.assumptions, FURTHER_TOKENS.format(further))) if further else model
 

@@ -6,14 +6,14 @@ from typing import Any
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import Attention, Mlp
 from flopcast.simulator.huggingface.fields import Fields
-from flopcast.simulator.huggingface.llama import dense_model, gated_model, head_dim, heads, windows
+from flopcast.simulator.huggingface.llama import attention_of, dense_model, gated_model, head_dim, heads, windows
 from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
 
 
 def granite(fields: Fields) -> Model:
     """GraniteConfig: LLaMA; its multipliers of embedding, residual, scores and logits cost nothing."""
-    attention = _attention(fields)
+    attention = attention_of(fields)
     mlp_bias = fields.flag("mlp_bias", default=False)
     return gated_model(fields, attention, _nowhere(fields), tied=False, mlp_bias=mlp_bias)
 
@@ -46,7 +46,7 @@ def smollm3(fields: Fields) -> Model:
 
     ``no_rope_layers`` holds a 1 for a layer that has them; with ``use_sliding_window`` the others slide.
     """
-    attention = _attention(fields, default_kv_heads=4)
+    attention = attention_of(fields, default_kv_heads=4)
     turns = layers_that_turn(fields)
     window = fields.optional_size("sliding_window") if fields.flag("use_sliding_window", default=False) else None
     slides = windows(fields, len(turns), window, [not turn for turn in turns])
@@ -62,7 +62,7 @@ def exaone4(fields: Fields) -> Model:
     """
     num_heads, num_kv_heads = heads(fields, default_kv_heads=32)
     num_layers = fields.num_layers("num_hidden_layers")
-    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+    window = fields.size_or_null("sliding_window", default=4096)
     slides = windows(fields, num_layers, window, [bool((i + 1) % _period(fields)) for i in range(num_layers)])
     attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qk_norm=True)
     attentions = [replace(attention, window=w, rotary_share=float(window is None or w is not None)) for w in slides]
@@ -72,13 +72,13 @@ def exaone4(fields: Fields) -> Model:
 def arcee(fields: Fields) -> Model:
     """ArceeConfig: LLaMA with a plain MLP (squared ReLU); untied."""
     mlp = Mlp(fields.size("intermediate_size"), gated=False, bias=fields.flag("mlp_bias", default=False))
-    return dense_model(fields, [_attention(fields)] * fields.num_layers("num_hidden_layers"), mlp, tied=False)
+    return dense_model(fields, [attention_of(fields)] * fields.num_layers("num_hidden_layers"), mlp, tied=False)
 
 
 def nemotron(fields: Fields) -> Model:
     """NemotronConfig: LayerNorm, a plain MLP (squared ReLU), no biases, half a head turned where absent; untied."""
     share = fields.rotary_share("partial_rotary_factor", "rope_percent", default=0.5)
-    attention = replace(_attention(fields), rotary_share=share)
+    attention = attention_of(fields, rotary_share=share)
     mlp = Mlp(fields.size("intermediate_size"), gated=False, bias=fields.flag("mlp_bias", default=False))
     layers = fields.num_layers("num_hidden_layers")
     return dense_model(fields, [attention] * layers, mlp, tied=False, norm="layernorm", norm_bias=True)
@@ -130,12 +130,6 @@ def layers_that_turn(fields: Fields) -> list[bool]:
     if not isinstance(given, list) or len(given) != num_layers or any(entry not in (0, 1) for entry in given):
         raise InputError(f"no_rope_layers is {shown(given)}; write a 1 or a 0 for each of the {num_layers} layers")
     return [bool(entry) for entry in given]
-
-
-def _attention(fields: Fields, default_kv_heads: int | None = None) -> Attention:
-    num_heads, num_kv_heads = heads(fields, default_kv_heads)
-    bias = fields.flag("attention_bias", default=False)
-    return Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)
 
 
 def _nowhere(fields: Fields) -> list[int | None]:

@@ -38,6 +38,10 @@ class Fields:
         """A positive whole number, or None where the field is absent."""
         return None if self._get(names)[1] is None else self.size(*names)
 
+    def size_or_null(self, name: str, default: int) -> int | None:
+        """A positive whole number, ``default`` where the field is absent, None where it is ``null``: that is said."""
+        return self.optional_size(name) if name in self.config else default
+
     def num_layers(self, *names: str) -> int:
         """A number of layers."""
         num_layers = self.size(*names)

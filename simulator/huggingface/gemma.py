@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from flopcast.errors import InputError
-from flopcast.simulator.blocks.transformer import Attention
 from flopcast.simulator.huggingface.fields import Fields
-from flopcast.simulator.huggingface.llama import gated_model, head_dim, heads, windows
+from flopcast.simulator.huggingface.llama import attention_of, gated_model, windows
 from flopcast.simulator.model import Model
 
 TEXT_ALONE = "vision_config: training the language model alone is assumed; the tower that sees images is left out"
@@ -13,7 +12,7 @@ TEXT_ALONE = "vision_config: training the language model alone is assumed; the t
 
 def gemma(fields: Fields) -> Model:
     """GemmaConfig: heads of 256 where absent; tied."""
-    attention = _attention(fields, default_kv_heads=16)
+    attention = attention_of(fields, default_kv_heads=16, default_head_dim=256)
     return gated_model(fields, attention, [None] * fields.num_layers("num_hidden_layers"), tied=True)
 
 
@@ -42,14 +41,7 @@ def gemma3(fields: Fields) -> Model:
 
 def _alternating(fields: Fields, period: int, qk_norm: bool) -> Model:
     num_layers = fields.num_layers("num_hidden_layers")
-    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+    window = fields.size_or_null("sliding_window", default=4096)
     sliding = [bool((index + 1) % period) for index in range(num_layers)]
-    attention = _attention(fields, default_kv_heads=4, qk_norm=qk_norm)
+    attention = attention_of(fields, default_kv_heads=4, default_head_dim=256, qk_norm=qk_norm)
     return gated_model(fields, attention, windows(fields, num_layers, window, sliding), tied=True, num_norms=4)
-
-
-def _attention(fields: Fields, default_kv_heads: int, qk_norm: bool = False) -> Attention:
-    num_heads, num_kv_heads = heads(fields, default_kv_heads)
-    bias = fields.flag("attention_bias", default=False)
-    size = head_dim(fields, num_heads, default=256)
-    return Attention(num_heads, num_kv_heads, size, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flopcast.simulator.blocks.transformer import Attention
-from flopcast.simulator.huggingface.deepseek import FURTHER_TOKENS, feed_forwards
+from flopcast.simulator.huggingface.deepseek import feed_forwards, without_further_tokens
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.huggingface.llama import gated_model, head_dim, heads
 from flopcast.simulator.huggingface.mixture import mixture_model
@@ -31,9 +31,7 @@ def glm4_moe(fields: Fields) -> Model:
     fields = Fields({**defaults, **given}, fields.kind, fields.name)
     attention = replace(_attention(fields, None), qk_norm=fields.flag("use_qk_norm", default=False))
     parts = feed_forwards(fields, default_dense=1)
-    model = mixture_model(fields, [attention] * len(parts), parts)
-    further = fields.config.get("num_nextn_predict_layers")
-    return replace(model, assumptions=(*model.assumptions, FURTHER_TOKENS.format(further))) if further else model
+    return without_further_tokens(fields, mixture_model(fields, [attention] * len(parts), parts))
 
 
 def _attention(fields: Fields, default_kv_heads: int | None) -> Attention:

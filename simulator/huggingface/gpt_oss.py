@@ -23,6 +23,6 @@ def gpt_oss(fields: Fields) -> Model:
         bias=True,
     )
     num_layers = fields.num_layers("num_hidden_layers")
-    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 128
+    window = fields.size_or_null("sliding_window", default=128)
     slides = windows(fields, num_layers, window, [index % 2 == 0 for index in range(num_layers)])
     return mixture_model(fields, [replace(attention, window=w) for w in slides], [experts] * num_layers)

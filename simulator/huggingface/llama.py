@@ -27,6 +27,19 @@ def head_dim(fields: Fields, num_heads: int, default: int | None = None) -> int:
     return fields.divided("hidden_size", fields.size("hidden_size"), "num_attention_heads", num_heads)
 
 
+def attention_of(
+    fields: Fields, default_kv_heads: int | None = None, default_head_dim: int | None = None, **more: Any
+) -> Attention:
+    """Attention with biases on all of its matrices or, unless ``attention_bias`` says so, on none.
+
+    ``more``: its other fields, where they are not usual.
+    """
+    num_heads, num_kv_heads = heads(fields, default_kv_heads)
+    bias = fields.flag("attention_bias", default=False)
+    size = head_dim(fields, num_heads, default_head_dim)
+    return Attention(num_heads, num_kv_heads, size, qkv_bias=bias, output_bias=bias, **more)
+
+
 def windows(fields: Fields, num_layers: int, window: int | None, sliding: list[bool]) -> list[int | None]:
     """How far each layer attends: as ``layer_types`` says, else the layers that ``sliding`` names slide."""
     types = fields.texts("layer_types")
@@ -71,18 +84,15 @@ def dense_model(fields: Fields, attentions: Sequence[Attention], mlp: Mlp, *, ti
 
 def llama(fields: Fields) -> Model:
     """LlamaConfig: as many key/value heads as query heads and no biases where absent; untied."""
-    num_heads, num_kv_heads = heads(fields)
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)
     layers = fields.num_layers("num_hidden_layers")
     mlp_bias = fields.flag("mlp_bias", default=False)
-    return gated_model(fields, attention, [None] * layers, tied=False, mlp_bias=mlp_bias)
+    return gated_model(fields, attention_of(fields), [None] * layers, tied=False, mlp_bias=mlp_bias)
 
 
 def mistral(fields: Fields) -> Model:
     """MistralConfig: 8 key/value heads and a window of 4096 where absent (``null`` is no window); untied."""
     num_heads, num_kv_heads = heads(fields, default_kv_heads=8)
-    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+    window = fields.size_or_null("sliding_window", default=4096)
     attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads))
     return gated_model(fields, attention, [window] * fields.num_layers("num_hidden_layers"), tied=False)
 
@@ -96,16 +106,7 @@ def qwen2(fields: Fields) -> Model:
 
 def qwen3(fields: Fields) -> Model:
     """Qwen3Config: a norm on each head of q and k, heads of 128 where absent; windows as Qwen2; untied."""
-    num_heads, num_kv_heads = heads(fields)
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(
-        num_heads,
-        num_kv_heads,
-        head_dim(fields, num_heads, default=128),
-        qkv_bias=bias,
-        output_bias=bias,
-        qk_norm=True,
-    )
+    attention = attention_of(fields, default_head_dim=128, qk_norm=True)
     return gated_model(fields, attention, upper_windows(fields), tied=False)
 
 
@@ -118,5 +119,5 @@ def upper_windows(fields: Fields) -> list[int | None]:
     first = 28 if first is None else first
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise InputError(f"max_window_layers is {shown(first)}; write a whole number of layers")
-    window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+    window = fields.size_or_null("sliding_window", default=4096)
     return windows(fields, num_layers, window, [index >= first for index in range(num_layers)])

@@ -5,11 +5,11 @@ from dataclasses import replace
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.experts import Experts
 from flopcast.simulator.blocks.residual import FeedForward
-from flopcast.simulator.blocks.transformer import Attention, Mlp
+from flopcast.simulator.blocks.transformer import Mlp
 from flopcast.simulator.huggingface.dense import layers_that_turn
 from flopcast.simulator.huggingface.fields import Fields
 from flopcast.simulator.huggingface.gemma import TEXT_ALONE
-from flopcast.simulator.huggingface.llama import head_dim, heads
+from flopcast.simulator.huggingface.llama import attention_of
 from flopcast.simulator.huggingface.mixture import mixture_model
 from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
@@ -24,11 +24,8 @@ def llama4_text(fields: Fields) -> Model:
     many features (``intermediate_size``), the others an MLP of ``intermediate_size_mlp``. Those with rotary positions
     attend within chunks (8192). The norm on q and k has no parameters.
     """
-    num_heads, num_kv_heads = heads(fields, default_kv_heads=8)
-    bias = fields.flag("attention_bias", default=False)
-    size = head_dim(fields, num_heads, default=128)
-    attention = Attention(num_heads, num_kv_heads, size, qkv_bias=bias, output_bias=bias)
-    chunk = fields.optional_size("attention_chunk_size") if "attention_chunk_size" in fields.config else 8192
+    attention = attention_of(fields, default_kv_heads=8, default_head_dim=128)
+    chunk = fields.size_or_null("attention_chunk_size", default=8192)
     turns = layers_that_turn(fields)
     mixers = [replace(attention, rotary_share=float(t), window=chunk if t else None) for t in turns]
     model = mixture_model(fields, mixers, _feed_forwards(fields, len(turns)))

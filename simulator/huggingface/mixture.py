@@ -8,7 +8,7 @@ from flopcast.simulator.blocks.experts import Experts
 from flopcast.simulator.blocks.residual import FeedForward, Mixer
 from flopcast.simulator.blocks.transformer import Attention, Mlp, block_of
 from flopcast.simulator.huggingface.fields import Fields
-from flopcast.simulator.huggingface.llama import head_dim, heads, upper_windows
+from flopcast.simulator.huggingface.llama import attention_of, head_dim, heads, upper_windows
 from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
 
@@ -61,13 +61,9 @@ def qwen2_moe(fields: Fields) -> Model:
 
 def qwen3_moe(fields: Fields) -> Model:
     """Qwen3MoeConfig: 4 key/value heads where absent, a norm on each head of q and k, no shared expert."""
-    num_heads, num_kv_heads = heads(fields, default_kv_heads=4)
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(
-        num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias, qk_norm=True
-    )
+    attention = attention_of(fields, default_kv_heads=4, qk_norm=True)
     if fields.flag("use_sliding_window", default=False):
-        window = fields.optional_size("sliding_window") if "sliding_window" in fields.config else 4096
+        window = fields.size_or_null("sliding_window", default=4096)
         attention = replace(attention, window=window)
     experts = Experts(
         fields.size("num_experts", "num_local_experts", default=128),
@@ -80,26 +76,13 @@ def qwen3_moe(fields: Fields) -> Model:
 
 def olmoe(fields: Fields) -> Model:
     """OlmoeConfig: 64 experts of which a token uses 8, one norm over all heads of q and one over those of k."""
-    num_heads, num_kv_heads = heads(fields)
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(
-        num_heads,
-        num_kv_heads,
-        head_dim(fields, num_heads),
-        qkv_bias=bias,
-        output_bias=bias,
-        qk_norm=True,
-        qk_norm_per_head=True,
-    )
+    attention = attention_of(fields, qk_norm=True, qk_norm_per_head=True)
     return _everywhere(fields, attention, default_experts=64, default_per_token=8)
 
 
 def granitemoe(fields: Fields) -> Model:
     """GraniteMoeConfig: 8 experts of which a token uses 2 where absent; its multipliers cost nothing."""
-    num_heads, num_kv_heads = heads(fields)
-    bias = fields.flag("attention_bias", default=False)
-    attention = Attention(num_heads, num_kv_heads, head_dim(fields, num_heads), qkv_bias=bias, output_bias=bias)
-    return _everywhere(fields, attention, default_experts=8, default_per_token=2)
+    return _everywhere(fields, attention_of(fields), default_experts=8, default_per_token=2)
 
 
 def minimax_m2(fields: Fields) -> Model:
