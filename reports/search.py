@@ -18,7 +18,7 @@ from flopcast.reports.comparison import (
     row_as_json,
 )
 from flopcast.reports.document.numbers import digits, rounded, tokens
-from flopcast.reports.explain import NOT_TOLD_APART
+from flopcast.reports.explain import NOT_TOLD_APART, WORTH_NAMING
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.search import Found, SearchResult
@@ -175,6 +175,8 @@ def remarks(result: SearchResult, token_budget: float | None = None) -> list[str
             f"The winner {' and '.join(changes)}. With gradients in 32 bits and no 4-bit gather the best is "
             f"{described(exact)}: {_compared(result, exact, row)}."
         )
+    if exchange := exchange_remark(row):
+        said.append(exchange)
     larger = found.with_twice_the_memory
     if result.request.objective != "memory" and larger.step_s < row.step_s / NOT_TOLD_APART:
         said.append(
@@ -182,6 +184,23 @@ def remarks(result: SearchResult, token_budget: float | None = None) -> list[str
             f"{100 * (1 - larger.step_s / row.step_s):.0f} % less, with {_gigabytes(larger.memory_bytes)} GB each."
         )
     return said
+
+
+def exchange_remark(row: Row) -> str:
+    """Where tokens on their way to experts hold a step up: the fields by which a search plans with software that helps.
+
+    Empty where they do not, or where the plan has such software already.
+    """
+    waits = row.seconds["expert_communication"]
+    fields = {"dispatcher": "deepep", "overlap_expert": True}
+    helped = any(row.plan[name] == value for name, value in fields.items())
+    if helped or waits < WORTH_NAMING * row.step_s:
+        return ""
+    return (
+        f"Tokens on their way to experts and back take {_seconds(waits)} s of it, {100 * waits / row.step_s:.0f} %. "
+        "Software that sends one copy to a node (DeepEP) is planned by --fix dispatcher=deepep, software that hides "
+        "them behind another micro-batch (DualPipe, Megatron Core) by --fix overlap_expert=true."
+    )
 
 
 def _duration(num_days: float) -> str:

@@ -12,6 +12,22 @@ from flopcast.simulator.plan import CHOICES, FLAGS, MAY_BE_ZERO, Plan, placement
 OPTIONS = {"num_gpus": "--gpus", "seq_len": "--seq-len"}
 BITS = {"gradient_bits": (16, 32), "gather_bits": (16, 4), "dispatch_bits": (16, 8)}
 WORDS = {"true": True, "false": False}
+# What others call a field, for whoever types that: options of Megatron-LM, DeepSpeed and torchtitan.
+KNOWN_AS = {
+    "dtype": "precision",
+    "tensor_model_parallel_size": "tp",
+    "tensor_parallel": "tp",
+    "pipeline_model_parallel_size": "pp",
+    "pipeline_parallel": "pp",
+    "context_parallel_size": "cp",
+    "context_parallel": "cp",
+    "expert_model_parallel_size": "ep",
+    "expert_parallel": "ep",
+    "virtual_pipeline_model_parallel_size": "virtual_pp",
+    "micro_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "grad_accum",
+    "activation_checkpointing": "recompute",
+}
 
 
 def parse_fixed(items: Iterable[str]) -> dict[str, list[Any]]:
@@ -44,7 +60,9 @@ def _known(name: str) -> None:
     if name in OPTIONS:
         raise InputError(f"--fix {name}: use {OPTIONS[name]}")
     if name not in names:
-        raise InputError(f"--fix {name}: a plan has no such field; {nearest(name, names)}")
+        known_as = KNOWN_AS.get(name.strip("-").replace("-", "_").lower())
+        offer = f"it is called '{known_as}' here" if known_as else nearest(name, names)
+        raise InputError(f"--fix {name}: a plan has no such field; {offer}")
 
 
 def _value(name: str, word: str) -> Any:

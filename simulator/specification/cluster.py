@@ -23,7 +23,7 @@ from flopcast.simulator.specification.document import (
     parse_toml,
 )
 from flopcast.simulator.specification.doubled import Doubled, doubled_figures
-from flopcast.simulator.specification.gpu import CatalogueGpu, GpuTable, catalogue_gpu, figures
+from flopcast.simulator.specification.gpu import GpuTable, catalogue_gpu, completed, figures, known_gpu
 from flopcast.simulator.textfile import read_text
 
 EXPECTED = "a cluster file (TOML)"
@@ -80,11 +80,21 @@ def parse_cluster(text: str, origin: str, default_name: str = "cluster") -> Clus
     node, network = data.get("node"), data.get("network")
     if isinstance(network, dict) and network.get("nics_per_node") == 0:
         raise InputError(f"{origin}: network.nics_per_node is 0; leave out [network] where nodes are not joined")
-    gpu = node.get("gpu") if isinstance(node, dict) else None
-    if isinstance(node, dict) and isinstance(gpu, dict) and "value" not in gpu and "gpu" not in data:
-        # [node.gpu] is another spelling of [gpu]; {value = "a100-40gb", ...} is a name with its source.
-        data = {**data, "gpu": gpu, "node": {k: v for k, v in node.items() if k != "gpu"}}
+    if isinstance(node, dict):
+        data = _gpu_in_its_place(data, node)
+    if isinstance(data.get("gpu"), dict):
+        data = {**data, "gpu": completed(data["gpu"])}
     return _cluster(check_table(ClusterTable, data, origin), origin, default_name)
+
+
+def _gpu_in_its_place(data: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """[node.gpu] is another spelling of [gpu], and gpu = "a100-40gb" above all tables one of node.gpu."""
+    inner, outer = node.get("gpu"), data.get("gpu")
+    if isinstance(inner, dict) and "value" not in inner and outer is None:
+        return {**data, "gpu": inner, "node": {k: v for k, v in node.items() if k != "gpu"}}
+    if isinstance(outer, str) and inner is None:
+        return {**{k: v for k, v in data.items() if k != "gpu"}, "node": {**node, "gpu": outer}}
+    return data
 
 
 def _cluster(table: ClusterTable, origin: str, default_name: str) -> Cluster:
@@ -92,9 +102,10 @@ def _cluster(table: ClusterTable, origin: str, default_name: str) -> Cluster:
     name = table.name or default_name
     node = table.node
     nvlink, nvswitch = node.nvlink, node.nvswitch
-    if isinstance(gpu, CatalogueGpu):
-        nvlink = nvlink or _typical(gpu.node.nvlink, gpu.name)
-        nvswitch = nvswitch or _typical(gpu.node.nvswitch, gpu.name)
+    if known_gpu(gpu.name) is not None:
+        usual = catalogue_gpu(gpu.name).node
+        nvlink = nvlink or _typical(usual.nvlink, gpu.name)
+        nvswitch = nvswitch or _typical(usual.nvswitch, gpu.name)
     if nvlink is None:
         raise InputError(f'{origin}: node.nvlink is missing; add it, such as nvlink = "300 GB/s" (one way, per GPU)')
     nvswitch = nvswitch or Flag(value=False, assumed=True, source="not given")

@@ -1,6 +1,7 @@
 """A GPU's table, and the catalogue of GPUs: datasheet figures, dense, with the node that usually has them."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -120,6 +121,21 @@ def catalogue_gpu(name: str) -> CatalogueGpu:
     if key is None:
         raise InputError(f"unknown GPU '{name}'; {nearest(name, gpu_names())}")
     return check_table(CatalogueGpu, {"name": key, **_tables()[key]}, f"gpus.toml: {key}")
+
+
+def completed(gpu: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``[gpu]`` table with what it leaves out as the catalogue has it, where the catalogue knows its ``name``.
+
+    What was measured of the card (``matmul``, ``sustained``) is not taken where the table has a peak or a power limit
+    of its own: it holds for the usual ones.
+    """
+    name = gpu.get("name")
+    known = known_gpu(name) if isinstance(name, str) else None
+    if known is None:
+        return dict(gpu)
+    measured = {"matmul", "sustained"} if {"tensor", "power"} & set(gpu) else set()
+    left_out = {"aliases", "node", *measured}
+    return {**{key: figure for key, figure in _tables()[known].items() if key not in left_out}, **gpu}
 
 
 def figures(table: Table) -> dict[str, Figure[Any]]:

@@ -10,14 +10,14 @@ import pytest
 from builders import H100, cluster, small_model
 from rich.console import Console
 
-from flopcast import InputError
+from flopcast import InputError, load_model
 from flopcast.reports.comparison import row_as_json
 from flopcast.reports.figures.canvas import save
 from flopcast.reports.figures.pareto import draw
 from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.runner_up import why_behind
-from flopcast.reports.search import as_json, described, memory_steps, render, settings, varied, verdict
-from flopcast.simulator.forecast import forecast
+from flopcast.reports.search import as_json, described, exchange_remark, memory_steps, render, settings, varied, verdict
+from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchRequest, SearchResult, search
 
@@ -111,6 +111,21 @@ def test_what_the_terminal_shows() -> None:
     several = printed(found(num_gpus=[8, 16, 32]))
     assert "The best placements on 32 GPUs" in several
     assert "kept of the" in several
+
+
+def test_a_mixture_that_waits_for_its_exchange_is_told_what_helps() -> None:
+    model = load_model("mixtral-8x7b")
+
+    def row(**fields: Any) -> Row:
+        plan = Plan("ddp", 16, 4096, grad_accum=8, ep=8, **fields)
+        return forecast(model, MACHINE, plan).rows()[0]
+
+    waits = row()
+    share = 100 * waits.seconds["expert_communication"] / waits.step_s
+    assert share > 2
+    assert f"{share:.0f} %. Software that sends one copy to a node" in exchange_remark(waits)
+    assert exchange_remark(row(dispatcher="deepep")) == ""
+    assert exchange_remark(RESULT.found[0].rows[0]) == ""
 
 
 def test_memory_steps_are_on_the_front_and_ever_smaller() -> None:

@@ -301,6 +301,7 @@ def test_what_is_fixed() -> None:
         ("num_gpus=8", "use --gpus"),
         ("seq_len=8", "use --seq-len"),
         ("pq=1", "no such field"),
+        ("tensor-model-parallel-size=8", "no such field; it is called 'tp' here"),
         ("recompute=some", "none, selective, full"),
         ("strategy=tp8", "tp=8 strategy=zero1"),
         ("strategy=zero9", "unknown"),

@@ -117,6 +117,31 @@ def test_a_gpu_of_ones_own(table: str) -> None:
     assert "node.nvswitch: false is assumed (not given)" in silent.assumptions
 
 
+def test_a_gpu_of_the_catalogue_with_a_power_limit_of_its_own() -> None:
+    usual = parse_cluster('node = {gpu = "rtx-4090", num_gpus = 8}', "usual.toml")
+    limited = parse_cluster('node = {num_gpus = 8}\ngpu = {name = "RTX 4090", power = "300 W"}', "limited.toml")
+    assert limited.gpu.power_w == 300
+    assert limited.gpu.memory_bytes_per_s == usual.gpu.memory_bytes_per_s == 1008e9
+    assert limited.gpu.fp8_flop_per_s == usual.gpu.fp8_flop_per_s == 330.3e12
+    # what its products were measured to sustain was measured at the usual limit
+    assert usual.gpu.matmul_flop_per_s == 178.8e12
+    assert limited.gpu.matmul_flop_per_s == 0
+    # PCIe 4.0, as the catalogue's typical node has it
+    assert limited.nvlink_bytes_per_s == 32e9
+    assert not limited.nvswitch
+
+
+def test_a_gpu_may_be_named_above_all_tables() -> None:
+    text = "node = {num_gpus = 8}"
+    assert (
+        parse_cluster(f'gpu = "h800-80gb"\n{text}', "x.toml").gpu
+        == parse_cluster(f'gpu = {{name = "h800-80gb"}}\n{text}', "x.toml").gpu
+        == parse_cluster('node = {gpu = "h800-80gb", num_gpus = 8}', "x.toml").gpu
+    )
+    with pytest.raises(InputError, match=r"node\.gpu: unknown GPU 'h8000'; did you mean 'h800-80gb'"):
+        parse_cluster(f'gpu = "h8000"\n{text}', "x.toml")
+
+
 def test_an_unpublished_gpu_may_be_assumed_by_name() -> None:
     text = CLUSTER.replace('"a100-40gb"', '{value = "a100-80gb", assumed = true, source = "size not said"}')
     cluster = parse_cluster(text, "my.toml")
