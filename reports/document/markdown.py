@@ -46,11 +46,16 @@ def _pipes(table: Table) -> list[str]:
     lines = ["| " + " | ".join(escape(heading) for heading in table.headings) + " |"]
     lines.append("|" + "|".join("---:" if table.kind(column) == "number" else "---" for column in columns) + "|")
     for index, row in enumerate(table.rows):
-        cells = [escape(cell.text) for cell in row]
+        cells = [_code(cell.text) if cell.code else escape(cell.text) for cell in row]
         if index in table.strong:
             cells = [f"**{cell}**" if cell else cell for cell in cells]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _code(words: str) -> str:
+    """Text to be typed, in which only what would end the cell or the code is replaced."""
+    return f"`{words.replace('`', '').replace('|', '')}`"
 
 
 def escape(words: str) -> str:

@@ -1,6 +1,6 @@
 """The report's sections, in the order a reader asks."""
 
-from flopcast.reports.document import comparison, evidence, outlook
+from flopcast.reports.document import comparison, evidence, launch, outlook
 from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study
 
@@ -14,6 +14,7 @@ def sections(study: Study) -> tuple[Section, ...]:
         comparison.why(study),
         comparison.memory(study),
         *((comparison.traffic(study), comparison.remedies(study)) if would_run else ()),
+        *((launch.running(study),) if would_run else ()),
         outlook.scaling(study),
         *((outlook.sensitivity(study),) if changes else ()),
         outlook.bill(study),

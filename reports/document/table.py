@@ -13,12 +13,13 @@ class Cell:
     """``order`` is what the cell sorts by; a cell with one is a number and stands at the right.
 
     It is in the unit of the cell's heading, unrounded, for the JSON document gives it beside that heading.
-    ``ends``: of a cell that is a range, where that begins and ends.
+    ``ends``: of a cell that is a range, where that begins and ends. ``code``: its text is to be typed as it stands.
     """
 
     text: str
     order: float | None = None
     ends: tuple[float, float] | None = None
+    code: bool = False
 
 
 @dataclass(frozen=True)

@@ -265,3 +265,12 @@ def test_a_run_of_less_than_a_day_is_told_in_hours() -> None:
     assert "hours (" in found.recommendation.sentence
     assert [answer.answer.split()[-1] for answer in found.recommendation.answers][1::2] == ["hours", "hours"]
     assert set(numbers_in(said(found))) <= in_tables(found)
+
+
+def test_how_to_run_it_is_told_of_the_recommended_plan_and_without_the_4_bit_gather(report: Report) -> None:
+    (section,) = [section for section in report.sections if section.name == "launch"]
+    rows = {row[0].text: row[1].text for row in section.tables[0].rows}
+    assert report.study.best.strategy == "zero3-node+q4"
+    assert "--plan.strategy zero3-node+q4" in rows["flopcast's trainer"]
+    assert '"zero_hpz_partition_size": 8' in rows["DeepSpeed, as zero3-node"]
+    assert section.remarks[0].endswith("torchtitan: lacks ZeRO-3 kept inside the node and a 4-bit all-gather.")
