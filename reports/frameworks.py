@@ -110,8 +110,11 @@ FRAMEWORKS: dict[str, Framework] = {
         ("nemo 22", "nemo megatron", "nemo-megatron"),
         replace(_MEGATRON_CORE, overlap=False, overlap_update=False, overlap_tensor=False, attention="unfused"),
     ),
-    # The launcher's configurations of 2023 and 2024 leave fp8_params out, which is then off.
-    **dict.fromkeys(("nemo 23", "nemo 24.0"), _MEGATRON_CORE),
+    # The launcher's configurations of 2023 and 2024 leave fp8_params out, which is then off. Before 24.05 its images
+    # are built on PyTorch's of 24.01 and before (NeMo's Dockerfile, v1.23.0 and v2.0.0rc0), with cuDNN 8.9.7, than
+    # which 9.0 attends up to 50 % faster on Hopper (its release notes): before, about as FlashAttention-2 does.
+    **dict.fromkeys(("nemo 23", "nemo 24.01", "nemo 24.03"), replace(_MEGATRON_CORE, attention="flash2")),
+    "nemo 24.0": _MEGATRON_CORE,
     # NVIDIA's submissions of language models to MLPerf are NeMo's.
     **dict.fromkeys(("nemo", "mlperf"), _NEMO),
     "megatron-core": _MEGATRON_CORE,
@@ -123,9 +126,11 @@ FRAMEWORKS: dict[str, Framework] = {
     # The same models with Liger-Kernel's fused norms, SwiGLU and loss: less memory, a step as long within 1.5 % (Stas
     # Bekman, ml-engineering, insights/when-to-upgrade-gpus).
     "liger": Framework(overlap_update=False, bucket_bytes=10**9, gradient_bits=16, fused_kernels=False, engine="liger"),
-    # DeepSpeed reduces in the training precision, in buckets of 5e8 elements (reduce_bucket_size), and gathers what
-    # its optimizer has updated before the next forward.
+    # DeepSpeed reduces in the training precision, in buckets of 5e8 elements (reduce_bucket_size), beside the backward
+    # pass under ZeRO-3 alone (overlap_comm's default, runtime/zero/config.py), and gathers what its optimizer has
+    # updated before the next forward.
     "deepspeed": Framework(
+        overlap=False,
         overlap_update=False,
         bucket_bytes=10**9,
         gradient_bits=16,
@@ -160,6 +165,8 @@ FRAMEWORKS: dict[str, Framework] = {
         ("llm.q", "llmq"),
         Framework(gradient_bits=16, jit_fused=True, attention="cudnn", spills=True, engine="llm.c"),
     ),
+    # Norms, rotary positions, SwiGLU and loss are Triton kernels of its own (unsloth/kernels).
+    "unsloth": Framework(),
     # torch.compile unless it is told otherwise (train.py: compile = True).
     "nanogpt": Framework(jit_fused=True),
     # Compiles what it can with nvFuser and takes cuDNN's attention first (thunder/__init__.py, add_default_executor).
@@ -182,7 +189,7 @@ FRAMEWORKS: dict[str, Framework] = {
 # Models of Hugging Face or of plain modules run norms and rotary positions eagerly there, unless they are compiled.
 PYTORCH = re.compile(
     r"pytorch|fsdp|\bddp\b|\b(torch|torchtune|torchrun|hf|trl)\b|hugging|accelerate|transformers|olmo"
-    r"|axolotl|unsloth|llama-?factory|xtuner|open_?lm|lingua|picotron|veomni|torchacc"
+    r"|axolotl|llama-?factory|xtuner|open_?lm|lingua|picotron|veomni|torchacc"
 )
 
 
@@ -199,5 +206,7 @@ def framework_of(name: str, tp: int = 1) -> Framework:
     whose way of splitting them it is (arXiv:2205.05198).
     """
     lowered = name.lower()
+    if "megatron" in lowered and "deepspeed" in lowered:
+        return _MEGATRON_DEEPSPEED
     unknown = Framework(engine="megatron" if tp > 1 else "fsdp2", fused_kernels=not PYTORCH.search(lowered))
     return next((facts for key, facts in FRAMEWORKS.items() if key in lowered), unknown)

@@ -10,6 +10,7 @@ from flopcast.reports.run_row import Row
 from flopcast.reports.run_shards import OFFLOADED, shards, zero_stage
 from flopcast.reports.run_words import (
     COMPILED,
+    FUSED,
     TENSOR_OVERLAP,
     attention_in,
     dispatcher_in,
@@ -19,6 +20,7 @@ from flopcast.reports.run_words import (
 )
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import usual_attention
+from flopcast.simulator.engines import ENGINES, Engine
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Precision
 
@@ -48,6 +50,7 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
     if "megatron" in sharding and not zero_stage(sharding):
         sharding = framework.sharding
     precision = precision_in(row.text("precision", "bf16"))
+    engine = framework.engine_in(str(row.cells.get("precision", "")))
     ep = row.whole("ep", 1) if row.has("ep") else 1
     plan = Plan(
         strategy=sharding,
@@ -69,16 +72,23 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
         **shards(row, sharding, world, pp, cluster.gpus_per_node // tp),
         recompute=recompute_in(row.text("recompute", framework.recompute)),
         precision=precision,
-        gradient_bits=framework.gradient_bits or (16 if zero_stage(sharding) == 3 else 32),
+        gradient_bits=_gradient_bits(framework, engine, sharding),
         attention=_attention(row, framework, cluster),
-        fused_kernels=framework.fused_kernels,
+        fused_kernels=framework.fused_kernels or _says(row, FUSED),
         compiled=_is_compiled(row, framework, precision),
         prefetch=int(framework.overlap or zero_stage(sharding) == 3),
         bucket_bytes=framework.bucket_bytes,
         state_bytes=0 if OFFLOADED.search(row.text("framework") + " " + row.text("sharding")) else 12,
-        engine=framework.engine_in(str(row.cells.get("precision", ""))),
+        engine=engine,
     )
     return plan, batch / (dp * micro * accumulation)
+
+
+def _gradient_bits(framework: Framework, engine: Engine, sharding: str) -> int:
+    """What gradients are reduced in: fp32 accumulators that an engine keeps beside them, else as the software does."""
+    if ENGINES[engine].separate_gradients:
+        return 32
+    return framework.gradient_bits or (16 if zero_stage(sharding) == 3 else 32)
 
 
 def _overlaps_tensor(row: Row, framework: Framework) -> bool:

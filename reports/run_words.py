@@ -35,6 +35,8 @@ TENSOR_OVERLAP = re.compile(
     r"|overlap[-_ ](sp|tp)\b|user[-_ ]?buffers?|\bub_tp)"
 )
 COMPILED = re.compile(r"(?<!no )(?<!not )(?<!non-)(?<!without )\b(torch\.?_?)?compiled?\b(?!\w)")
+# Norms and rotary positions in kernels of their own, such as flash-attention's and Apex's.
+FUSED = re.compile(r"(?<!no )(?<!not )(?<!without )fused[-_ ](kernel|norm|rms|layer[-_ ]?norm|rot|rope)")
 WIDTHS = {
     "fp4": re.compile(r"(fp?|float|int|nf)[-_ ]?4|\b4[-_ ]?bit"),
     "fp8": re.compile(r"(fp?|float)[-_ ]?8|e4m3|e5m2|8[-_ ]?bit"),

@@ -36,7 +36,10 @@ class Habits:
     of a gated projection, whose gradients are joined. ``accumulates_in_products``: the product that makes a weight's
     gradient adds it to the accumulator. ``waits_for_sends``: interleaved stages wait for what they send, too;
     ``sends_parts``: of a tensor-parallel group each rank sends its part, which is gathered on the other side.
-    ``gathers_fp8``: matrices that are multiplied in 8 bits are gathered and held so.
+    ``gathers_fp8``: matrices that are multiplied in 8 bits are gathered and held so. ``gathers_matrices``: what is
+    gathered for a pass is gathered matrix by matrix, and its gradients are reduced in buckets, where others do both
+    layer by layer. ``reduces_whole``: of parameters that are not sharded each rank receives the whole gradient, to
+    keep its part.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
@@ -68,6 +71,8 @@ class Habits:
     waits_for_sends: bool = False
     sends_parts: bool = False
     gathers_fp8: bool = False
+    gathers_matrices: bool = False
+    reduces_whole: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
     keeps_intermediates: bool = False
@@ -117,18 +122,23 @@ ENGINES: dict[Engine, Habits] = {
     ),
     # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
     # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose
-    # gradients it casts to fp32 for the update (runtime/zero/stage3.py).
+    # gradients it casts to fp32 for the update (runtime/zero/stage3.py). It gathers before each module's forward and
+    # backward (partitioned_param_coordinator.py, fetch_sub_module), which of a transformer is a linear layer; vectors
+    # stay whole (stage3_param_persistence_threshold). ZeRO-1 and -2 all-reduce (use_multi_rank_bucket_allreduce, since
+    # 0.12.4); before, one reduction per part sent as much as a reduce-scatter does.
     "huggingface": Habits(
         logit_bytes=16,
         loss_forward_bytes=22,
         loss_backward_bytes=34,
         keeps_intermediates=True,
         static_buffers=True,
+        gathers_matrices=True,
+        reduces_whole=True,
         live_elements=10**9,
         update_bytes=4,
     ),
     # Liger-Kernel's fused linear cross-entropy works in chunks and never holds the logits; norms and SwiGLU are fused.
-    "liger": Habits(logit_bytes=0, static_buffers=True, live_elements=10**9),
+    "liger": Habits(gathers_matrices=True, reduces_whole=True, logit_bytes=0, static_buffers=True, live_elements=10**9),
     # Contiguous parameter and gradient buffers (distributed/param_and_grad_buffer.py); the loss in place on one fp32
     # copy (tensor_parallel/cross_entropy.py); sharded inputs kept, attention alone computed again (arXiv:2205.05198,
     # sections 4.2.2 and 5). Weight gradients are accumulated by wgrad_gemm_accum_fp32 unless
@@ -147,13 +157,21 @@ ENGINES: dict[Engine, Habits] = {
         **_SIX_PASSES,
         jit_only=True,
         static_buffers=True,
+        gathers_matrices=True,
         recomputes_attention=True,
         update_bytes=6,
         bucket_bytes=10**9,
     ),
-    # BF16_Optimizer (deepspeed/runtime/bf16_optimizer.py): 4 bytes per parameter more, on every data-parallel rank.
+    # BF16_Optimizer (deepspeed/runtime/bf16_optimizer.py): 4 bytes per parameter more, on every data-parallel rank, all
+    # of which are all-reduced (runtime/pipe/engine.py, _bf16_reduce_grads).
     "deepspeed-bf16": Habits(
-        **_SIX_PASSES, jit_only=True, static_buffers=True, separate_gradients=True, recomputes_attention=True
+        **_SIX_PASSES,
+        gathers_matrices=True,
+        reduces_whole=True,
+        jit_only=True,
+        static_buffers=True,
+        separate_gradients=True,
+        recomputes_attention=True,
     ),
     # An fp32 cast of the logits and a copy of it (parallel/tensor_parallel/functional.py); DDP's 16-bit buckets beside
     # one fp32 gradient buffer (optim/gradient_accumulator.py). In models/llama.py: act(gate) * up as two operations on

@@ -140,9 +140,11 @@ def _gathers(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation
             continue
         count = unit.count * present
         group = placement.group(shard, unit.stride, gpus_per_node, plans.num_gpus)
-        work = Collective("all_gather", tensor_bytes, group, unit.group_name(shard), "gather")
+        calls = np.where(has_habit("gathers_matrices", plans.engine) & (p > 1), unit.num_matrices, 1)
+        work = Collective("all_gather", tensor_bytes / calls, group, unit.group_name(shard), "gather")
         launches = nothing + GATHER_KERNELS
-        yield Operation(f"{unit.name}.gather", unit.section, phase, when, count, launches, work, nothing, nothing)
+        name = f"{unit.name}.gather"
+        yield Operation(name, unit.section, phase, when, count * calls, launches, work, nothing, nothing)
         quantised = count * (plans.gather_bits == 4)
         if not np.any(quantised):
             continue
@@ -158,10 +160,13 @@ def _reductions(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operat
 
     gradient shard g, optimizer shard o, W ranks: g > 1 reduce-scatters over g after every backward; what is still
     missing (g = 1: over o; 1 < g < o: over o/g of 1/g) and the all-reduce over the W/o replicas follow the last.
-    All are counted among the ranks that hold the unit's parameters.
+    All are counted among the ranks that hold the unit's parameters. An engine that reduces whole all-reduces over all W
+    as often, and each rank keeps its part.
     """
     plans = unit.plans
-    g, o = unit.ways(plans.gradient_shard), unit.ways(plans.optimizer_shard)
+    whole = has_habit("reduces_whole", plans.engine) & (plans.parameter_shard == 1)
+    g, o = (np.where(whole, 1, unit.ways(shard)) for shard in (plans.gradient_shard, plans.optimizer_shard))
+    every = whole & (plans.gradient_shard > 1)
     world, stride = unit.ranks, unit.stride
     element_bytes = plans.gradient_bits / 8
 
@@ -179,7 +184,9 @@ def _reductions(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operat
     exact = unit.elements * element_bytes
     replicated = np.where(o > 1, once / o, exact)
     names = np.where(o > 1, "across-nodes", unit.group_name(world))
-    yield from _reduction(unit, "all_reduce", "last", replicated, among(world // o, o), names, o < world)
+    rest = among(world // o, o)
+    yield from _reduction(unit, "all_reduce", "every", replicated, rest, names, every & (o < world))
+    yield from _reduction(unit, "all_reduce", "last", replicated, rest, names, ~every & (o < world))
 
 
 def _reduction(
@@ -198,7 +205,7 @@ def _reduction(
     total = unit.count * unit_bytes
     bucket = plans.bucket_bytes if collective == "all_reduce" else np.maximum(plans.bucket_bytes, unit_bytes)
     buckets = np.maximum(np.ceil(total / bucket - 1e-9), (total > 0) * 1.0)
-    gathered = unit.ways(plans.parameter_shard) > 1
+    gathered = (unit.ways(plans.parameter_shard) > 1) & ~has_habit("gathers_matrices", plans.engine)
     calls = np.where(gathered, unit.count, buckets) * present
     tensor_bytes = np.where(calls > 0, total, 0.0) / np.where(calls > 0, calls, 1.0)
     work = Collective(collective, tensor_bytes, group, group_name, "reduce")

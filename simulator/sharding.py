@@ -81,6 +81,11 @@ class Unit:
         ways = self.ways(shard)
         return total(-(-rows // ways) * ways * rest for _, rows, rest in self.local_shapes)
 
+    @property
+    def num_matrices(self) -> int:
+        """Weights that are modules of their own: experts that are stacked here are so many."""
+        return sum(tensor.num_experts for tensor in self.tensors if len(tensor.shape) > 1)
+
     def sharded_elements(self, shard: IntArray) -> Array:
         """Elements of one rank's part of :meth:`padded_elements`."""
         return np.asarray(self.padded_elements(shard) / self.ways(shard))

@@ -153,6 +153,8 @@ def test_a_pipeline_is_filled_with_single_sequences_where_a_table_does_not_say()
         ("PyTorch DDP", "ddp", 32),
         ("torchtitan (FSDP2)", "fsdp_full", 32),
         ("DeepSpeed", "zero3", 16),
+        ("nanotron", "zero1", 32),
+        ("Megatron-DeepSpeed", "zero1", 32),  # the row is in bf16, whose gradients BF16_Optimizer holds in fp32
     ],
 )
 def test_the_width_of_a_reduction_is_the_softwares(framework: str, sharding: str, bits: int) -> None:
@@ -327,7 +329,12 @@ def test_chunks_of_tensor_parallel_communication_are_read_where_they_are_said(
         ("MaxText (JAX)", "cudnn", True, "full"),
         ("Paxml", "cudnn", True, "none"),
         ("NeMo Megatron 22.12", "unfused", True, "none"),
+        ("NeMo 24.03", "flash2", True, "none"),
+        ("NeMo 24.07", "cudnn", True, "none"),
         ("NeMo 24.12", "cudnn", True, "none"),
+        ("Unsloth", "flash2", True, "none"),
+        ("PyTorch FSDP, fused kernels of flash-attention", "flash2", True, "none"),
+        ("PyTorch FSDP, no fused kernels", "flash2", False, "none"),
         ("PyTorch FSDP1", "flash2", False, "none"),
         ("HF Trainer", "flash2", False, "none"),
         ("MosaicML Composer", "flash2", False, "none"),
@@ -385,6 +392,7 @@ def test_frameworks_by_name() -> None:
     assert framework_of("Megatron-Bridge").overlap_tensor
     assert framework_of("Megatron-LM (FlagPerf)") != framework_of("NeMo 25.04")
     assert framework_of("GPT-NeoX") == framework_of("Megatron-DeepSpeed")
+    assert framework_of("DeepSpeed with Megatron-LM 1.1.5") == framework_of("Megatron-DeepSpeed")
     assert framework_of("MaxText (JAX)").jit_fused
     assert framework_of("something new").overlap
     assert framework_of("something new").engine == "fsdp2"

@@ -259,6 +259,35 @@ def test_some_gather_the_matrices_of_8_bit_products_in_8_bits() -> None:
     assert found["torchtitan", "fp8"] == pytest.approx((layer_elements, 2 * root))
 
 
+def test_zero3_of_deepspeed_gathers_matrix_by_matrix_and_reduces_in_buckets() -> None:
+    def calls(engine: str, collective: str) -> tuple[float, float]:
+        of = plan("zero3", 16, engine=engine, bucket_bytes=10**9)
+        found = [op for op in forecast(MODEL, cluster(), of).operations if op.name == f"transformer.{collective}"]
+        each = [op.work.tensor_bytes[0] for op in found]  # type: ignore[union-attr]
+        return float(sum(op.count[0] for op in found)), float(each[0])
+
+    layer_bytes = calls("fsdp2", "gather")[1]
+    assert calls("fsdp2", "gather")[0] == 2 * 4
+    # q, k, v, o, gate, up and down, for the forward and for the backward pass of four layers.
+    assert calls("huggingface", "gather") == (2 * 4 * 7, pytest.approx(layer_bytes / 7))
+    assert calls("fsdp2", "reduce_scatter") == (4, pytest.approx(2 * layer_bytes))
+    assert calls("huggingface", "reduce_scatter") == (1, pytest.approx(4 * 2 * layer_bytes))
+
+
+@pytest.mark.parametrize(("strategy", "when"), [("zero1", "last"), ("zero2", "every")])
+def test_deepspeed_all_reduces_where_only_gradients_and_states_are_sharded(strategy: str, when: str) -> None:
+    def reductions(engine: str) -> list[tuple[str, str]]:
+        operations = forecast(MODEL, cluster(), plan(strategy, 16, engine=engine, grad_accum=4)).operations
+        return [
+            (op.work.collective, op.when)
+            for op in operations
+            if op.name.startswith("transformer.") and "reduce" in op.name
+        ]  # type: ignore[union-attr]
+
+    assert reductions("huggingface") == [("all_reduce", when)]
+    assert reductions("deepspeed") == [("reduce_scatter", when)]
+
+
 @pytest.mark.parametrize(
     ("strategy", "precision", "bytes_of_layers"), [("zero2", "bf16", 2), ("zero2", "fp8", 1), ("ddp", "fp8", 2)]
 )
