@@ -1,5 +1,6 @@
 """All-gather: every rank holds a shard and ends with the whole tensor."""
 
+from flopcast.collectives import nccl
 from flopcast.collectives.constants import DEFAULT, Constants
 from flopcast.collectives.cost import Candidate, Cost, Floats, evaluate
 from flopcast.collectives.group import Fabric, FloatArray, Group
@@ -24,6 +25,14 @@ def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: C
     sent = ring_bytes(tensor_bytes, group, 1)
     # Every rank also writes its own shard to the output: a little less than a reduce-scatter's rate.
     return [
-        *ring(sent, 1, on, constants, bus_share=constants.copy_share, ll_share=0.5),
+        *ring(
+            sent,
+            1,
+            on,
+            constants,
+            bus_share=constants.copy_share,
+            channel_bytes_per_s=nccl.COPY_CHANNEL_BYTES_PER_S,
+            ll_share=0.5,
+        ),
         *pat(sent, on),
     ]

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from flopcast.collectives import hierarchical, torus
+from flopcast.collectives import hierarchical, nvls, torus
 from flopcast.collectives.collnet import collnet
 from flopcast.collectives.constants import DEFAULT, Constants
-from flopcast.collectives.cost import ALGORITHMS, Candidate, Cost, Evaluation, Floats, evaluate
+from flopcast.collectives.cost import ALGORITHMS, LL, Candidate, Cost, Evaluation, Floats, evaluate
 from flopcast.collectives.group import Fabric, FloatArray, Group
-from flopcast.collectives.links import links
-from flopcast.collectives.nvls import nvls
+from flopcast.collectives.links import Links, links
 from flopcast.collectives.ring import ring
 from flopcast.collectives.tree import tree
 from flopcast.collectives.volume import ring_bytes, split
@@ -52,11 +51,21 @@ def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
 
 
 def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
+    """All that NCCL may choose: where its tables put an NVLS-tree before a ring, the ring is left only its LL."""
     on = links(group, fabric, constants)
-    return [
-        *ring(ring_bytes(tensor_bytes, group, 2), 2, on, constants),
+    rings, others = _able(tensor_bytes, on, group, fabric, constants)
+    behind = nvls.before_rings(on, fabric)
+    kept = [one if one.protocol == LL else one.where(~behind) for one in rings]
+    return [*kept, *others]
+
+
+def _able(
+    tensor_bytes: Floats, on: Links, group: Group, fabric: Fabric, constants: Constants
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Rings, and all else that can run."""
+    return ring(ring_bytes(tensor_bytes, group, 2), 2, on, constants), [
         *tree(tensor_bytes, on, constants),
-        *nvls(tensor_bytes, on, fabric, constants),
+        *nvls.nvls(tensor_bytes, on, fabric, constants),
         *collnet(tensor_bytes, on, fabric, constants),
     ]
 
@@ -69,15 +78,7 @@ def _only(algorithm: str) -> Evaluation:
     code = ALGORITHMS.index(algorithm)
 
     def evaluation(size: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
-        found = _candidates(size, group, fabric, constants)
-        return [
-            Candidate(
-                one.algorithm,
-                one.protocol,
-                np.where(np.asarray(one.algorithm) == code, one.time_s, np.inf),
-                one.node_bytes,
-            )
-            for one in found
-        ]
+        rings, others = _able(size, links(group, fabric, constants), group, fabric, constants)
+        return [one.where(np.asarray(one.algorithm) == code) for one in (*rings, *others)]
 
     return evaluation

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from flopcast.collectives import nccl
 from flopcast.collectives.constants import DEFAULT, Constants
 from flopcast.collectives.cost import Candidate, Cost, Floats, checked_bytes, evaluate
 from flopcast.collectives.group import Fabric, FloatArray, Group
@@ -23,4 +24,12 @@ def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
 
 def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:
     on = links(group, fabric, constants)
-    return ring(tensor_bytes, 1, on, constants, ll_share=0.5, chain=True)
+    return ring(
+        tensor_bytes,
+        1,
+        on,
+        constants,
+        channel_bytes_per_s=nccl.COPY_CHANNEL_BYTES_PER_S,
+        ll_share=0.5,
+        chain=True,
+    )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flopcast.collectives import headings
 from flopcast.collectives.cells import gbit, is_missing, numbers, text_of
 from flopcast.collectives.machines import NETWORK
+from flopcast.collectives.racks import join_racks
 from flopcast.errors import InputError
 
 Columns: TypeAlias = dict[str, NDArray[Any]]
@@ -24,6 +25,7 @@ _WORDS = {
     "gpu": ("gpu", "gputype", "gpumodel", "gpuname", "accelerator", "device"),
     "interconnect": ("interconnect", "nvlink"),
     "fabric": ("fabric", "network", "nictype"),
+    "nccl_version": ("ncclversion", "nccl"),
     "notes": ("notes", "note", "comment", "comments"),
     "series": ("series", "run", "id"),
     "source": ("source", "url"),
@@ -70,9 +72,6 @@ _COLLECTIVES = {
 _COUNTED = re.compile(r"\b([0-9]{1,3})\s*[x*\u00d7]\s*([0-9]+\s*G\S*|[A-Z]DR[0-9]*)", re.IGNORECASE)
 # What a node is taken to hold where a table does not say: boards of four superchips, racks of 72, else eight.
 _GPUS_PER_NODE = ((r"NVL72", 72.0), (r"GH200|GB[23]00", 4.0))
-# Boards of four superchips share the NVLink switches of their rack, which hold up to 72 GPUs (GB200 NVL72 datasheet).
-_RACK_BOARD = re.compile(r"GB[23]00")
-_BOARD_GPUS, _RACK_GPUS = 4.0, 72.0
 _ESSENTIAL = ("gpu", "collective")
 # Where one of these is given, it is a whole number of at least 1.
 _COUNTS = ("gpus_per_node", "n_nodes", "ranks")
@@ -125,7 +124,7 @@ def tidy(given: Mapping[str, NDArray[Any]]) -> Columns:
         {name: column(_NUMBERS[name]) for name in _COUNTS}, found, given.get("unreadable")
     )
     _fill_ranks(found)
-    _join_racks(found)
+    join_racks(found)
     _fill_times(found)
     machine = zip(found["gpu"], found["n_nodes"], found["gpus_per_node"], found["fabric"], strict=True)
     unnamed = [" ".join((gpu, f"{nodes:g} x {gpus:g}", fabric)).strip() for gpu, nodes, gpus, fabric in machine]
@@ -180,20 +179,6 @@ def _fill_ranks(found: Columns) -> None:
     nodes = np.where(nodes >= 1, nodes, np.where(ranks >= 1, from_ranks, assumed))
     found["n_nodes"] = nodes
     found["gpus_per_node"] = np.where(known, gpus, np.where(ranks >= 1, np.ceil(ranks / nodes), usual))
-
-
-def _join_racks(found: Columns) -> None:
-    """Boards of one rack as one node, with the NICs of all of them, unless the notes switch NVLink between them off."""
-    gpus, nodes = found["gpus_per_node"], found["n_nodes"]
-    board = np.array([bool(_RACK_BOARD.search(name.upper())) for name in found["gpu"]], dtype=np.bool_)
-    off = np.char.find(found["notes"], "NCCL_MNNVL_ENABLE=0") >= 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        racks = np.ceil(gpus * nodes / _RACK_GPUS)
-        boards = nodes / racks
-    joined = board & ~off & (gpus == _BOARD_GPUS) & (nodes > 1) & (boards == np.floor(boards))
-    found["n_nodes"] = np.where(joined, racks, nodes)
-    for name in ("gpus_per_node", "nics_per_node"):
-        found[name] = np.where(joined, found[name] * boards, found[name])
 
 
 def _fill_times(found: Columns) -> None:

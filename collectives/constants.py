@@ -16,33 +16,35 @@ class Constants:
 
     launch_s: float = 2.16e-05
     process_gpu_s: float = 1.39e-06
-    protocol_base_s: float = 1.67e-05
-    hopper_base_scale: float = 0.547
+    protocol_base_s: float = 1.63e-05
+    hopper_base_scale: float = 0.546
     ring_share: float = 0.974
     copy_share: float = 0.97
     nvls_share_hopper: float = 1.06
     nvls_share_blackwell: float = 0.929
-    ll_share: float = 0.135
+    nvls_short_share_hopper: float = 0.949
+    nvls_short_share_blackwell: float = 0.899
+    ll_share: float = 0.134
     ll128_share: float = 0.678
-    ll128_share_hopper: float = 0.759
-    ring_fill_chunks: float = 0.936
-    ring_fill_limit: float = 6.45
-    tree_fill_chunks: float = 2.77
-    tree_fill_limit: float = 5
-    nvls_base_s: float = 4.81e-06
-    nvls_rank_s: float = 1.81e-06
-    nvls_tree_hop_s: float = 2.12e-05
-    network_fill_share: float = 0.446
+    ll128_share_hopper: float = 0.762
+    ring_fill_chunks: float = 0.932
+    ring_fill_limit: float = 6.47
+    tree_fill_chunks: float = 2.78
+    tree_fill_limit: float = 4.93
+    nvls_base_s: float = 4.74e-06
+    nvls_rank_s: float = 1.76e-06
+    nvls_tree_hop_s: float = 2.11e-05
+    network_fill_share: float = 0.447
     all_to_all_base_s: float = 3.98e-06
     all_to_all_peer_s: float = 4.22e-07
     point_to_point_share: float = 0.89
     hop_infiniband_s: float = 2.26e-06
-    hop_roce_s: float = 2.25e-06
-    hop_efa_s: float = 2.71e-05
-    hop_efa_first_s: float = 7.22e-05
-    hop_tcpx_s: float = 0.000684
+    hop_roce_s: float = 2.24e-06
+    hop_efa_s: float = 2.69e-05
+    hop_efa_first_s: float = 7.21e-05
+    hop_tcpx_s: float = 0.000685
     hop_tcpxo_s: float = 4.34e-05
-    hop_slingshot_s: float = 7.34e-06
+    hop_slingshot_s: float = 7.33e-06
     hop_ethernet_s: float = 5e-05
     nic_share_infiniband: float = 0.944
     nic_share_roce: float = 0.913
@@ -81,6 +83,8 @@ FITTED: dict[str, Range] = {
     "copy_share": Range(0.94, 1.0, "1", "all-gather's, all-to-all's and send's rate over a reduction's", _LARGE),
     "nvls_share_hopper": Range(1.03, 1.09, "1", "bus rate of NVLS over one-way NVLink; NCCL counts on 1.06", _LARGE),
     "nvls_share_blackwell": Range(0.88, 0.98, "1", "the same on Blackwell; NCCL counts on 0.92", _LARGE),
+    "nvls_short_share_hopper": Range(0.90, 1.0, "1", "NVLS's rate with short chunks over that with long ones", _LARGE),
+    "nvls_short_share_blackwell": Range(0.80, 1.0, "1", "the same on Blackwell", _LARGE),
     "ll_share": Range(0.05, 0.5, "1", "LL's rate over the ring's; NCCL counts on at most 0.5", _MIDDLE),
     "ll128_share": Range(0.5, 0.95, "1", "LL128's rate over that of NVLink, at most", _MIDDLE),
     "ll128_share_hopper": Range(0.6, 0.95, "1", "the same on Hopper and Blackwell", _MIDDLE),

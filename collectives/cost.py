@@ -1,7 +1,7 @@
 """The answer of the cost model (:class:`Cost`) and the choice of the cheapest algorithm and protocol."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -46,6 +46,10 @@ class Candidate:
     protocol: int
     time_s: Floats
     node_bytes: Floats
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Candidate":
+        """The same, with an infinite time where it is not to be ``chosen``."""
+        return replace(self, time_s=np.where(chosen, self.time_s, np.inf))
 
 
 Evaluation: TypeAlias = Callable[[Floats, Group, Fabric, Constants], Sequence[Candidate]]

@@ -13,6 +13,8 @@ IntArray: TypeAlias = "NDArray[np.int64] | int"
 BoolArray: TypeAlias = "NDArray[np.bool_] | bool"
 
 ARCHITECTURES = ("volta", "ampere", "hopper", "blackwell", "other")
+# NCCL 2.27, of PyTorch 2.8 and 2.9.
+USUAL_NCCL_MINOR = 27
 FABRICS = ("infiniband", "roce", "efa", "gpudirect-tcp", "slingshot", "ethernet")
 
 
@@ -80,6 +82,10 @@ class Fabric:
     rate (32e9 for generation 4 x16) and the architecture "other". ``nic_bytes_per_s`` is the line rate of one NIC,
     one way (400 Gbit/s is 50e9). A machine of one node needs no NIC.
 
+    ``nccl_minor`` is x of NCCL 2.x, whose channels changed with it (2.20, 2.27, 2.28 and 2.29), and ``min_channels``
+    what NCCL_MIN_CTAS or NCCL_MIN_NCHANNELS asks for, 1 where nothing does. ``nvls_chunk_bytes`` is
+    NCCL_NVLS_CHUNKSIZE, which AWS's plugin and Google's gIB set to 512 KiB.
+
     ``gpus_per_process`` is 1 where every GPU has a process of its own, as under torchrun and MPI; one process for
     several (nccl-tests' ``-g``) sets them going one after another.
 
@@ -97,6 +103,9 @@ class Fabric:
     gpus_per_node: IntArray
     sharp: BoolArray = False
     gpus_per_process: IntArray = 1
+    nccl_minor: IntArray = USUAL_NCCL_MINOR
+    min_channels: IntArray = 1
+    nvls_chunk_bytes: IntArray = 128 * 2**10
     launch_scale: FloatArray = 1.0
     hop_scale: FloatArray = 1.0
     nvlink_scale: FloatArray = 1.0
@@ -111,6 +120,9 @@ class Fabric:
             "nvlink_bytes_per_s",
             "gpus_per_node",
             "gpus_per_process",
+            "nccl_minor",
+            "min_channels",
+            "nvls_chunk_bytes",
             "launch_scale",
             "hop_scale",
             "nvlink_scale",

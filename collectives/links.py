@@ -26,7 +26,8 @@ class Links:
 
     ``bus`` is the rate of a ring inside the node, ``chain_bus`` that of a node's part of a ring or tree across nodes,
     ``ring_bus`` that of the whole ring, ``node_rate`` what all NICs of a node give this group, ``channel_rate`` what
-    NCCL's channels reach of that, ``nic_rate`` what each rank gets from its NICs when all the node's ranks send,
+    NCCL's channels reach of that, ``ring_channels`` how many a ring between nodes has where their number can bound it
+    and infinite elsewhere, ``nic_rate`` what each rank gets from its NICs when all the node's ranks send,
     ``own_rate`` when only one rank of each group does; ``hops`` is log2 of the nodes, ``launch_s`` the time to start
     a kernel on the GPUs of a process, ``per_process`` their number, ``base_s`` the fixed cost of LL128 and Simple,
     ``crossing_s`` what the fabric adds to one step between nodes, ``ll128`` whether LL128 can run, ``ll128_share``
@@ -44,6 +45,7 @@ class Links:
     ring_bus: Floats
     node_rate: Floats
     channel_rate: Floats
+    ring_channels: Floats
     nic_rate: Floats
     own_rate: Floats
     launch_s: Floats
@@ -73,9 +75,13 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     usable = np.minimum(nics / np.asarray(group.groups_per_node), own * per_node)
     slot = nccl.SLOT_BYTES_PER_S[architecture]
     node_rate = np.where(multi, np.minimum(usable * nic, slot * per_node), 1.0)
-    channels = nccl.NODE_CHANNELS * np.maximum(
+    minor = np.asarray(fabric.nccl_minor)
+    wide = (architecture == _BLACKWELL) & (minor >= nccl.RACK_CHANNELS_MINOR)
+    channels = np.where(wide, nccl.RING_CHANNELS, nccl.NODE_CHANNELS) * np.maximum(
         1.0, nccl.CHANNEL_BYTES_PER_S / np.maximum(np.asarray(fabric.nic_bytes_per_s), 1.0)
     )
+    default = np.where(minor >= nccl.RING_CHANNELS_MINOR, nccl.RING_CHANNELS, nccl.OLD_RING_CHANNELS)
+    bounding = multi & (architecture == _HOPPER)
     channel_rate = np.where(multi, np.minimum(np.minimum(usable, channels) * nic, slot * per_node), 1.0)
     # All the ranks of a node may send at once, and so may the ranks of the other groups.
     speaking = np.asarray(group.groups_per_node) * per_node
@@ -104,6 +110,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         ring_bus=np.minimum(chain_bus, np.where(multi, channel_rate, np.inf)),
         node_rate=node_rate,
         channel_rate=channel_rate,
+        ring_channels=np.where(bounding, np.maximum(default, np.asarray(fabric.min_channels)), np.inf),
         nic_rate=nic_rate,
         own_rate=own_rate,
         launch_s=np.asarray(constants.launch_s * fabric.launch_scale + constants.process_gpu_s * (together - 1.0)),

@@ -9,7 +9,8 @@ from flopcast.collectives.group import architecture_code
 PCIE_GENERATIONS = {"3": 16e9, "4": 32e9, "5": 64e9, "6": 128e9}
 NVLINK_GENERATIONS = {"2": ("volta", 150e9), "3": ("ampere", 300e9), "4": ("hopper", 450e9), "5": ("blackwell", 900e9)}
 
-# (pattern in the upper-case name, architecture, bytes/s one way per GPU, source); the first match counts.
+# (pattern in the upper-case name, architecture, bytes/s one way per GPU, source); what the name says first counts, and
+# of patterns that begin at one place the first.
 # NVLink rates are half of the bidirectional totals of the vendors' datasheets.
 GPUS: tuple[tuple[str, str, float, str], ...] = (
     (r"(H100|H200|H800|H20).*(PCIE|NVL\b)", "other", 64e9, "NVIDIA H100 PCIe and H200 NVL datasheets: PCIe 5.0 x16"),
@@ -80,21 +81,30 @@ def gpu(name: str, interconnect: str = "", gpus: int = 8) -> Gpu:
     inside = "" if NETWORK.search(interconnect.upper()) else interconnect.upper()
     pcie = None if "NV" in inside else re.search(r"PCIE?\s*(?:GEN\s*)?([3-6])?", inside)
     stated = _RATE.search(inside)
-    for pattern, architecture, rate, _ in GPUS:
-        if re.search(pattern, name.upper()):
-            if rate in PCIE_GENERATIONS.values() and gpus == 2 and "NV" in inside:
-                bridges = [bridge for card, bridge, _ in BRIDGES if re.search(card, name.upper())]
-                if stated:
-                    break
-                if bridges:
-                    return Gpu(architecture_code("other"), bridges[0])
-            if not pcie:
-                return Gpu(architecture_code(architecture), rate, bool(_MESH.search(name.upper())))
-            usual = PCIE_GENERATIONS[_PCIE_OF[architecture]] if architecture in _PCIE_OF else rate
-            return Gpu(architecture_code("other"), PCIE_GENERATIONS.get(pcie.group(1), usual))
+    named = _named(name.upper())
+    if named and named[1] in PCIE_GENERATIONS.values() and gpus == 2 and "NV" in inside:
+        bridges = [bridge for card, bridge, _ in BRIDGES if re.search(card, name.upper())]
+        if bridges and not stated:
+            return Gpu(architecture_code("other"), bridges[0])
+        named = None if stated else named
+    if named:
+        architecture, rate = named
+        if not pcie:
+            return Gpu(architecture_code(architecture), rate, bool(_MESH.search(name.upper())))
+        usual = PCIE_GENERATIONS[_PCIE_OF[architecture]] if architecture in _PCIE_OF else rate
+        return Gpu(architecture_code("other"), PCIE_GENERATIONS.get(pcie.group(1), usual))
     if generation := re.search(r"NVLINK\s*([2-5])", interconnect.upper()):
         architecture, rate = NVLINK_GENERATIONS[generation.group(1)]
         return Gpu(architecture_code(architecture), rate)
     if stated:
         return Gpu(architecture_code("other"), float(stated.group(1)) * (1e9 if stated.group(2) == "G" else 1e12) / 2)
     return Gpu(architecture_code("other"), PCIE_GENERATIONS[(pcie and pcie.group(1)) or "4"], known=bool(pcie))
+
+
+def _named(name: str) -> tuple[str, float] | None:
+    """Architecture and rate of the GPU that ``name`` says first: "H100/H800" is an H100."""
+    found = [(match.start(), row) for row in GPUS if (match := re.search(row[0], name))]
+    if not found:
+        return None
+    _, architecture, rate, _ = min(found, key=lambda place: place[0])[1]
+    return architecture, rate

@@ -1,8 +1,8 @@
 """Forecasts for rows of a table of measured collectives, in the columns of nccl-tests' users.
 
 Columns used: gpu, gpus_per_node, n_nodes, interconnect, nics_per_node, nic_gbit, fabric, sharp, collective, bytes,
-notes; with ``calibrated`` also time_us and series. A missing value is an empty string or not-a-number, and a column may
-be missing or called otherwise (:mod:`flopcast.collectives.columns`).
+nccl_version, notes; with ``calibrated`` also time_us and series. A missing value is an empty string or not-a-number,
+and a column may be missing or called otherwise (:mod:`flopcast.collectives.columns`).
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.collectives import COLLECTIVES, all_reduce
+from flopcast.collectives import COLLECTIVES, all_reduce, settings
 from flopcast.collectives.calibration import fit_alpha
 from flopcast.collectives.columns import tidy
 from flopcast.collectives.constants import DEFAULT, Constants
@@ -71,23 +71,29 @@ def read(columns: Mapping[str, NDArray[Any]]) -> Table:
     rows = [machines[each] for each in named]
     # Boards of four join their GPUs by NVLinks between each two; a larger one has a switch.
     switched = (gpus > 4) | (np.char.find(np.char.upper(found["interconnect"]), "NVSWITCH") >= 0)
+    words = zip(found["fabric"], found["interconnect"], found["notes"], strict=True)
     fabric = Fabric(
         architecture=np.array([row.architecture for row in rows], dtype=np.int64),
         nvlink_bytes_per_s=np.array([row.rate(int(count)) for row, count in zip(rows, gpus, strict=True)]),
-        nvswitch=switched & (np.char.find(found["notes"], "NCCL_NVLS_ENABLE=0") < 0),
+        nvswitch=switched & ~np.array([settings.without_nvls(note) for note in found["notes"]], dtype=np.bool_),
         nics_per_node=np.where(multi, nics_per_node, 0),
         nic_bytes_per_s=np.where(multi & (nic > 0), nic, np.where(multi, 1.0, 0.0)),
         fabric=np.array([_fabric(name) for name in found["fabric"]], dtype=np.int64),
         gpus_per_node=gpus,
         sharp=found["sharp"] == 1,
-        gpus_per_process=np.array([_together(*row) for row in zip(found["notes"], gpus, strict=True)], dtype=np.int64),
+        nccl_minor=np.array([settings.nccl_minor(version) for version in found["nccl_version"]], dtype=np.int64),
+        min_channels=np.array([settings.min_channels(note) for note in found["notes"]], dtype=np.int64),
+        nvls_chunk_bytes=np.array([settings.nvls_chunk_bytes(row) for row in words], dtype=np.int64),
+        gpus_per_process=np.array(
+            [settings.gpus_per_process(*row) for row in zip(found["notes"], gpus, strict=True)], dtype=np.int64
+        ),
     )
     return Table(
         collective=found["collective"],
         tensor_bytes=np.nan_to_num(found["bytes"]),
         group=Group(gpus * nodes, gpus),
         fabric=fabric,
-        algorithm=np.array([_forced(note) for note in found["notes"]], dtype=np.str_),
+        algorithm=np.array([settings.algorithm(note) for note in found["notes"]], dtype=np.str_),
         skip_reason=reason,
     )
 
@@ -100,8 +106,9 @@ def forecast_rows(
 ) -> tuple[Floats, NDArray[np.str_]]:
     """Seconds of every row, not-a-number where it is skipped, and the reason for skipping it ("" otherwise).
 
-    From specifications alone and what the notes say the run forced (NCCL_ALGO, NCCL_NVLS_ENABLE=0); ``calibrated`` fits
-    each series' launch time and hops to its own smallest rows.
+    From specifications alone, NCCL's version and what the notes say of its settings
+    (:mod:`flopcast.collectives.settings`); ``calibrated`` fits each series' launch time and hops to its own smallest
+    rows.
     """
     table = read(columns)
     if calibrated:
@@ -180,17 +187,3 @@ def smallest(tensor_bytes: Floats, allowed: NDArray[np.bool_]) -> NDArray[np.int
 def _fabric(name: str) -> int:
     """The code of a fabric as tables write it."""
     return FABRICS.index(next(fabric for pattern, fabric in _FABRICS if re.search(pattern, name.lower())))
-
-
-def _together(note: str, gpus: int) -> int:
-    """The GPUs of one process that the notes of a run tell (nccl-tests' -g), 1 where they say nothing."""
-    found = re.search(r"(?:^|\s)-g\s*([0-9]+)\b", note)
-    told = int(found.group(1)) if found else gpus if "single process" in note.lower() else 1
-    return min(max(told, 1), gpus)
-
-
-def _forced(note: str) -> str:
-    """The algorithm that the notes of a run say it forced with NCCL_ALGO, or ""."""
-    found = re.search(r"NCCL_ALGO=(?:ALLREDUCE:)?(RING|TREE|NVLSTREE|NVLS|COLLNET)(?:DIRECT|CHAIN)?\b", note.upper())
-    names = {"RING": "ring", "TREE": "tree", "NVLSTREE": "nvls-tree", "NVLS": "nvls", "COLLNET": "collnet"}
-    return names[found.group(1)] if found else ""

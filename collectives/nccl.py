@@ -45,9 +45,21 @@ SLOT_BYTES_PER_S = np.array([12e9, 24e9, 48e9, 96e9, np.inf])
 SLOWEST_NVLINK_BYTES_PER_S = 64e9
 
 # The search builds 8 channels at a NIC's full rate of 50 GB/s (doubled at half of it for slower NICs): a ring or a
-# tree across nodes uses no more NICs than that, however many the node has.
+# tree across nodes uses no more NICs than that, however many the node has. From 2.28 on rings of Blackwell racks find
+# 16 at 45.1 GB/s, all of their NVLink (search.cc, sm100SpeedArrayInter).
 NODE_CHANNELS = 8
 CHANNEL_BYTES_PER_S = 50e9
+RACK_CHANNELS_MINOR = 28
+
+# Each of these becomes two of a ring, 16 in all, and became four before 2.20 (connect.cc, "Use 4 compute channels per
+# search channel"). On Hopper one channel's kernel moves at most this: of 8 H100 nodes NVIDIA calls 366 GB/s good and
+# says that 24 channels give more than 380 (nccl-tests issue 309). Where every step copies, to its output and to the
+# next rank, 16 are measured at 323 to 331 GB/s in all-gathers on GCP, AWS and InfiniBand. B200 passes 392 with 16.
+RING_CHANNELS = 16
+OLD_RING_CHANNELS = 32
+RING_CHANNELS_MINOR = 20
+RING_CHANNEL_BYTES_PER_S = 22.9e9
+COPY_CHANNEL_BYTES_PER_S = 20.5e9
 
 # A multi-node NVLS-tree is not built beyond this many nodes (NVIDIA/nccl issue 1221). Over more than two it reaches
 # 0.91 of the ring's rate on B200, forced on 4 to 64 nodes; its channels are twice a ring's.
@@ -55,14 +67,30 @@ NVLS_TREE_MAX_NODES = 4
 NVLS_TREE_SHARE = 0.92
 # NVLS needs more than two ranks in the node.
 NVLS_MIN_RANKS = 3
+# NVLS in one node takes chunks of 64 KiB for messages below this many loops of all channels and heads with chunks of
+# NCCL_NVLS_CHUNKSIZE, 128 KiB by default (enqueue.cc, calcCollChunking): 1 GiB on eight H100, 1.6 GB on eight B200.
+# Channels are 16 on Hopper and 24 on Blackwell, 32 before 2.27, and heads the GPUs, 32 at most (nvls.cc).
+NVLS_SHORT_LOOPS = 64
+NVLS_CHANNELS_HOPPER = 16
+NVLS_CHANNELS_BLACKWELL = 24
+NVLS_OLD_CHANNELS_BLACKWELL = 32
+NVLS_CHANNELS_MINOR = 27
+NVLS_MAX_HEADS = 32
+# Over two nodes of at least this many ranks NCCL's tables put an NVLS-tree before a ring's LL128 and Simple at every
+# size: 67 us (25 + 2 * 20.9) against 75 (14 + 28 * 1.9 + 2 * 4) and 132 * 1.4 with eight ranks, and a higher rate.
+NVLS_TREE_RANKS = 7
 
 # CollNet, the reduction in the network (SHARP) without NVLS: latencies of its steps, and its rate from Hopper on.
 COLLNET_STEP_S = 3.7e-6 + 31e-6
 COLLNET_SHARE = np.array([1.0, 1.0, 0.85, 0.85, 1.0])
 
 # A send between nodes has two channels, one in groups of more than 32 ranks, and at least one for each NIC of its GPU
-# (paths.cc, "start from 2 channels per NIC and reduce with scale", 2.20 to 2.28; from 2.29 on four, fewer with scale).
-# NCCL counts 14 GB/s for one; on B200 one is measured at 15 to 17 and two at 34.
+# (paths.cc, "start from 2 channels per NIC and reduce with scale", 2.20 to 2.28). From 2.29 on it has one for every 14
+# GB/s of its NICs, and half as many until the sends to all ranks, eight to a channel, fit 16 channels
+# (ncclTopoComputeP2pChannels). NCCL counts 14 GB/s for one; on B200 one is measured at 15 to 17 and two at 34.
 SEND_CHANNELS = 2
 SEND_CHANNELS_RANKS = 32
+SEND_CHANNELS_MINOR = 29
+SEND_COUNTED_BYTES_PER_S = 14e9
+SEND_PEERS_PER_CHANNEL = 8
 SEND_CHANNEL_BYTES_PER_S = 17e9

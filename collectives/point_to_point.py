@@ -28,9 +28,14 @@ def sent_bytes(tensor_bytes: FloatArray, group: Group) -> tuple[Floats, Floats]:
 
 def _channels_rate(on: Links, fabric: Fabric) -> Floats:
     """Bytes/s that the channels of one send between nodes carry."""
-    channels = np.where(on.ranks > nccl.SEND_CHANNELS_RANKS, 1, nccl.SEND_CHANNELS)
-    nics = np.asarray(fabric.nics_per_node) / np.asarray(fabric.gpus_per_node)
-    return np.asarray(nccl.SEND_CHANNEL_BYTES_PER_S * np.maximum(channels, np.ceil(nics)))
+    nics = np.ceil(np.asarray(fabric.nics_per_node) / np.asarray(fabric.gpus_per_node))
+    few = np.maximum(np.where(on.ranks > nccl.SEND_CHANNELS_RANKS, 1, nccl.SEND_CHANNELS), nics)
+    # Both are rounded to powers of two.
+    wanted = np.maximum(nics, np.ceil(nics * np.asarray(fabric.nic_bytes_per_s) / nccl.SEND_COUNTED_BYTES_PER_S))
+    fitting = nccl.RING_CHANNELS / np.ceil(on.ranks / nccl.SEND_PEERS_PER_CHANNEL)
+    many = 2 ** np.minimum(np.ceil(np.log2(np.maximum(wanted, 1))), np.floor(np.log2(np.maximum(fitting, 1))))
+    channels = np.where(np.asarray(fabric.nccl_minor) >= nccl.SEND_CHANNELS_MINOR, many, few)
+    return np.asarray(nccl.SEND_CHANNEL_BYTES_PER_S * channels)
 
 
 def _candidates(tensor_bytes: Floats, group: Group, fabric: Fabric, constants: Constants) -> list[Candidate]:

@@ -224,6 +224,16 @@ def test_a_mesh_has_one_link_to_each_peer(gpus: int) -> None:
         (16, "NCCL_MNNVL_ENABLE=0", (4, 16, 4)),
         (1, "", (4, 1, 4)),
         (19, "", (4, 19, 4)),  # cannot be two equal racks
+        (16, "MNNVL off in this run", (4, 16, 4)),
+        (16, "NCCL_MNNVL_ENABLE=1, about as fast as with MNNVL off", (64, 1, 64)),
+        (16, "TWO NVLink domains, 8 nodes per domain", (32, 2, 32)),
+        (24, "in 3 NVL72 racks of 32 GPUs", (32, 3, 32)),
+        (24, "may span two racks", (48, 2, 48)),
+        (16, "may span two racks", (64, 1, 64)),
+        (2, "cross-NVLink-domain RDMA", (4, 2, 4)),
+        (2, "in different domains", (4, 2, 4)),
+        (3, "an NVL4 partition of each of three racks", (4, 3, 4)),
+        (18, "half of an NVL36", (36, 2, 36)),
     ],
 )
 def test_boards_of_a_rack_are_one_node(nodes: int, notes: str, joined: tuple[int, int, int]) -> None:
