@@ -7,7 +7,7 @@ dispatcher, and memory is counted from the storages that its operations make and
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,8 +95,8 @@ class Recorder(TorchDispatchMode):
             return result
 
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        # DTensor enters this lock, by default one that does nothing, around all that it only tries.
-        self._lock = ShardingPropagator._fake_mode_lock
+        # DTensor of torch 2.13 enters this lock, by default one that does nothing, around all that it only tries.
+        self._lock = getattr(ShardingPropagator, "_fake_mode_lock", nullcontext())
         ShardingPropagator._fake_mode_lock = _LookingAway(self)  # type: ignore[assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
