@@ -20,7 +20,7 @@ class Framework:
     ``passes_by_stages``: a local batch is cut into as many micro-batches as the pipeline has stages.
     ``compiles_fp8``: what runs in 8 bits is compiled. ``one_stage_per_rank``: its pipelines are not interleaved, or
     only where it is told so. ``dispatcher``, ``whole_experts``: of a mixture, as in :class:`Plan`. ``engine``: how it
-    holds its tensors; ``bf16_engine``: where that differs in bf16.
+    holds its tensors; ``bf16_engine``: where that differs in bf16; ``later_engine``: since a month, "2025-04".
     """
 
     overlap: bool = True
@@ -42,6 +42,7 @@ class Framework:
     whole_experts: bool = False
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
+    later_engine: tuple[str, Engine] | None = None
 
     def compiles(self, precision: Precision) -> bool:
         """Whether a compiler fuses pointwise work without being asked."""
@@ -182,6 +183,7 @@ FRAMEWORKS: dict[str, Framework] = {
         compiles_fp8=True,
         one_stage_per_rank=True,
         engine="torchtitan",
+        later_engine=("2025-04", "torchtitan-2025"),
     ),
 }
 
@@ -199,14 +201,24 @@ def is_known(name: str) -> bool:
     return bool(PYTORCH.search(lowered)) or "flopcast" in lowered or any(key in lowered for key in FRAMEWORKS)
 
 
-def framework_of(name: str, tp: int = 1) -> Framework:
+# A year, and the month where it stands behind it: 2025, 2025-04, 202504.
+MONTH = re.compile(r"(?<!\d)(20[23]\d)(?:[-/.]?(0[1-9]|1[0-2]))?(?!\d)")
+
+
+def framework_of(name: str, tp: int = 1, dated: str = "") -> Framework:
     """The facts of the framework a run names, or the defaults of PyTorch's own engine.
 
     An unknown one that splits its layers over tensor-parallel ranks is taken to hold activations as Megatron does,
-    whose way of splitting them it is (arXiv:2205.05198).
+    whose way of splitting them it is (arXiv:2205.05198). The latest year or month in the name or in ``dated``, such as
+    the table's source, says how old the software is.
     """
     lowered = name.lower()
     if "megatron" in lowered and "deepspeed" in lowered:
         return _MEGATRON_DEEPSPEED
     unknown = Framework(engine="megatron" if tp > 1 else "fsdp2", fused_kernels=not PYTORCH.search(lowered))
-    return next((facts for key, facts in FRAMEWORKS.items() if key in lowered), unknown)
+    facts = next((facts for key, facts in FRAMEWORKS.items() if key in lowered), unknown)
+    if facts.later_engine is None:
+        return facts
+    since, engine = facts.later_engine
+    months = [f"{year}-{month or 12}" for year, month in MONTH.findall(f"{name} {dated}")]
+    return replace(facts, engine=engine) if max(months, default="") >= since else facts

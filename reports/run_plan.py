@@ -100,7 +100,7 @@ def _overlaps_tensor(row: Row, framework: Framework) -> bool:
     if row.has("overlap_tensor"):
         return row.flag("overlap_tensor", True)
     said = _says(row, TENSOR_OVERLAP)
-    hidden = framework.engine != "torchtitan" or precision_in(row.text("precision", "bf16")) != "fp8"
+    hidden = not framework.engine.startswith("torchtitan") or precision_in(row.text("precision", "bf16")) != "fp8"
     return framework.overlap_tensor or (said and hidden)
 
 

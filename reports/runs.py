@@ -112,7 +112,8 @@ def _fill(run: Run, row: Row, case: Case, share: float) -> None:
 
 
 def _framework(run: Run, row: Row) -> Framework:
-    framework = framework_of(run.framework, row.whole("tp", 1) if row.has("tp") else 1)
+    tp = row.whole("tp", 1) if row.has("tp") else 1
+    framework = framework_of(run.framework, tp, dated=str(row.cells.get("source", "")))
     if run.framework and not is_known(run.framework):
         row.doubt(f"framework {framework.engine}: '{row.cells['framework']}' is not known")
     return framework

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 Engine = Literal[
     "fsdp2",
     "torchtitan",
+    "torchtitan-2025",
     "huggingface",
     "liger",
     "megatron",
@@ -42,14 +43,15 @@ class Habits:
     keep its part.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
-    ranks share the vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager operation needs
-    (SiLU's result, a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that are split over
-    the sequence are kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and gradients stay
-    allocated through the step; else they are dropped in the last backward as they are used. ``separate_gradients``:
-    16-bit gradients stand beside fp32 accumulators. ``live_elements``: gathered parameters are released only when there
-    are more of them. ``keeps_graph``: weights' gradients that are put off keep all that the backward pass before them
-    had. ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes`` besides: buffers that reduction
-    and update allocate in one piece each.
+    ranks share the vocabulary, if it differs; ``compiled_logit_bytes`` where a compiler makes one pass of the loss and
+    every rank has the whole vocabulary, if it differs. ``keeps_intermediates``: autograd keeps what every eager
+    operation needs (SiLU's result, a norm's fp32 input), for want of fused backwards. ``regathers_inputs``: inputs that
+    are split over the sequence are kept so, and gathered again in backward. ``static_buffers``: 16-bit parameters and
+    gradients stay allocated through the step; else they are dropped in the last backward as they are used.
+    ``separate_gradients``: 16-bit gradients stand beside fp32 accumulators. ``live_elements``: gathered parameters are
+    released only when there are more of them. ``keeps_graph``: weights' gradients that are put off keep all that the
+    backward pass before them had. ``update_bytes``: per parameter of the optimizer's shard, and ``bucket_bytes``
+    besides: buffers that reduction and update allocate in one piece each.
 
     What selective recompute keeps: the layer's input and the results of every matrix product and of attention; with
     ``alternate_products`` of every other product, the first included; with ``recomputes_attention`` everything but what
@@ -75,6 +77,7 @@ class Habits:
     reduces_whole: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
+    compiled_logit_bytes: int = 0
     keeps_intermediates: bool = False
     regathers_inputs: bool = False
     static_buffers: bool = False
@@ -90,6 +93,17 @@ class Habits:
 # Cast, maximum, difference, exponential, sum and quotient on fp32; backward the gradient in place, and its cast.
 _SIX_PASSES: dict[str, Any] = {"loss_forward_bytes": 38, "loss_backward_bytes": 14}
 
+_TORCHTITAN = Habits(
+    repeats_heads=True,
+    logit_bytes=14,
+    parallel_logit_bytes=18,
+    loss_backward_bytes=22,
+    keeps_intermediates=True,
+    alternate_products=True,
+    keeps_graph=True,
+    gathers_fp8=True,
+)
+
 _MEGATRON = Habits(
     **_SIX_PASSES,
     hides_context=True,
@@ -101,25 +115,20 @@ _MEGATRON = Habits(
 )
 
 ENGINES: dict[Engine, Habits] = {
-    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed. A pipeline's first backward runs
-    # with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what a forward saved stays until the second.
-    "fsdp2": Habits(keeps_graph=True),
+    # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed, or compiled in the logits' own
+    # memory. A pipeline's first backward runs with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what
+    # a forward saved stays until the second.
+    "fsdp2": Habits(compiled_logit_bytes=2, keeps_graph=True),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024). Its fp8 recipes set
     # enable_fsdp_float8_all_gather (train_configs/llama3_405b.toml, docs/float8.md, August 2024), and what was gathered
     # stays in 8 bits (torchao/float8/fsdp_utils.py). Until January 2026 keys and values went through repeat_kv
     # (models/llama/model.py).
-    "torchtitan": Habits(
-        repeats_heads=True,
-        logit_bytes=14,
-        parallel_logit_bytes=18,
-        loss_backward_bytes=22,
-        keeps_intermediates=True,
-        alternate_products=True,
-        keeps_graph=True,
-        gathers_fp8=True,
-    ),
+    "torchtitan": _TORCHTITAN,
+    # Since April 2025 (pull request 1033, components/loss.py) a run that compiles its layers compiles the loss too,
+    # which then reads 16-bit logits and writes their gradient; eager runs are as before.
+    "torchtitan-2025": replace(_TORCHTITAN, compiled_logit_bytes=4),
     # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
     # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose
     # gradients it casts to fp32 for the update (runtime/zero/stage3.py). It gathers before each module's forward and

@@ -97,14 +97,17 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     """What is held, beside the optimizer's state, at the moments of a step that can be its peak.
 
     The loss: every layer's activations and the logits. The backward of the last layers: nearly every layer's
-    activations, what one layer's backward works in, the root and the layers ahead gathered, the last layer's gradient
-    on its way into the reduction. The backward of the first layer: no activations but its own, every gradient. The
-    reduction of the root's gradients. Where the head's matrix is the embedding's, autograd's sum of the gradients of
-    both, out of place, behind the last layer's reduction; before the last micro-batch, where copies stay. Written down
-    from FSDP2 (torch 2.13), which drops each replicated copy in the last backward of a step as soon as it has been
-    used, and adds up gradients that are not reduced yet in the reduction's width. In a pipeline whose gradients are not
-    sharded both wait until the last micro-batch has gone backward; then comes one layer after another, the root first
-    (PipelineStage.perform_reduce_grad). Other engines keep buffers of both
+    activations, what one layer's backward works in or the gradients that it leaves, the root and the layers ahead
+    gathered, the last layer's gradient on its way into the reduction. The backward of the first layer and of the
+    second, for which the first is gathered: no activations but theirs, every gradient. The reduction of the root's
+    gradients, with which a step's last backward ends, and the end of the backward before it, where copies stay and
+    gradients are added up. Where the head's matrix is the embedding's, autograd's sum of the gradients of both, out of
+    place, at either end.
+
+    Written down from FSDP2 (torch 2.13), which drops each replicated copy in the last backward of a step as soon as it
+    has been used, and adds up gradients that are not reduced yet in the reduction's width. In a pipeline whose
+    gradients are not sharded both wait until the last micro-batch has gone backward; then comes one layer after
+    another, the root first (PipelineStage.perform_reduce_grad). Other engines keep buffers of both
     (:class:`flopcast.simulator.engines.Habits`).
     """
     p, g, o = plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard
@@ -122,11 +125,10 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     whole = total(unit.count * unit.padded_elements(o) for unit in parts)
     gradients = width * total(unit.count * unit.sharded_elements(g) for unit in parts)
     kept_bytes = total(unit.count * unit.gather_bytes(o) / unit.ways(p) for unit in parts)
-    share_of_layer = layer / whole
+    share_of_layers = 1 - root / whole
     head = held.is_last * head_gradient_bytes(model, plans)
     sharded, in_node, replicated = p > 1, (p > 1) & (p < o), p == 1
     nothing = plans.zeros
-    reduced = plans.shard_ranks > 1
     # Between micro-batches a replicated copy stays; where gradients are sharded too, that is when the most is held.
     kept = pipeline | (accumulates & (plans.gradient_shard > 1))
 
@@ -145,50 +147,93 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
         names = ("parameters", "gradients", "activations", "workspace", "gathered", "quantised", "logits")
         return {name: parts.get(name, nothing) for name in names}
 
-    in_flight_gradients = reduced & ~static
-    # Where the reduction waits for the last backward, a layer's 16-bit gradient grows as what it works in shrinks.
+    # A layer's 16-bit gradients grow as what it works in shrinks.
+    growing = ~static * np.maximum(2.0 * layer - held.workspace, 0.0)
+    # Where the reduction waits for the last backward, none is under way before.
     late = pipeline & (plans.gradient_shard == 1) & ~static
-    growing = np.maximum(2.0 * layer - held.workspace, 0.0)
-    reduction = np.where(late, growing, in_flight_gradients * width * layer)
+    in_whole = static | pipeline
+    several = (plans.grad_accum > 1) & ~in_whole
+    # Of gradients added up whole the reduction takes the place, and a layer's copy is given up before it.
+    added = several & (g == 1)
+    reduction = np.where(late, 0.0, ~static * width * layer)
     last_unit = np.where(late, np.maximum(root, layer), root)
-    several = plans.grad_accum > 1
+    # In the last backward gradients become what the optimizer takes, layer by layer, and the root's at its end.
+    shares = width * total(unit.count * unit.sharded_elements(o) for unit in parts)
+    reduced = shares * np.where(accumulates & (g > 1), 1.0, share_of_layers)
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
-    return [
+    moments = [
         moment(
             parameters=copies(np.where(sharded, root, 0.0)),
             gradients=np.where(accumulates, gradients, 0.0),
             activations=held.layers + held.results,
-            gathered=gathered(root),
+            gathered=gathered(root + ~static * gathered_layer),
             logits=held.logits,
         ),
         moment(
-            parameters=copies(np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept, 0.0, layer))),
-            gradients=np.where(accumulates, gradients, gradients * share_of_layer),
+            parameters=copies(
+                np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept | added, 0.0, layer))
+            ),
+            gradients=np.where(accumulates, gradients, gradients * layer / whole),
             activations=held.results + np.maximum(held.layers - held.one_layer, held.turned - held.one_put_off),
             workspace=held.workspace,
-            gathered=gathered(root + gathered_layer * (1 + plans.prefetch)) + reduction + head,
+            gathered=gathered(root + gathered_layer * (1 + plans.prefetch))
+            + np.where(added, np.maximum(~static * width / o - 2.0, 0.0) * layer, reduction)
+            + growing
+            + head,
             quantised=payloads,
         ),
-        moment(
-            parameters=copies(np.where(accumulates & in_node, root + layer, whole - root - layer)),
-            gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
-            activations=held.one_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
-            workspace=held.workspace,
-            gathered=gathered(root + gathered_layer) + reduction + head,
-        ),
-        moment(
-            parameters=copies(np.where(sharded, whole, np.where(pipeline, last_unit, whole - root))),
-            gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
-            gathered=in_flight_gradients * (width + np.where(late, width / o, np.maximum(2.0, width / g))) * last_unit,
-        ),
-        moment(
-            parameters=copies(np.where(several, np.where(sharded, root, 0.0), np.where(sharded, whole, whole - root))),
-            gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
-            gathered=gathered(root) + reduction * ~(several & (g == 1)) + 3 * head * (~pipeline & ~static),
-        )
-        if model.tied_embeddings
-        else moment(),
     ]
+    num_layers = total(unit.count for unit in layers if not unit.of_experts)
+    for first in (1, 2):
+        left = np.minimum(first, num_layers)
+        ahead = plans.prefetch * (left > 1)
+        last = (root + left * layer) / whole
+        added_up = np.where(added, last * gradients + (1 - last) * shares, gradients)
+        moments.append(
+            moment(
+                parameters=copies(
+                    np.where(accumulates & in_node, root + layer * (1 + ahead), whole - root - left * layer)
+                ),
+                gradients=np.where(accumulates, added_up, gradients * np.maximum(1 - last, 0.0)),
+                activations=left * held.one_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
+                workspace=held.workspace,
+                gathered=gathered(root + gathered_layer * (1 + ahead)) + reduction + growing + head,
+            )
+        )
+    into_shards = width + np.where(late, 0.0, np.maximum(2.0, width / g))
+    moments.append(
+        moment(
+            parameters=copies(np.where(pipeline & ~sharded, last_unit, whole)),
+            gradients=np.where(in_whole, np.where(accumulates, gradients, gradients * share_of_layers), reduced),
+            gathered=~static * into_shards * last_unit,
+        )
+    )
+    # The root's gradients are added up after the backward, so that the second micro-batch is the first to find some.
+    # The first has its own cast one by one.
+    own = np.where(plans.grad_accum > 2, 2.0 * root, head)
+    found = gradients * np.where(plans.grad_accum > 2, 1.0, share_of_layers)
+    moments.append(
+        moment(
+            parameters=several * copies(nothing),
+            gradients=several * np.where(g == 1, gradients, found),
+            gathered=np.where(several, np.where(g == 1, own, into_shards * root), 0.0),
+        )
+    )
+    if model.tied_embeddings:
+        sums = np.where(in_whole, 0.0, gathered(root) + 3 * head)
+        moments += [
+            moment(
+                parameters=several * copies(np.where(sharded, root, 0.0)),
+                gradients=several * found,
+                gathered=np.where(several, sums + reduction * (g > 1), 0.0),
+            ),
+            moment(
+                parameters=~in_whole * copies(np.where(sharded, whole, whole - root)),
+                gradients=~in_whole * (reduced + several * (g == 1) * width * root),
+                gathered=np.asarray(sums + ~in_whole * reduction),
+            ),
+        ]
+    return moments
 
 
 def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array]:

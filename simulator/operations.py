@@ -98,6 +98,8 @@ def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation
     logits = load.tokens * vocabulary
     whole_bytes, parallel_bytes = habit("logit_bytes", plans.engine), habit("parallel_logit_bytes", plans.engine)
     logit_bytes = np.where((plans.tp > 1) & (parallel_bytes > 0), parallel_bytes, whole_bytes)
+    in_one_pass = habit("compiled_logit_bytes", plans.engine) * (plans.compiled & (plans.tp == 1))
+    logit_bytes = np.where(in_one_pass > 0, in_one_pass, logit_bytes)
     norm_forward, norm_backward = (norm_cost.FORWARD,) * 2, (norm_cost.BACKWARD,) * 2
     compiled = plans.compiled & ~has_habit("jit_only", plans.engine)
     loss_forward, loss_backward = (

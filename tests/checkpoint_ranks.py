@@ -1,8 +1,11 @@
 """What each of two ranks does in the checkpoint tests; it writes what it found as JSON for the test to read."""
 
 import json
+import os
 import resource
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from flopcast.collectives.running.pytorch import leave_process_group
 from flopcast.errors import InputError
+from flopcast.trainer import checkpoint
 from flopcast.trainer.agreement import everywhere
 from flopcast.trainer.checkpoint import Checkpoints, folder_name
+from flopcast.trainer.processes import is_lost_rank
 
 DESCRIPTION = {"model": "a model"}
 SHARD_LIMIT_BYTES = 2000  # of any file, where the disk is full: a manifest fits, a shard does not
@@ -104,6 +109,23 @@ def work(rank: int, folder: Path) -> None:
     found["one before"] = load_difference(checkpoints, 2, mesh)
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     leave_process_group()
+
+
+def hang_while_writing(rank: int, folder: Path) -> None:
+    """Rank 1 stops, all threads of it, in the middle of a checkpoint; rank 0 writes how long it waited and why."""
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/rendezvous-hang")
+    mesh = init_device_mesh("cpu", (2,))
+    checkpoints = Checkpoints(folder / "hang", keep=2, timeout_s=1.0)
+    if rank == 1:
+        checkpoint.sha256 = lambda _: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment]
+    checkpoints.save(1, sharded(whole_tensors(1), mesh), DESCRIPTION)
+    started = time.monotonic()
+    try:
+        checkpoints.wait()
+    except RuntimeError as error:
+        found = {"seconds": time.monotonic() - started, "message": str(error), "lost": is_lost_rank(error)}
+        (folder / "hang.json").write_text(json.dumps(found))
+    os._exit(0)  # the thread still waits
 
 
 def fail(rank: int) -> None:

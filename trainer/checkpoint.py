@@ -11,7 +11,9 @@ import json
 import re
 import shutil
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ FORMAT = 1
 # Neither pinned nor shared memory, and the copy is done when ``save`` returns.
 STAGING = (False, False, False, False)
 _NAME = re.compile(r"step-(\d{9})")
+# How often ranks that wait for a checkpoint ask whether the others are still there.
+ASK_S = 1.0
 
 State = dict[str, Any]
 
@@ -94,11 +98,16 @@ class ShardWriter(HuggingFaceStorageWriter):
 class Checkpoints:
     """The checkpoints of one run. Collective: every rank calls every method, in the same order."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """``folder``: holds a folder per checkpoint. ``keep``: how many of the last ones stay."""
+    def __init__(self, folder: Path, keep: int, timeout_s: float = 600.0) -> None:
+        """``folder``: holds a folder per checkpoint. ``keep``: how many of the last ones stay.
+
+        ``timeout_s``: how long a rank waits for another that does not answer. A disk may take longer.
+        """
         self.folder, self.keep = folder, keep
         # A group of its own: its collectives run in a thread beside those of training.
         self._group = dist.new_group(backend="gloo")
+        self._patience = timedelta(seconds=timeout_s)
+        self._waiting = dist.new_group(backend="gloo", timeout=self._patience)
         self._pending: Future[Metadata] | None = None
         self._step = 0
 
@@ -148,11 +157,13 @@ class Checkpoints:
     def wait(self) -> int | None:
         """Wait for the checkpoint under way and drop those beyond ``keep``; its step, None where there was none.
 
-        Raises InputError on every rank where it could not be written; what was written of it is removed.
+        Raises InputError on every rank where it could not be written; what was written of it is removed. RuntimeError
+        names the ranks that do not answer within the timeout.
         """
         if self._pending is None:
             return None
         pending, self._pending = self._pending, None
+        self._wait_for_all(pending)
         try:
             everywhere(lambda: _result(pending, self.folder, self._step), self._group)
         except InputError:
@@ -161,6 +172,15 @@ class Checkpoints:
             raise
         on_first_rank(self._drop_old, self._group)
         return self._step
+
+    def _wait_for_all(self, pending: "Future[Metadata]") -> None:
+        """Until the thread of every rank is done, however long it writes, while every rank answers."""
+        done = torch.zeros(1, dtype=torch.int64)
+        while not done:
+            wait_for([pending], timeout=ASK_S)
+            dist.monitored_barrier(self._waiting, self._patience, wait_all_ranks=True)
+            done[:] = pending.done()
+            dist.all_reduce(done, dist.ReduceOp.MIN, group=self._waiting)
 
     def _drop_old(self) -> None:
         for step in self.steps()[: -self.keep]:

@@ -7,7 +7,7 @@ dispatcher, and memory is counted from the storages that its operations make and
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flopcast.errors import InputError
@@ -71,6 +72,7 @@ class Recorder(TorchDispatchMode):
     """While entered: every collective in ``issued``, and the bytes of all storages made since, now and at the peak.
 
     A collective belongs to the backward while autograd runs it, else to the forward, or to ``phase`` where that is set.
+    What DTensor makes to learn the shape of an operation's result, tensors of the whole shape, is none of the engine's.
     """
 
     issued: list[Issued] = field(default_factory=list)
@@ -78,6 +80,7 @@ class Recorder(TorchDispatchMode):
     live_bytes: int = 0
     peak_bytes: int = 0
     _sizes: dict[int, int] = field(default_factory=dict)
+    _looking: bool = True
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -92,11 +95,15 @@ class Recorder(TorchDispatchMode):
             return result
 
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
+        # DTensor of torch 2.13 enters this lock, by default one that does nothing, around all that it only tries.
+        self._lock = getattr(ShardingPropagator, "_fake_mode_lock", nullcontext())
+        ShardingPropagator._fake_mode_lock = _LookingAway(self)  # type: ignore[assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        ShardingPropagator._fake_mode_lock = self._lock
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,6 +115,8 @@ class Recorder(TorchDispatchMode):
         if name == "aten::_local_scalar_dense" and isinstance(args[0], FakeTensor):
             return 1  # the one number asked for: a pipeline's stages vote whether the shapes they were given hold
         result = operator(*args, **(kwargs or {}))
+        if not self._looking:
+            return result
         for value in result if isinstance(result, list | tuple) else (result,):
             if isinstance(value, torch.Tensor):
                 self.see(value.untyped_storage())
@@ -142,3 +151,16 @@ class Recorder(TorchDispatchMode):
         phase = self.phase or ("backward" if in_backward else "forward")
         to = args[2] if collective == "point_to_point" else None
         self.issued.append(Issued(collective, sum(t.nbytes for t in tensors), ranks, phase, to))
+
+
+@dataclass
+class _LookingAway:
+    """While entered, the recorder counts no tensors."""
+
+    recorder: Recorder
+
+    def __enter__(self) -> None:
+        self.recorder._looking = False
+
+    def __exit__(self, *exception: Any) -> None:
+        self.recorder._looking = True

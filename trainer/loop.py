@@ -84,7 +84,8 @@ class Run(AbstractContextManager["Run"]):
         with ExitStack() as held:
             mend = "wait for it or name another output"
             on_first_rank(lambda: held.enter_context(locked(self.output, mend)))
-            self.checkpoints = Checkpoints(self.output / CHECKPOINTS, settings.checkpoint.keep)
+            folder, keep = self.output / CHECKPOINTS, settings.checkpoint.keep
+            self.checkpoints = Checkpoints(folder, keep, settings.timeout_s)
             self.step = self._resume()
             self._held = held.pop_all()
         self._order = self.data.state()  # of the steps taken: the batch of the next may have been read already

@@ -15,7 +15,9 @@ from flopcast.errors import InputError
 
 # What gloo, NCCL and the store say when the other side of a connection is gone.
 _LOST = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|recv|remote process|was aborted", re.I
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|recv|remote process|was aborted"
+    r"|monitoredbarrier",
+    re.I,
 )
 
 

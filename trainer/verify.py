@@ -72,9 +72,8 @@ def trace(model: Model, plan: Plan, gpus_per_node: int, stage: int = 0) -> tuple
             engine = skeleton.materialise(device, OptimizerSettings())
             _make_optimizer_state(engine)
             tokens = torch.zeros(plan.micro_batch, plan.seq_len, dtype=torch.int64)
-            # In its first step a pipeline agrees on shapes and makes more buffers than it keeps, and DTensor tries each
-            # operation on fake tensors of the whole shape.
-            for _ in range(2 if plan.pp > 1 or plan.tp > 1 else 1):
+            # In its first step a pipeline agrees on shapes and makes more buffers than it keeps.
+            for _ in range(2 if plan.pp > 1 else 1):
                 recorder.issued.clear()
                 recorder.reset_peak()
                 for micro_batch in range(plan.grad_accum):

@@ -32,10 +32,11 @@ def torus_all_reduce(
 ) -> None:
     """Reduce ``tensor`` in place over all ranks of ``mesh``, [Y rows, X columns]; every rank ends with the same bits.
 
-    Any size and shape, contiguous; floating point or, for sums, whole numbers. Only the last chunk is padded, to a
-    multiple of X elements. With ``check`` the ranks first compare what they bring, which costs two small messages,
-    and raise the same InputError where it differs. Raises CollectiveError where a rank dies or does not come within
-    the groups' timeout. A mesh of one rank changes nothing.
+    Any size and shape, contiguous; floating point or, for sums, whole numbers. An average is divided before it is
+    summed, as NCCL's is, so that an fp16 one that fits its type never overflows on the way. Only the last chunk is
+    padded, to a multiple of X elements. With ``check`` the ranks first compare what they bring, which costs two small
+    messages, and raise the same InputError where it differs. Raises CollectiveError where a rank dies or does not come
+    within the groups' timeout. A mesh of one rank changes nothing.
     """
     if mesh.ndim != 2:
         raise InputError(
@@ -84,6 +85,8 @@ def _reduce(
     for step in range(len(starts) + 3):
         if step < len(starts):
             chunk = chunks[step] = _Chunk(flat[starts[step] : starts[step] + length], row_size)
+            if divisor > 1:
+                chunk.whole.div_(divisor)
             chunk.work = reduce_scatter_single(chunk.shard, chunk.whole, group=rows, async_op=True)
         if step - 1 in chunks:
             chunk = chunks[step - 1]
@@ -92,8 +95,6 @@ def _reduce(
         if step - 2 in chunks:
             chunk = chunks[step - 2]
             chunk.wait()
-            if divisor > 1:
-                chunk.shard.div_(divisor)
             chunk.work = all_gather_single(chunk.whole, chunk.shard, group=rows, async_op=True)
         if step - 3 in chunks:
             chunk = chunks.pop(step - 3)

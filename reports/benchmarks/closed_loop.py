@@ -178,13 +178,16 @@ def records(log: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measure(machine: Machine, folder: Path) -> dict[str, Any]:
-    """Profile, then train each model; the document without its results."""
+def measure(machine: Machine, folder: Path, output: Path) -> dict[str, Any]:
+    """Profile, then train each model; the document without its results, in ``output`` after every one of them."""
     write_text(folder / "words.jsonl")
     profile = folder / "profile.json"
     run(machine, "flopcast", "profile", "-o", str(profile), *(["--quick"] if machine.quick else []))
-    models, logs = {}, {}
+    models: dict[str, str] = {}
+    logs: dict[str, list[dict[str, Any]]] = {}
+    document = {"models": models, "logs": logs, "profile": json.loads(profile.read_text(encoding="utf-8"))}
     for name in machine.shapes:
+        write_atomically(output, (json.dumps(document) + "\n").encode())
         (folder / f"{name}.toml").write_text(model_toml(name, machine), encoding="utf-8")
         config = folder / f"{name}-run.toml"
         config.write_text(settings_toml(folder, name, machine), encoding="utf-8")
@@ -197,7 +200,9 @@ def measure(machine: Machine, folder: Path) -> dict[str, Any]:
             if "model" in record:
                 record["model"] = {"name": name}
         models[name], logs[name] = model_toml(name, machine), found
-    return {"models": models, "logs": logs, "profile": json.loads(profile.read_text(encoding="utf-8"))}
+    # It is an hour's work, and what is made of it may fail.
+    write_atomically(output, (json.dumps(document) + "\n").encode())
+    return document
 
 
 def main() -> None:
@@ -210,10 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (chosen.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        document = measure(MACHINES[chosen.machine], folder)
-    # What was measured first: it is an hour's work, and what is made of it may fail.
-    write_atomically(chosen.output, (json.dumps(document) + "\n").encode())
-    document = as_document(document)
+        document = as_document(measure(MACHINES[chosen.machine], folder, chosen.output))
     write_atomically(chosen.output, (json.dumps(document, indent=1) + "\n").encode())
     for row in replay(document).rows:
         print(row.sentence())

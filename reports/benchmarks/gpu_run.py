@@ -5,7 +5,7 @@ the kernels and without, compiled and not (``flopcast.trainer.throughput``); the
 machine, trains four models on it and forecasts each by a fit to the others (``closed_loop.py --machine gpu``). Files in
 OUT, each written as soon as it is there: ``gpu_run.json`` (what ran, how long, how it ended), ``gpu_run.log`` (what
 they said), ``throughput.json``, ``throughput.jsonl``, a trace, ``closed-loop.json``, ``profile.json``. ``--tiny``
-rehearses all of it on any machine. Exits 1 if a step failed.
+rehearses all of it on any machine. Exits 1 if a step failed, and 2 at once where a package is missing.
 """
 
 import argparse
@@ -17,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from flopcast.files import write_atomically
 
+# What the steps import and a machine that has PyTorch may lack.
+PACKAGES = ("torch", "numpy", "pandas", "scipy", "pydantic", "cyclopts", "rich", "safetensors", "sentencepiece")
 CLOSED_LOOP = Path(__file__).with_name("closed_loop.py")
 TINY_MODEL = """name = "plamo-tiny"
 hidden = 64
@@ -94,12 +97,15 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> int:
-    """Entry point; 0 if every step ended well."""
+    """Entry point; 0 if every step ended well, 2 where a package is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=450.0)
     parser.add_argument("--tiny", action="store_true", help="small models, as a rehearsal")
     chosen = parser.parse_args()
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        print(f"gpu_run needs {', '.join(missing)}; docs/gpu-run.md says how wheels travel", file=sys.stderr)
+        return 2
     found = run(chosen.out, chosen.seconds, chosen.tiny)
     return 1 if any(step["exit_code"] != 0 for step in found.values()) else 0
 

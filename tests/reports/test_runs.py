@@ -398,6 +398,10 @@ def test_frameworks_by_name() -> None:
     assert framework_of("something new").engine == "fsdp2"
     assert framework_of("something new", tp=8).engine == "megatron"
     assert framework_of("torchtitan", tp=8).engine == "torchtitan"
+    assert framework_of("torchtitan", dated="docs/performance.md (2024-04, @157a12c56)").engine == "torchtitan"
+    assert framework_of("torchtitan", dated="llama3_h100_202412_torchtitan.md").engine == "torchtitan"
+    assert framework_of("torchtitan", dated="benchmarks of 2025-06").engine == "torchtitan-2025"
+    assert framework_of("torchtitan 2026").engine == "torchtitan-2025"
     assert framework_of("MegaScale").overlap_tensor
     assert framework_of("NeMo AutoModel").engine == "fsdp2"
 

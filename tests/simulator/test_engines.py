@@ -38,6 +38,14 @@ def test_logits_by_engine(engine: str) -> None:
     assert held(engine, strategy="ddp")["logits"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("engine", "per_logit"), [("torchtitan", 14), ("torchtitan-2025", 4), ("fsdp2", 2)])
+def test_logits_of_a_compiled_loss(engine: str, per_logit: int) -> None:
+    """The trainer's gradient takes the 16-bit logits' place; torchtitan's stands beside them since April 2025."""
+    model = small_model(vocab_size=16 * V)
+    parts = forecast(model, cluster(), plan("zero3", 16, engine=engine, compiled=True)).memory.moments[0]
+    assert parts["logits"][0] == pytest.approx(per_logit * TOKENS * 16 * V + NORM_OF_HEAD)
+
+
 def test_buffers_that_stay() -> None:
     """Megatron: 2 bytes of parameters and 4 of gradients whatever the moment; nanotron and BF16_Optimizer 2 + 6."""
     whole = MODEL.num_parameters

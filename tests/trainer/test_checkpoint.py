@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from checkpoint_ranks import DESCRIPTION, differences, sharded, whole_tensors, work
+from checkpoint_ranks import DESCRIPTION, differences, hang_while_writing, sharded, whole_tensors, work
 from torch.distributed.device_mesh import init_device_mesh
 
 from flopcast.errors import InputError
@@ -77,6 +77,19 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(fo
     for rank in found:
         assert rank["after full disk"] == [[2, 3], [folder_name(2), folder_name(3)]]
         assert rank["difference after full disk"] == 0.0
+
+
+def test_a_rank_that_hangs_while_a_checkpoint_is_written_is_named(tmp_path: Path) -> None:
+    processes = mp.spawn(hang_while_writing, args=(tmp_path,), nprocs=2, join=False).processes
+    try:
+        processes[0].join(120)
+        found = json.loads((tmp_path / "hang.json").read_text())
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert "Ranks 1 failed to pass monitoredBarrier" in found["message"]
+    assert found["lost"]
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(folder: Path) -> None:

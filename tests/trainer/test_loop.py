@@ -311,7 +311,7 @@ def test_a_run_stopped_by_a_signal_has_an_exit_code_of_its_own(
 
 
 def test_a_rank_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
-    """In the middle of a checkpoint, whose thread waits for it for much longer."""
+    """In the middle of a checkpoint, whose thread waits for it for much longer: in a step, or for that thread."""
     start_like(whole, tmp_path)
     checkpoints = tmp_path / "run" / "checkpoints"
     fields = {"data__validation_sequences": 6, "plan__micro_batch": 1, "optimizer__num_steps": 100_000}
@@ -326,7 +326,7 @@ def test_a_rank_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
         assert ranks.processes[0].wait(TIMEOUT_S) == 1, ranks.error_text(0)
         last = ranks.error_text(0).strip().splitlines()[-1]
     assert last.startswith("flopcast: rank 0 lost another rank (")
-    assert "2000ms" in last
+    assert "2000ms" in last.replace(" ", "")
 
 
 def test_two_jobs_do_not_write_into_one_folder(whole: Path, tmp_path: Path) -> None:

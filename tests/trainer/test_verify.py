@@ -74,6 +74,21 @@ def test_a_tied_embeddings_gradients_are_summed_at_the_peak(strategy: str, micro
         assert abs(found.memory_error) < 0.03
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("strategy", "num_gpus", "micro_batches"),
+    [("ddp", 1, 1), ("ddp", 8, 2), ("zero1", 8, 2), ("zero1", 8, 3), ("zero2", 8, 3), ("zero3-node", 16, 3)],
+)
+def test_memory_where_parameters_outweigh_activations(
+    strategy: str, num_gpus: int, micro_batches: int, tied: bool
+) -> None:
+    """Short sequences leave the peak to copies and gradients, whose moments follow each other closely."""
+    model = dataclasses.replace(small_model(num_layers=3), tied_embeddings=tied)
+    found = verify(model, num_gpus, strategy, seq_len=64, micro_batches=micro_batches)
+    assert_agrees(found)
+    assert abs(found.memory_error) < 0.02, found.as_text()
+
+
 def test_one_tensor_parallel_group_is_the_whole_world() -> None:
     """Its norm's sum is over all ranks; and what DTensor tries in its first step is no tensor of the engine's."""
     assert_agrees(verify(load_model("llama-3.2-1b"), 8, "tp8", seq_len=1024))
@@ -129,6 +144,8 @@ def test_memory_of_every_stage_of_a_pipeline() -> None:
     document = found.as_json()
     assert [stage["stage"] for stage in document["stages"]] == [0, 2, 3]
     assert {row["stage"] for row in document["rows"]} == {0, 2, 3}
+    shallow = dataclasses.replace(plamo, layers=plamo.layers[:4])
+    assert abs(verify(shallow, 16, "ddp", micro_batches=4, pp=2, seq_len=64).memory_error) < 0.02
     assert document["engine_memory_bytes"] == max(stage["engine_memory_bytes"] for stage in document["stages"])
 
 

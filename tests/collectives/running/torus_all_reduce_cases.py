@@ -48,6 +48,14 @@ def case_mean_matches_the_mean() -> None:
         assert torch.equal(first, tensor)
 
 
+def case_an_average_that_fits_its_type_does_not_overflow() -> None:
+    """Four times 40000 is beyond fp16's 65504."""
+    for mesh in meshes():
+        tensor = torch.full((1001,), 40000.0, dtype=torch.float16)
+        torus_all_reduce(tensor, mesh, "avg", chunk_bytes=512)
+        assert torch.equal(tensor, torch.full_like(tensor, 40000.0))
+
+
 def case_a_parameter_is_memory_like_any_other() -> None:
     for mesh in meshes():
         parameter = torch.nn.Parameter(mine(70, torch.float64))
