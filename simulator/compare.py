@@ -44,7 +44,10 @@ ATTENTION_RUNS_ON: dict[str, tuple[str, ...]] = {
     "flash3": ("hopper",),
     "flash4": ("hopper", "blackwell"),
 }
-MOST = {"tokens_per_gpu": 10**12, "seq_len": 10**9, "micro_batch": 10**6, "ep": 10**6, "pp": 10**6, "virtual_pp": 10**6}
+MOST = {
+    **{"tokens_per_gpu": 10**12, "seq_len": 10**9},
+    **dict.fromkeys(("micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"), 10**6),
+}
 # Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).
 MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 
@@ -55,7 +58,8 @@ class Request:
 
     ``num_gpus``: within one node, or whole nodes. ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for
     every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
-    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full.
+    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full;
+    ``recompute_layers``: of full, the first layers of every model chunk alone.
     ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
     reduced, 16 or 32. ``precision``: of the products, bf16 or fp8. ``compiled``: torch.compile fuses all pointwise
     work; ``fused_kernels``: hand-written normalisation and rotary positions. ``strategies``: names, by default all.
@@ -71,6 +75,7 @@ class Request:
     virtual_pp: int = 1
     schedule: Schedule = "1f1b"
     recompute: Recompute | None = None
+    recompute_layers: int | None = None
     gradient_bits: int = 32
     precision: Precision = "bf16"
     attention: AttentionKernel | None = None
@@ -224,7 +229,7 @@ def _check_range(name: str, value: int) -> None:
 
 
 def _check(request: Request) -> None:
-    for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp"):
+    for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"):
         value = getattr(request, name)
         if value is not None:
             _check_range(name, value)
@@ -266,7 +271,8 @@ def _candidates(
     if request.schedule == "interleaved" and not request.micro_batch:
         # It runs micro-batches by as many as there are stages; where none will do, the plan says so.
         tried = [b for b in tried if sequences // b % pp == 0] or tried
-    recomputes = [request.recompute] if request.recompute else list(CHOICES["recompute"])
+    usual = ["full"] if request.recompute_layers else list(CHOICES["recompute"])
+    recomputes = [request.recompute] if request.recompute else usual
     attention = request.attention or usual_attention(cluster)
     return [
         Plan(
@@ -279,6 +285,7 @@ def _candidates(
             virtual_pp=request.virtual_pp,
             schedule=request.schedule,
             recompute=recompute,  # type: ignore[arg-type]
+            recompute_layers=request.recompute_layers or 0,
             sequence_parallel=sequence_parallel,
             gradient_bits=request.gradient_bits,
             precision=request.precision,

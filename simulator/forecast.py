@@ -19,6 +19,7 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.recompute import check_layers_in_full, share_in_full
 from flopcast.simulator.step import StepTime, step_time
 from flopcast.simulator.traffic import Traffic, traffic
 
@@ -125,8 +126,8 @@ class Forecast:
 
     @cached_property
     def hfu(self) -> Array:
-        """Hardware FLOPs per second over the peak: with the forward FLOPs that full recompute does again."""
-        return self._efficiency(self.plans.has(recompute="full").astype(np.float64))
+        """Hardware FLOPs per second over the peak: with the forward FLOPs of layers that are computed again in full."""
+        return self._efficiency(share_in_full(self.plans, self.model.num_layers))
 
     def _efficiency(self, recomputed: Array | float) -> Array:
         flop = np.empty(len(self.plans))
@@ -269,6 +270,7 @@ def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None
         raise InputError(
             f"pp x virtual_pp is {most} but {model.name} has {model.num_layers} layers; use at most one stage per layer"
         )
+    check_layers_in_full(model, plans)
 
 
 def best_of(rows: Sequence[Row]) -> Row:

@@ -148,8 +148,11 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     in_flight_gradients = reduced & ~static
     # Where the reduction waits for the last backward, a layer's 16-bit gradient grows as what it works in shrinks.
     late = pipeline & (plans.gradient_shard == 1) & ~static
-    growing = np.maximum(2.0 * layer - held.workspace, 0.0)
-    reduction = np.where(late, growing, in_flight_gradients * width * layer)
+
+    def reduction(workspace: Array) -> Array:
+        growing = np.maximum(2.0 * layer - workspace, 0.0)
+        return np.where(late, growing, in_flight_gradients * width * layer)
+
     last_unit = np.where(late, np.maximum(root, layer), root)
     several = plans.grad_accum > 1
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
@@ -164,17 +167,17 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
         moment(
             parameters=copies(np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept, 0.0, layer))),
             gradients=np.where(accumulates, gradients, gradients * share_of_layer),
-            activations=held.results + np.maximum(held.layers - held.one_layer, held.turned - held.one_put_off),
-            workspace=held.workspace,
-            gathered=gathered(root + gathered_layer * (1 + plans.prefetch)) + reduction + head,
+            activations=held.results + np.maximum(held.layers - held.last_layer, held.turned - held.one_put_off),
+            workspace=held.workspace_of_last,
+            gathered=gathered(root + gathered_layer * (1 + plans.prefetch)) + reduction(held.workspace_of_last) + head,
             quantised=payloads,
         ),
         moment(
             parameters=copies(np.where(accumulates & in_node, root + layer, whole - root - layer)),
             gradients=np.where(accumulates, gradients, gradients * np.maximum(1 - (root + layer) / whole, 0.0)),
-            activations=held.one_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
+            activations=held.first_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
             workspace=held.workspace,
-            gathered=gathered(root + gathered_layer) + reduction + head,
+            gathered=gathered(root + gathered_layer) + reduction(held.workspace) + head,
         ),
         moment(
             parameters=copies(np.where(sharded, whole, np.where(pipeline, last_unit, whole - root))),
@@ -184,7 +187,9 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
         moment(
             parameters=copies(np.where(several, np.where(sharded, root, 0.0), np.where(sharded, whole, whole - root))),
             gradients=np.where(accumulates, gradients, gradients * (1 - root / whole)),
-            gathered=gathered(root) + reduction * ~(several & (g == 1)) + 3 * head * (~pipeline & ~static),
+            gathered=gathered(root)
+            + reduction(held.workspace) * ~(several & (g == 1))
+            + 3 * head * (~pipeline & ~static),
         )
         if model.tied_embeddings
         else moment(),

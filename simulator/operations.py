@@ -35,7 +35,7 @@ from flopcast.simulator.operation import (
     When,
 )
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.recompute import checkpoint, expand, selectively
+from flopcast.simulator.recompute import checkpoint, expand, selectively, shares_in_full
 from flopcast.simulator.sends import send_operations
 from flopcast.simulator.sharding import IntArray, Unit, layers_by_kind, units
 
@@ -65,13 +65,15 @@ def step_operations(
     load = Workload(plans, model.hidden, gpus_per_node, rotary=model.positions == "rotary")
     operations: list[Operation] = []
     names = model.kind_names
+    shares = shares_in_full(model, plans, stage)
     for block, count in layers_by_kind(model, plans, stage).items():
-        operations.append(checkpoint(f"{names[block]}.checkpoint", load, count))
+        in_full = shares[block]
+        operations.append(checkpoint(f"{names[block]}.checkpoint", load, count, in_full))
         num_products = 0
         for piece in block.computations(load):
             num_products += isinstance(piece.forward, Gemm)
             kept = selectively(piece, plans, num_products % 2 == 1)
-            operations += expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans, kept)
+            operations += expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans, in_full, kept)
     for section, piece in _vocabulary(model, load):
         here = plans.zeros + 1
         if stage is not None:

@@ -51,7 +51,7 @@ KNOWN_AS = {
 }
 QUANTISABLE = ("zero3", "zero3-node", "hsdp")
 # Of the other numbers of a plan none is below 1.
-MAY_BE_ZERO = ("prefetch", "state_bytes")
+MAY_BE_ZERO = ("recompute_layers", "prefetch", "state_bytes")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Plan:
     pointwise work. ``prefetch``: units whose gather may run ahead of use; 0 leaves all of them exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
     ``state_bytes``: optimizer bytes per parameter on the GPU (fp32 master, momentum and variance: 12; on the host: 0).
+    ``recompute_layers``: where recompute is full, the first layers of every model chunk that are computed again, the
+    rest being kept (Megatron-LM's --recompute-method block with --recompute-num-layers); 0 is all of them.
     ``engine``: the software whose habits of holding memory are forecast (:mod:`flopcast.simulator.engines`).
     """
 
@@ -107,6 +109,7 @@ class Plan:
     gradient_shard: int = 1
     optimizer_shard: int = 1
     recompute: Recompute = "none"
+    recompute_layers: int = 0
     precision: Precision = "bf16"
     gradient_bits: int = 32
     gather_bits: int = 16
@@ -248,6 +251,7 @@ class Plans:
     gradient_shard: NDArray[np.int64]
     optimizer_shard: NDArray[np.int64]
     recompute: NDArray[np.int64]
+    recompute_layers: NDArray[np.int64]
     precision: NDArray[np.int64]
     gradient_bits: NDArray[np.int64]
     gather_bits: NDArray[np.int64]
