@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, pairwise, product
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -157,8 +157,9 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
         raise InputError("; ".join(f"{why} (so for {', '.join(names)})" for why, names in by_reason.items()))
 
     flat = [plan for plans in candidates.values() for plan in plans]
-    rows = iter(forecast(model, cluster, flat, request.convention).rows())
-    best = tuple(best_of([next(rows) for _ in plans]) for plans in candidates.values())
+    found = forecast(model, cluster, flat, request.convention)
+    ends = [*accumulate(len(plans) for plans in candidates.values())]
+    best = tuple(found.best(start, end) for start, end in pairwise([0, *ends]))
     return Comparison(
         model=model,
         cluster=cluster,

@@ -138,30 +138,40 @@ class Forecast:
             flop[here] = per_token.total + again[here] * per_token.layers_forward
         return np.asarray(flop * self.tokens_per_s_per_gpu / self.cluster.gpu.tensor_flop_per_s)
 
+    def row(self, index: int) -> Row:
+        """One plan's forecast as plain Python values."""
+        low, high = self.band_s
+        return Row(
+            strategy=str(self.plans.strategy[index]),
+            plan=self.plans.describe(index),
+            step_s=float(self.step_s[index]),
+            low_s=float(low[index]),
+            high_s=float(high[index]),
+            tokens_per_s_per_gpu=float(self.tokens_per_s_per_gpu[index]),
+            mfu=float(self.mfu[index]),
+            hfu=float(self.hfu[index]),
+            memory_bytes=float(self.memory.total[index]),
+            fits=bool(self.fits[index]),
+            tight=bool(self.tight[index]),
+            inter_node_bytes=float(self.traffic.inter_node_bytes[index]),
+            intra_node_bytes=float(self.traffic.intra_node_bytes[index]),
+            exposed_communication_s=float(self.step.exposed_communication[index]),
+            seconds={name: float(part[index]) for name, part in self.step.parts.items()},
+            memory={name: float(part[index]) for name, part in self.memory.parts.items()},
+        )
+
     def rows(self) -> list[Row]:
         """Each plan's forecast as plain Python values, in order."""
-        low, high = self.band_s
-        return [
-            Row(
-                strategy=str(self.plans.strategy[i]),
-                plan=self.plans.describe(i),
-                step_s=float(self.step_s[i]),
-                low_s=float(low[i]),
-                high_s=float(high[i]),
-                tokens_per_s_per_gpu=float(self.tokens_per_s_per_gpu[i]),
-                mfu=float(self.mfu[i]),
-                hfu=float(self.hfu[i]),
-                memory_bytes=float(self.memory.total[i]),
-                fits=bool(self.fits[i]),
-                tight=bool(self.tight[i]),
-                inter_node_bytes=float(self.traffic.inter_node_bytes[i]),
-                intra_node_bytes=float(self.traffic.intra_node_bytes[i]),
-                exposed_communication_s=float(self.step.exposed_communication[i]),
-                seconds={name: float(part[i]) for name, part in self.step.parts.items()},
-                memory={name: float(part[i]) for name, part in self.memory.parts.items()},
-            )
-            for i in range(len(self.plans))
-        ]
+        return [self.row(index) for index in range(len(self.plans))]
+
+    def best(self, start: int, end: int) -> Row:
+        """Of the plans from ``start`` up to ``end`` the one that :func:`best_of` takes."""
+        here = slice(start, end)
+        fits, tight = self.fits[here], self.tight[here]
+        if not fits.any():
+            return self.row(start + int(np.argmin(self.memory.total[here])))
+        preferred = fits & ~tight if np.any(fits & ~tight) else fits
+        return self.row(start + int(np.argmin(np.where(preferred, self.step_s[here], np.inf))))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per plan: the plan's fields, then the forecast; column names carry units."""

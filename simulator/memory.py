@@ -118,8 +118,8 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     roots = [unit for unit in parts if unit.section != "layer"]
     layer = largest(_layer_elements(layers, plans))
     gathered_layer = layer * np.where(layers[0].gathered_in_8_bits, 0.5, 1.0)
-    root = total(unit.count * unit.padded_elements(o) for unit in roots)
-    whole = total(unit.count * unit.padded_elements(o) for unit in parts)
+    root = total(unit.count * unit.gathered_elements for unit in roots)
+    whole = total(unit.count * unit.gathered_elements for unit in parts)
     gradients = width * total(unit.count * unit.sharded_elements(g) for unit in parts)
     kept_bytes = total(unit.count * unit.gather_bytes(o) / unit.ways(p) for unit in parts)
     share_of_layer = layer / whole
@@ -201,5 +201,5 @@ def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array
     by_kind: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
     for unit in units_of_layers:
         kind = unit.name.partition(".")[0]
-        by_kind[kind] = by_kind[kind] + unit.padded_elements(plans.optimizer_shard)
+        by_kind[kind] = by_kind[kind] + unit.gathered_elements
     return list(by_kind.values())

@@ -129,7 +129,7 @@ def _gathers(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation
     once = o > p
     # The node's copy is cut from what was gathered over the optimizer's shards, and keeps its padding.
     tensor_bytes = unit.gather_bytes(plans.optimizer_shard).astype(np.float64)
-    elements = unit.padded_elements(plans.optimizer_shard).astype(np.float64)
+    elements = unit.gathered_elements.astype(np.float64)
     occasions: list[tuple[IntArray, Phase, When, NDArray[np.bool_]]] = [
         (o, "forward", "first", once),
         (p, "forward", "every", (p > 1) & ~once),
@@ -173,7 +173,7 @@ def _reductions(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operat
     padded = unit.padded_elements(plans.gradient_shard) * element_bytes
     name = unit.group_name(g)
     yield from _reduction(unit, "reduce_scatter", "every", padded, among(g), name, g > 1)
-    once = unit.padded_elements(plans.optimizer_shard) * element_bytes
+    once = unit.gathered_elements * element_bytes
     name = unit.group_name(o)
     yield from _reduction(unit, "reduce_scatter", "last", once, among(o), name, (g == 1) & (o > 1))
     second = among(o // g, g)

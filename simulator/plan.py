@@ -148,6 +148,9 @@ class Plan:
         return self.dp * self.micro_batch * self.grad_accum
 
 
+FIELDS = tuple(field.name for field in fields(Plan))
+
+
 def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
     """The fields of :class:`Plan` that a strategy's name stands for, on nodes of ``gpus_per_node`` GPUs.
 
@@ -198,18 +201,18 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
 
 
 def _check_fields(plan: Plan) -> None:
-    for field in fields(plan):
-        value = getattr(plan, field.name)
-        if field.name in CHOICES:
-            if value not in CHOICES[field.name]:
-                raise InputError(f"plan {field.name} is '{value}'; choose one of {', '.join(CHOICES[field.name])}")
-        elif field.name in FLAGS:
+    for name in FIELDS:
+        value = getattr(plan, name)
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                raise InputError(f"plan {name} is '{value}'; choose one of {', '.join(CHOICES[name])}")
+        elif name in FLAGS:
             if not isinstance(value, bool | np.bool_):
-                raise InputError(f"plan {field.name} is {value!r}; it must be True or False")
-        elif field.name != "strategy":
-            minimum = 0 if field.name in MAY_BE_ZERO else 1
+                raise InputError(f"plan {name} is {value!r}; it must be True or False")
+        elif name != "strategy":
+            minimum = 0 if name in MAY_BE_ZERO else 1
             if not isinstance(value, int | np.integer) or value < minimum:
-                raise InputError(f"plan {field.name} is {value!r}; it must be a whole number of at least {minimum}")
+                raise InputError(f"plan {name} is {value!r}; it must be a whole number of at least {minimum}")
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:
@@ -289,22 +292,20 @@ class Plans:
         rows = list(plans)
         if not rows:
             raise InputError("there are no plans; give at least one Plan")
-        names = [field.name for field in fields(Plan)]
-        return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in names})
+        return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in FIELDS})
 
     def pick(self, where: tuple[NDArray[np.int64], ...]) -> "Plans":
         """The list of plans at those places of ``shape``, one index array for each axis."""
-        names = [field.name for field in fields(Plan)]
-        return Plans(**{name: np.broadcast_to(getattr(self, name), self.shape)[where] for name in names})
+        return Plans(**{name: np.broadcast_to(getattr(self, name), self.shape)[where] for name in FIELDS})
 
     def describe(self, index: int) -> dict[str, Any]:
         """One plan's fields as plain values, named choices by name."""
         described: dict[str, Any] = {}
-        for field in fields(Plan):
-            value = getattr(self, field.name)[index]
-            if field.name in CHOICES:
-                value = CHOICES[field.name][value]
-            described[field.name] = str(value) if isinstance(value, str) else value.item()
+        for name in FIELDS:
+            value = getattr(self, name)[index]
+            if name in CHOICES:
+                value = CHOICES[name][value]
+            described[name] = str(value) if isinstance(value, str) else value.item()
         return described
 
     def has(self, **choice: str) -> NDArray[np.bool_]:
