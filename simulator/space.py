@@ -293,7 +293,7 @@ class Space:
                 | ((plans.pp == 1) & plans.has(schedule="1f1b"))
             ),
             "overlap_expert does not recompute all": ~plans.overlap_expert | ~plans.has(recompute="full"),
-            "recompute_layers has recompute=full and as many layers to a model chunk": (
+            "recompute_layers has recompute=full and is no more than a model chunk has": (
                 (plans.recompute_layers == 0)
                 | (
                     plans.has(recompute="full")
