@@ -7,9 +7,19 @@ from itertools import accumulate, pairwise, product
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row, best_of, check_specifications, forecast, frame_of, shown_in_a_notebook
+from flopcast.simulator.forecast import (
+    Forecast,
+    Row,
+    best_of,
+    check_specifications,
+    forecast,
+    frame_of,
+    shown_in_a_notebook,
+)
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import (
     CHOICES,
@@ -159,7 +169,7 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     flat = [plan for plans in candidates.values() for plan in plans]
     found = forecast(model, cluster, flat, request.convention)
     ends = [*accumulate(len(plans) for plans in candidates.values())]
-    best = tuple(found.best(start, end) for start, end in pairwise([0, *ends]))
+    best = tuple(_best(found, start, end) for start, end in pairwise([0, *ends]))
     return Comparison(
         model=model,
         cluster=cluster,
@@ -172,6 +182,15 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
         left_out=left_out,
         chosen=tuple(_chosen(model, request)),
     )
+
+
+def _best(found: Forecast, start: int, end: int) -> Row:
+    """Of the plans from ``start`` up to ``end`` the one that :func:`best_of` takes, which alone becomes a row."""
+    fits, tight = found.fits[start:end], found.tight[start:end]
+    if not fits.any():
+        return found.row(start + int(np.argmin(found.memory.total[start:end])))
+    preferred = fits & ~tight if np.any(fits & ~tight) else fits
+    return found.row(start + int(np.argmin(np.where(preferred, found.step_s[start:end], np.inf))))
 
 
 def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:

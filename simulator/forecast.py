@@ -164,15 +164,6 @@ class Forecast:
         """Each plan's forecast as plain Python values, in order."""
         return [self.row(index) for index in range(len(self.plans))]
 
-    def best(self, start: int, end: int) -> Row:
-        """Of the plans from ``start`` up to ``end`` the one that :func:`best_of` takes."""
-        here = slice(start, end)
-        fits, tight = self.fits[here], self.tight[here]
-        if not fits.any():
-            return self.row(start + int(np.argmin(self.memory.total[here])))
-        preferred = fits & ~tight if np.any(fits & ~tight) else fits
-        return self.row(start + int(np.argmin(np.where(preferred, self.step_s[here], np.inf))))
-
     def to_frame(self) -> "pd.DataFrame":
         """One row per plan: the plan's fields, then the forecast; column names carry units."""
         return frame_of(self.rows())
