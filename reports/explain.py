@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from flopcast.reports.document.numbers import digits
 from flopcast.simulator.forecast import Row
+from flopcast.simulator.recompute import recompute_in_words
 
 # What each part of a step is called in a sentence, and what would shorten it.
 _NAMES = {
@@ -87,7 +88,7 @@ def meaning(strategy: str) -> str:
 def runs_as(row: Row) -> str:
     """What was chosen for the plan, as short as can be read: micro-batch x passes, recomputation, how it is split."""
     plan = row.plan
-    words = f"{plan['micro_batch']} x {plan['grad_accum']:,}, {plan['recompute']}"
+    words = f"{plan['micro_batch']} x {plan['grad_accum']:,}, {recompute_in_words(plan)}"
     words += f", ep {plan['ep']}" if plan["ep"] > 1 else ""
     words += " of whole experts" if plan["whole_experts"] else ""
     words += f", {plan['schedule']}" if plan["pp"] > 1 else ""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -172,6 +173,26 @@ class GlobalFit:
     def left_out(self) -> float:
         """On runs of a framework that the constants were fitted without."""
         return mean_of_medians(self.runs.sources, self.left_out_errors)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that ``flopcast calibrate --global --json`` prints; errors are fractions."""
+        return {
+            "constants": [
+                {
+                    "name": entry.name,
+                    "unit": entry.unit,
+                    "low": entry.low,
+                    "high": entry.high,
+                    "before": float(getattr(self.before, entry.name)),
+                    "after": float(getattr(self.after, entry.name)),
+                }
+                for entry in entries()
+                if entry.fitted
+            ],
+            "num_runs": len(self.runs.runs),
+            "error_in_sample": self.in_sample,
+            "error_left_out": self.left_out,
+        }
 
     def write(self) -> None:
         """Store the constants and the residuals."""

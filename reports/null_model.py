@@ -9,6 +9,8 @@ import pandas as pd
 from flopcast.reports.runs import Run
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.operation import Array
+from flopcast.simulator.plan import Plans
+from flopcast.simulator.recompute import share_in_full
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,6 @@ def _ideal_step_s(run: Run) -> float:
     assert run.plan is not None
     assert run.cluster is not None
     flop = model_flop_per_token(run.model, run.plan.seq_len, "causal")
-    per_token = flop.total + (run.plan.recompute == "full") * flop.layers_forward
+    per_token = flop.total + float(share_in_full(Plans.of([run.plan]), run.model.num_layers)[0]) * flop.layers_forward
     tokens = run.plan.global_batch_sequences * run.plan.seq_len * run.share_of_step
     return float(tokens * per_token / (run.plan.num_gpus * run.cluster.gpu.tensor_flop_per_s))

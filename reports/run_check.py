@@ -1,5 +1,6 @@
 """Faults in a table of measured runs: cells that are no values, units, and figures that contradict each other."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from flopcast.reports.run_words import width_in
 from flopcast.reports.runs import NEEDED, Run, read_runs
 from flopcast.reports.table_file import read_table
 from flopcast.simulator.conventions import CONVENTIONS, model_flop_per_token
+from flopcast.simulator.plan import CHOICES
 
 # A published rate and a step time of the same run are rounded: they agree within this share.
 AGREEMENT = 0.03
@@ -30,6 +32,12 @@ RECOGNISED = 0.05
 def _precision(cell: str) -> str:
     if width_in(cell.lower()) is None:
         raise ValueError("Input should be bf16, fp16 or fp8")
+    return cell
+
+
+def _recompute(cell: str) -> str:
+    if cell not in CHOICES["recompute"] and not re.fullmatch(r"\d+/\d+", cell):
+        raise ValueError("Input should be none, selective, full or so many of the layers, such as 10/80")
     return cell
 
 
@@ -76,7 +84,7 @@ class Cells(BaseModel):
     micro_batch: Count | None = None
     global_batch_seqs: Amount | None = None
     grad_accum: Count | None = None
-    recompute: Literal["none", "selective", "full"] | None = None
+    recompute: Annotated[str, AfterValidator(_recompute)] | None = None
     precision: Annotated[str, AfterValidator(_precision)] | None = None
     torch_compile: Flag | None = None
     measured_step_s: Amount | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from flopcast.reports.frameworks import Framework
 from flopcast.reports.run_rate import stated_rate
+from flopcast.reports.run_recompute import layers_in, recompute_in
 from flopcast.reports.run_row import Row
 from flopcast.reports.run_shards import OFFLOADED, shards, zero_stage
 from flopcast.reports.run_words import (
@@ -15,7 +16,6 @@ from flopcast.reports.run_words import (
     attention_in,
     dispatcher_in,
     precision_in,
-    recompute_in,
     schedule_in,
 )
 from flopcast.simulator.cluster import Cluster
@@ -70,7 +70,7 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
         overlap_update=framework.overlap_update,
         sliced_update=framework.sliced_update,
         **shards(row, sharding, world, pp, cluster.gpus_per_node // tp),
-        recompute=recompute_in(row.text("recompute", framework.recompute)),
+        **_recompute(row, framework, model.num_layers, pp, virtual),
         precision=precision,
         gradient_bits=_gradient_bits(framework, engine, sharding),
         attention=_attention(row, framework, cluster),
@@ -163,6 +163,21 @@ def _exchange(row: Row, framework: Framework, tp: int, ep: int, ranks: int) -> d
     split = 1 if framework.whole_experts or ranks % ep else tp
     whole = tp > 1 and row.whole("expert_tp", split) == 1
     return {"dispatcher": dispatcher, "whole_experts": whole}
+
+
+def _recompute(row: Row, framework: Framework, num_layers: int, pp: int, virtual: int) -> dict[str, Any]:
+    """What is computed again, and of how many layers of a chunk where that is not all; a part of one counts as one."""
+    text = row.text("recompute", framework.recompute)
+    layers = layers_in(text, num_layers, pp, virtual)
+    if layers is None:
+        return {"recompute": recompute_in(text)}
+    if layers == 0:
+        return {"recompute": "none"}
+    again = math.ceil(layers)
+    if again != layers:
+        row.doubt(f"recompute_layers {again}: '{text}' are {float(layers):.3g} of a model chunk's layers")
+    every = again >= num_layers / (pp * virtual)
+    return {"recompute": "full", "recompute_layers": 0 if every else again}
 
 
 def _schedule(row: Row, pp: int, virtual: int) -> Any:

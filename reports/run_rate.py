@@ -7,7 +7,8 @@ from flopcast.reports.run_row import Row
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.conventions import Convention, model_flop_per_token
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import Plan
+from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.recompute import share_in_full
 
 # What tables state in place of a step's seconds, the most direct first: rates of each GPU, or of the whole job.
 RATES = (
@@ -47,7 +48,7 @@ def _tokens_per_s(row: Row, name: str, measured: float, plan: Plan, model: Model
     flop = model_flop_per_token(model, plan.seq_len, _convention(row, said))
     total = flop.total
     if plan.recompute == "full" and (name == "measured_hfu_pct" or OF_HARDWARE.search(said)):
-        total += flop.layers_forward
+        total += flop.layers_forward * float(share_in_full(Plans.of([plan]), model.num_layers)[0])
     if name == "measured_tflops_per_gpu":
         return measured * 1e12 / total
     if measured > 100:

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from flopcast.errors import InputError
-from flopcast.simulator.plan import CHOICES, Precision, Recompute
+from flopcast.simulator.plan import CHOICES, Precision
 
 YES = ("yes", "y", "true", "t", "on", "enabled", "x")
 NO = ("no", "n", "false", "f", "off", "none", "disabled")
@@ -19,15 +19,6 @@ ATTENTION_NAMES = {
 }
 # A compiler's name, or a mode of it, in place of a yes; and those of ways to split sequences.
 RAN = re.compile(r"compile|inductor|thunder|nvfuser|dynamo|xla|jit|cuda-?graph|autotune|overhead|ulysses|megatron|ring")
-# Recomputation by the names of Megatron, NeMo, torchtitan and MaxText: of whole layers, and of parts of them.
-WHOLE_LAYERS = re.compile(
-    r"full|checkpoint|ckpt|remat|block|layer(?![-_ ]?norm)|uniform|whole|nothing|\ball\b|^(ac|gc|activations?)$"
-    r"|^(activation[-_ ])?recomput(e|ed|ation)$"
-)
-PARTS = re.compile(
-    r"select|minimal|partial|attn|attention|core|flash|mlp|ffn|moe|norm|act|sav(e|able)|dot|proj|offload|custom|^op\b"
-    r"|\bsac\b|^[\d./%]+$"
-)
 # Tensor-parallel communication in chunks beside its products: torchtitan's asynchronous TP, Megatron's
 # --tp-comm-overlap and NeMo's user buffers (ub_tp_comm_overlap), Megatron-Kwai's --overlap-sp-ag and -rs.
 TENSOR_OVERLAP = re.compile(
@@ -66,17 +57,6 @@ def flag_in(cell: Any) -> bool | None:
     except ValueError:
         known = text in (*YES, *NO) or SAYS_NO.match(text) or SAYS_YES.match(text) or RAN.search(text)
         return not (text in NO or SAYS_NO.match(text)) if known else None
-
-
-def recompute_in(text: str) -> Recompute:
-    """None, selective or full; a bare yes is full, as checkpointing is where nothing else is said."""
-    if text in (*NO, "0", "0.0", "everything_saveable") or SAYS_NO.match(text):
-        return "none"
-    if "select" not in text and (text in (*YES, "1", "1.0") or WHOLE_LAYERS.search(text)):
-        return "full"
-    if PARTS.search(text):
-        return "selective"
-    raise InputError(f"recompute is '{text}'; write none, selective or full")
 
 
 def attention_in(text: str, unversioned: str) -> str | None:

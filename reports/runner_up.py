@@ -1,6 +1,9 @@
 """Why a plan is behind the winner of a search: where it spends more, where less, in words with figures."""
 
+import math
+
 from flopcast.simulator.forecast import Row
+from flopcast.simulator.recompute import recompute_in_words
 
 # What the parts of a step are called here, several of them together where one choice moves them all.
 STEP_PARTS = {
@@ -52,8 +55,8 @@ def _label(name: str, more: Row, less: Row) -> str:
     """A part's name: computation that is more because it is done twice says so, communication says whose it is."""
     if name == "computation":
         order = ("none", "selective", "full")
-        again = order.index(more.plan["recompute"]) > order.index(less.plan["recompute"])
-        return f"{name} (recompute {more.plan['recompute']})" if again else name
+        kinds = [(order.index(row.plan["recompute"]), row.plan["recompute_layers"] or math.inf) for row in (more, less)]
+        return f"{name} (recompute {recompute_in_words(more.plan)})" if kinds[0] > kinds[1] else name
     if name == "tp and cp communication":
         return f"{' and '.join(degree for degree in ('tp', 'cp') if more.plan[degree] > 1)} communication"
     return name

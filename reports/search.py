@@ -21,6 +21,7 @@ from flopcast.reports.document.numbers import digits, rounded, tokens
 from flopcast.reports.explain import NOT_TOLD_APART, WORTH_NAMING
 from flopcast.reports.runner_up import why_behind
 from flopcast.simulator.forecast import Row
+from flopcast.simulator.recompute import recompute_in_words
 from flopcast.simulator.search import Found, SearchResult
 
 # Placements that the first is held against, however many are shown.
@@ -34,7 +35,7 @@ COSTED = {"cost": ("cost of\na step", "costs {} a step,", 1.0), "energy": ("MJ p
 # Fields of a plan that its name and settings tell; a request may vary others.
 SAID = {
     *("strategy", "tp", "cp", "pp", "ep", "micro_batch", "grad_accum", "recompute", "sequence_parallel"),
-    *("schedule", "virtual_pp", "gradient_bits", "gather_bits", "bucket_bytes", "prefetch"),
+    *("recompute_layers", "schedule", "virtual_pp", "gradient_bits", "gather_bits", "bucket_bytes", "prefetch"),
 }
 
 
@@ -233,7 +234,7 @@ def settings(row: Row, also: Sequence[str] = ()) -> str:
     plan = row.plan
     words = [f"{plan['micro_batch']} x {plan['grad_accum']:,}"]
     if plan["recompute"] != "none":
-        words.append(f"recompute {plan['recompute']}")
+        words.append(f"recompute {recompute_in_words(plan)}")
     if plan["sequence_parallel"]:
         words.append("sequence parallel")
     if plan["whole_experts"]:

@@ -13,6 +13,7 @@ from flopcast.reports.comparison import assumptions
 from flopcast.reports.explain import bound_by
 from flopcast.reports.trace_comparison import TraceComparison
 from flopcast.simulator.conventions import CONVENTIONS
+from flopcast.simulator.recompute import recompute_in_words
 from flopcast.simulator.timeline import (
     Timeline,
     exposed_collectives,
@@ -93,7 +94,7 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
     groups += f", {plan.gradient_bits}-bit gradients" if plan.shard_ranks > 1 else ""
     yield Text(
         f"micro-batch {plan.micro_batch} x {plan.grad_accum:,} passes of {plan.seq_len:,} tokens, recompute "
-        f"{plan.recompute}{groups}"
+        f"{recompute_in_words(asdict(plan))}{groups}"
     )
     yield Text(f"The closed form says {timeline.closed_form_s:.3f} s.")
     if timeline.departs_from_closed_form:

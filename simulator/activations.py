@@ -15,6 +15,7 @@ from flopcast.simulator.in_flight import left_in_flight, micro_batches_in_flight
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Gemm, Operation, Section
 from flopcast.simulator.plan import Plans
+from flopcast.simulator.recompute import layers_in_full
 from flopcast.simulator.sharding import layers_by_kind
 
 
@@ -23,17 +24,21 @@ class Activations:
     """What a stage's micro-batches keep: all their layers, and the one whose backward is first.
 
     ``layers``: right after a forward; ``turned``: right after a backward, where weights' gradients are put off, and
-    ``left``: after the step's last; ``one_put_off``: what those of one layer need. ``workspace``: what one layer's
-    backward works in. ``logits``: what the loss works in. ``results``: what a stage of a pipeline keeps of its own
-    outputs, and the gradient it received. ``is_last``: whether it has the head.
+    ``left``: after the step's last; ``one_put_off``: what those of one layer need. ``first_layer``, ``last_layer``:
+    what these keep, alike unless only the first are computed again. ``workspace``: what the backward of a layer works
+    in, of the first; ``workspace_of_last``: of those with which a backward begins. ``logits``: what the loss works in.
+    ``results``: what a stage of a pipeline keeps of its own outputs, and the gradient it received. ``is_last``: whether
+    it has the head.
     """
 
     layers: Array
     turned: Array
     left: Array
-    one_layer: Array
+    first_layer: Array
+    last_layer: Array
     one_put_off: Array
     workspace: Array
+    workspace_of_last: Array
     logits: Array
     results: Array
     in_flight: Array
@@ -44,11 +49,15 @@ def activations(model: Model, operations: Sequence[Operation], plans: Plans, sta
     """Those of ``stage``, or where None of the stage that holds most under each plan."""
     layers, head = plans.zeros, plans.zeros
     workspace: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
+    in_backward: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
     for operation in operations:
         if operation.section == "layer":
             layers = layers + operation.count * operation.saved_bytes
             kind = operation.name.split(".")[0]
-            workspace[kind] = workspace[kind] + (operation.count > 0) * operation.workspace_bytes
+            held_besides = (operation.count > 0) * operation.workspace_bytes
+            workspace[kind] = workspace[kind] + held_besides
+            if operation.phase == "backward":
+                in_backward[kind] = in_backward[kind] + held_besides
         else:
             head = head + operation.count * operation.saved_bytes
     working = largest(workspace.values())
@@ -61,7 +70,19 @@ def activations(model: Model, operations: Sequence[Operation], plans: Plans, sta
     inputs, gradients = _kept_for_weights(operations, plans, "layer")
     put_off = np.where(has_habit("keeps_graph", plans.engine), np.maximum(layers, inputs), inputs) + gradients
     head_put_off = total(_kept_for_weights(operations, plans, "head"))
-    one_layer, one_put_off = layers / number, plans.has(schedule="zero-bubble") * put_off / number
+    one_put_off = plans.has(schedule="zero-bubble") * put_off / number
+    first_layer = last_layer = layers / number
+    working_last = working
+    again = layers_in_full(plans, number) / number
+    some = (again > 0) & (again < 1)
+    if np.any(some):
+        # The last layers keep everything. If that is one of a chunk, the backward of the one before it holds more.
+        first_layer = np.where(some, load.residual_bytes, first_layer)
+        last_layer = np.where(
+            some, (last_layer - again * load.residual_bytes) / np.where(some, 1 - again, 1.0), last_layer
+        )
+        several = some & ((1 - again) * number / plans.virtual_pp > 1.5)
+        working_last = np.where(several, largest(in_backward.values()), working)
 
     def held(index: NDArray[np.int64] | int, share: Array | float, is_last: NDArray[np.bool_] | bool) -> Activations:
         in_flight = micro_batches_in_flight(plans, index)
@@ -71,9 +92,11 @@ def activations(model: Model, operations: Sequence[Operation], plans: Plans, sta
             layers=share * layers * in_flight + forward * waiting,
             turned=share * layers * left_in_flight(plans, index) + backward * waiting,
             left=backward * waiting,
-            one_layer=one_layer,
+            first_layer=first_layer,
+            last_layer=last_layer,
             one_put_off=one_put_off,
             workspace=working,
+            workspace_of_last=working_last,
             logits=np.where(is_last, head, 0.0),
             results=np.where(is_last, logits, keeps * (in_flight + 1) * load.residual_bytes),
             in_flight=share * in_flight,
@@ -90,9 +113,9 @@ def activations(model: Model, operations: Sequence[Operation], plans: Plans, sta
         return full
     last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
     last = held(plans.pp - 1, last_share, True)
-    of_loss = last.layers + last.results + np.maximum(head, working + head_gradient_bytes(model, plans))
-    of_backward = last.turned + last.results + working + head_gradient_bytes(model, plans)
-    most = np.maximum(full.layers, full.turned) + full.results + working
+    of_loss = last.layers + last.results + np.maximum(head, working_last + head_gradient_bytes(model, plans))
+    of_backward = last.turned + last.results + working_last + head_gradient_bytes(model, plans)
+    most = np.maximum(full.layers, full.turned) + full.results + working_last
     last_is_worse = (plans.pp > 1) & (np.maximum(of_loss, of_backward) > most)
     pairs = {f.name: (getattr(last, f.name), getattr(full, f.name)) for f in fields(full)}
     return Activations(**{n: a if a is b else np.where(last_is_worse, a, b) for n, (a, b) in pairs.items()})

@@ -3,13 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, pairwise, product
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row, best_of, check_specifications, forecast, frame_of, shown_in_a_notebook
+from flopcast.simulator.forecast import (
+    Forecast,
+    Row,
+    best_of,
+    check_specifications,
+    forecast,
+    frame_of,
+    shown_in_a_notebook,
+)
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import (
     CHOICES,
@@ -44,7 +54,10 @@ ATTENTION_RUNS_ON: dict[str, tuple[str, ...]] = {
     "flash3": ("hopper",),
     "flash4": ("hopper", "blackwell"),
 }
-MOST = {"tokens_per_gpu": 10**12, "seq_len": 10**9, "micro_batch": 10**6, "ep": 10**6, "pp": 10**6, "virtual_pp": 10**6}
+MOST = {
+    **{"tokens_per_gpu": 10**12, "seq_len": 10**9},
+    **dict.fromkeys(("micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"), 10**6),
+}
 # Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).
 MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
 
@@ -55,7 +68,8 @@ class Request:
 
     ``num_gpus``: within one node, or whole nodes. ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for
     every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
-    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full.
+    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full;
+    ``recompute_layers``: of full, the first layers of every model chunk alone.
     ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
     reduced, 16 or 32. ``precision``: of the products, bf16 or fp8. ``compiled``: torch.compile fuses all pointwise
     work; ``fused_kernels``: hand-written normalisation and rotary positions. ``strategies``: names, by default all.
@@ -71,6 +85,7 @@ class Request:
     virtual_pp: int = 1
     schedule: Schedule = "1f1b"
     recompute: Recompute | None = None
+    recompute_layers: int | None = None
     gradient_bits: int = 32
     precision: Precision = "bf16"
     attention: AttentionKernel | None = None
@@ -152,8 +167,9 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
         raise InputError("; ".join(f"{why} (so for {', '.join(names)})" for why, names in by_reason.items()))
 
     flat = [plan for plans in candidates.values() for plan in plans]
-    rows = iter(forecast(model, cluster, flat, request.convention).rows())
-    best = tuple(best_of([next(rows) for _ in plans]) for plans in candidates.values())
+    found = forecast(model, cluster, flat, request.convention)
+    ends = [*accumulate(len(plans) for plans in candidates.values())]
+    best = tuple(_best(found, start, end) for start, end in pairwise([0, *ends]))
     return Comparison(
         model=model,
         cluster=cluster,
@@ -166,6 +182,15 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
         left_out=left_out,
         chosen=tuple(_chosen(model, request)),
     )
+
+
+def _best(found: Forecast, start: int, end: int) -> Row:
+    """Of the plans from ``start`` up to ``end`` the one that :func:`best_of` takes, which alone becomes a row."""
+    fits, tight = found.fits[start:end], found.tight[start:end]
+    if not fits.any():
+        return found.row(start + int(np.argmin(found.memory.total[start:end])))
+    preferred = fits & ~tight if np.any(fits & ~tight) else fits
+    return found.row(start + int(np.argmin(np.where(preferred, found.step_s[start:end], np.inf))))
 
 
 def default_tokens_per_gpu(num_gpus: int, seq_len: int) -> int:
@@ -224,7 +249,7 @@ def _check_range(name: str, value: int) -> None:
 
 
 def _check(request: Request) -> None:
-    for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp"):
+    for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"):
         value = getattr(request, name)
         if value is not None:
             _check_range(name, value)
@@ -266,7 +291,8 @@ def _candidates(
     if request.schedule == "interleaved" and not request.micro_batch:
         # It runs micro-batches by as many as there are stages; where none will do, the plan says so.
         tried = [b for b in tried if sequences // b % pp == 0] or tried
-    recomputes = [request.recompute] if request.recompute else list(CHOICES["recompute"])
+    usual = ["full"] if request.recompute_layers else list(CHOICES["recompute"])
+    recomputes = [request.recompute] if request.recompute else usual
     attention = request.attention or usual_attention(cluster)
     return [
         Plan(
@@ -279,6 +305,7 @@ def _candidates(
             virtual_pp=request.virtual_pp,
             schedule=request.schedule,
             recompute=recompute,  # type: ignore[arg-type]
+            recompute_layers=request.recompute_layers or 0,
             sequence_parallel=sequence_parallel,
             gradient_bits=request.gradient_bits,
             precision=request.precision,

@@ -1,5 +1,9 @@
 """Seconds per operation: the one place where work meets hardware."""
 
+from collections.abc import Hashable
+from dataclasses import is_dataclass
+from typing import Any
+
 import numpy as np
 
 from flopcast.collectives import COLLECTIVES
@@ -31,19 +35,36 @@ USUAL_POWER_W = {"volta": 300.0, "ampere": 400.0, "hopper": 700.0, "blackwell": 
 
 
 class Costs:
-    """:func:`seconds` of many operations on one machine: work that several of them share is costed once."""
+    """:func:`seconds` of many operations on one machine: equal work is costed once.
+
+    Kinds of layer share most of theirs: with and without a window they have the same parameters to gather.
+    """
 
     def __init__(self, hardware: Hardware, constants: Constants) -> None:
         self._hardware, self._constants = hardware, constants
         self._known: dict[int, Array] = {}
+        self._equal: dict[Hashable, Array] = {}
 
     def seconds(self, operation: Operation) -> Array:
         """Time of one occurrence of an operation that outlives this object."""
-        key = id(operation.work)
-        if key not in self._known:
-            self._known[key] = np.asarray(work_seconds(operation.work, self._hardware, self._constants))
-        measured = self._hardware.measured
-        return self._known[key] if measured is None else measured.corrected(operation, self._known[key])
+        work = operation.work
+        if id(work) not in self._known:
+            contents = _contents(work)
+            if contents not in self._equal:
+                self._equal[contents] = np.asarray(work_seconds(work, self._hardware, self._constants))
+            self._known[id(work)] = self._equal[contents]
+        formula, measured = self._known[id(work)], self._hardware.measured
+        return formula if measured is None else measured.corrected(operation, formula)
+
+
+def _contents(value: Any) -> Hashable:
+    """What makes two pieces of work equal: their kinds, and the numbers in them and in what they hold."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.char, value.shape, value.tobytes()
+    if is_dataclass(value):
+        return type(value), *map(_contents, vars(value).values())
+    assert isinstance(value, Hashable)
+    return value
 
 
 def seconds(operation: Operation, hardware: Hardware, constants: Constants) -> Array:

@@ -19,6 +19,7 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.recompute import check_layers_in_full, share_in_full
 from flopcast.simulator.step import StepTime, step_time
 from flopcast.simulator.traffic import Traffic, traffic
 
@@ -125,8 +126,8 @@ class Forecast:
 
     @cached_property
     def hfu(self) -> Array:
-        """Hardware FLOPs per second over the peak: with the forward FLOPs that full recompute does again."""
-        return self._efficiency(self.plans.has(recompute="full").astype(np.float64))
+        """Hardware FLOPs per second over the peak: with the forward FLOPs of layers that are computed again in full."""
+        return self._efficiency(share_in_full(self.plans, self.model.num_layers))
 
     def _efficiency(self, recomputed: Array | float) -> Array:
         flop = np.empty(len(self.plans))
@@ -137,30 +138,31 @@ class Forecast:
             flop[here] = per_token.total + again[here] * per_token.layers_forward
         return np.asarray(flop * self.tokens_per_s_per_gpu / self.cluster.gpu.tensor_flop_per_s)
 
+    def row(self, index: int) -> Row:
+        """One plan's forecast as plain Python values."""
+        low, high = self.band_s
+        return Row(
+            strategy=str(self.plans.strategy[index]),
+            plan=self.plans.describe(index),
+            step_s=float(self.step_s[index]),
+            low_s=float(low[index]),
+            high_s=float(high[index]),
+            tokens_per_s_per_gpu=float(self.tokens_per_s_per_gpu[index]),
+            mfu=float(self.mfu[index]),
+            hfu=float(self.hfu[index]),
+            memory_bytes=float(self.memory.total[index]),
+            fits=bool(self.fits[index]),
+            tight=bool(self.tight[index]),
+            inter_node_bytes=float(self.traffic.inter_node_bytes[index]),
+            intra_node_bytes=float(self.traffic.intra_node_bytes[index]),
+            exposed_communication_s=float(self.step.exposed_communication[index]),
+            seconds={name: float(part[index]) for name, part in self.step.parts.items()},
+            memory={name: float(part[index]) for name, part in self.memory.parts.items()},
+        )
+
     def rows(self) -> list[Row]:
         """Each plan's forecast as plain Python values, in order."""
-        low, high = self.band_s
-        return [
-            Row(
-                strategy=str(self.plans.strategy[i]),
-                plan=self.plans.describe(i),
-                step_s=float(self.step_s[i]),
-                low_s=float(low[i]),
-                high_s=float(high[i]),
-                tokens_per_s_per_gpu=float(self.tokens_per_s_per_gpu[i]),
-                mfu=float(self.mfu[i]),
-                hfu=float(self.hfu[i]),
-                memory_bytes=float(self.memory.total[i]),
-                fits=bool(self.fits[i]),
-                tight=bool(self.tight[i]),
-                inter_node_bytes=float(self.traffic.inter_node_bytes[i]),
-                intra_node_bytes=float(self.traffic.intra_node_bytes[i]),
-                exposed_communication_s=float(self.step.exposed_communication[i]),
-                seconds={name: float(part[i]) for name, part in self.step.parts.items()},
-                memory={name: float(part[i]) for name, part in self.memory.parts.items()},
-            )
-            for i in range(len(self.plans))
-        ]
+        return [self.row(index) for index in range(len(self.plans))]
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per plan: the plan's fields, then the forecast; column names carry units."""
@@ -269,6 +271,7 @@ def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None
         raise InputError(
             f"pp x virtual_pp is {most} but {model.name} has {model.num_layers} layers; use at most one stage per layer"
         )
+    check_layers_in_full(model, plans)
 
 
 def best_of(rows: Sequence[Row]) -> Row:

@@ -121,8 +121,8 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     roots = [unit for unit in parts if unit.section != "layer"]
     layer = largest(_layer_elements(layers, plans))
     gathered_layer = layer * np.where(layers[0].gathered_in_8_bits, 0.5, 1.0)
-    root = total(unit.count * unit.padded_elements(o) for unit in roots)
-    whole = total(unit.count * unit.padded_elements(o) for unit in parts)
+    root = total(unit.count * unit.gathered_elements for unit in roots)
+    whole = total(unit.count * unit.gathered_elements for unit in parts)
     gradients = width * total(unit.count * unit.sharded_elements(g) for unit in parts)
     kept_bytes = total(unit.count * unit.gather_bytes(o) / unit.ways(p) for unit in parts)
     share_of_layers = 1 - root / whole
@@ -149,6 +149,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
 
     # A layer's 16-bit gradients grow as what it works in shrinks.
     growing = ~static * np.maximum(2.0 * layer - held.workspace, 0.0)
+    growing_of_last = ~static * np.maximum(2.0 * layer - held.workspace_of_last, 0.0)
     # Where the reduction waits for the last backward, none is under way before.
     late = pipeline & (plans.gradient_shard == 1) & ~static
     in_whole = static | pipeline
@@ -174,18 +175,20 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
                 np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept | added, 0.0, layer))
             ),
             gradients=np.where(accumulates, gradients, gradients * layer / whole),
-            activations=held.results + np.maximum(held.layers - held.one_layer, held.turned - held.one_put_off),
-            workspace=held.workspace,
+            activations=held.results + np.maximum(held.layers - held.last_layer, held.turned - held.one_put_off),
+            workspace=held.workspace_of_last,
             gathered=gathered(root + gathered_layer * (1 + plans.prefetch))
             + np.where(added, np.maximum(~static * width / o - 2.0, 0.0) * layer, reduction)
-            + growing
+            + growing_of_last
             + head,
             quantised=payloads,
         ),
     ]
     num_layers = total(unit.count for unit in layers if not unit.of_experts)
+    second_layer = np.where(plans.recompute_layers == 1, held.last_layer, held.first_layer)
     for first in (1, 2):
         left = np.minimum(first, num_layers)
+        kept_of_them = held.first_layer + np.where(left > 1, second_layer, 0.0)
         ahead = plans.prefetch * (left > 1)
         last = (root + left * layer) / whole
         added_up = np.where(added, last * gradients + (1 - last) * shares, gradients)
@@ -195,7 +198,7 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
                     np.where(accumulates & in_node, root + layer * (1 + ahead), whole - root - left * layer)
                 ),
                 gradients=np.where(accumulates, added_up, gradients * np.maximum(1 - last, 0.0)),
-                activations=left * held.one_layer * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
+                activations=kept_of_them * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
                 workspace=held.workspace,
                 gathered=gathered(root + gathered_layer * (1 + ahead)) + reduction + growing + head,
             )
@@ -241,5 +244,5 @@ def _layer_elements(units_of_layers: Sequence[Unit], plans: Plans) -> list[Array
     by_kind: defaultdict[str, Array] = defaultdict(lambda: plans.zeros)
     for unit in units_of_layers:
         kind = unit.name.partition(".")[0]
-        by_kind[kind] = by_kind[kind] + unit.padded_elements(plans.optimizer_shard)
+        by_kind[kind] = by_kind[kind] + unit.gathered_elements
     return list(by_kind.values())

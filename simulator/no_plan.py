@@ -8,6 +8,7 @@ import numpy as np
 from flopcast.errors import InputError
 from flopcast.simulator.compare import usual_attention
 from flopcast.simulator.forecast import Row, forecast
+from flopcast.simulator.recompute import recompute_in_words
 from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
 
 # GPU counts on either side that are tried before giving up.
@@ -47,7 +48,7 @@ def too_large(space: Space, smallest: Row, num_plans: int, mend: bool) -> str:
     plan = smallest.plan
     degrees = [f"{name} {plan[name]}" for name in ("tp", "cp", "pp", "ep") if plan[name] > 1]
     smallest_words = ", ".join(
-        [smallest.strategy, *degrees, f"micro-batch {plan['micro_batch']}", f"recompute {plan['recompute']}"]
+        [smallest.strategy, *degrees, f"micro-batch {plan['micro_batch']}", f"recompute {recompute_in_words(plan)}"]
     )
     return (
         f"{space.model.name} fits {space.num_gpus:,} x {space.cluster.gpu.name} under none of {num_plans:,} plans: the "

@@ -14,8 +14,9 @@ Phase = Literal["forward", "recompute", "backward", "step"]
 Section = Literal["layer", "embedding", "head", "state"]
 # The micro-batches of a step in which an operation happens ("step": after the last).
 When = Literal["every", "first", "later", "last", "step"]
-# Why a collective happens, hence what may hide it.
-Purpose = Literal["tensor", "context", "expert", "pipeline", "gather", "reduce", "norm"]
+# Why a collective happens, hence what may hide it. A product's input that is gathered again for its weights' gradient
+# travels behind the product that gives its own: it takes no time of the step.
+Purpose = Literal["tensor", "regather", "context", "expert", "pipeline", "gather", "reduce", "norm"]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from flopcast.simulator.operation import (
     When,
 )
 from flopcast.simulator.plan import Plans
-from flopcast.simulator.recompute import checkpoint, expand, selectively
+from flopcast.simulator.recompute import checkpoint, expand, selectively, shares_in_full
 from flopcast.simulator.sends import send_operations
 from flopcast.simulator.sharding import IntArray, Unit, layers_by_kind, units
 
@@ -65,13 +65,15 @@ def step_operations(
     load = Workload(plans, model.hidden, gpus_per_node, rotary=model.positions == "rotary")
     operations: list[Operation] = []
     names = model.kind_names
+    shares = shares_in_full(model, plans, stage)
     for block, count in layers_by_kind(model, plans, stage).items():
-        operations.append(checkpoint(f"{names[block]}.checkpoint", load, count))
+        in_full = shares[block]
+        operations.append(checkpoint(f"{names[block]}.checkpoint", load, count, in_full))
         num_products = 0
         for piece in block.computations(load):
             num_products += isinstance(piece.forward, Gemm)
             kept = selectively(piece, plans, num_products % 2 == 1)
-            operations += expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans, kept)
+            operations += expand(f"{names[block]}.{piece.name}", "layer", piece, count, plans, in_full, kept)
     for section, piece in _vocabulary(model, load):
         here = plans.zeros + 1
         if stage is not None:
@@ -129,7 +131,7 @@ def _gathers(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation
     once = o > p
     # The node's copy is cut from what was gathered over the optimizer's shards, and keeps its padding.
     tensor_bytes = unit.gather_bytes(plans.optimizer_shard).astype(np.float64)
-    elements = unit.padded_elements(plans.optimizer_shard).astype(np.float64)
+    elements = unit.gathered_elements.astype(np.float64)
     occasions: list[tuple[IntArray, Phase, When, NDArray[np.bool_]]] = [
         (o, "forward", "first", once),
         (p, "forward", "every", (p > 1) & ~once),
@@ -178,7 +180,7 @@ def _reductions(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operat
     padded = unit.padded_elements(plans.gradient_shard) * element_bytes
     name = unit.group_name(g)
     yield from _reduction(unit, "reduce_scatter", "every", padded, among(g), name, g > 1)
-    once = unit.padded_elements(plans.optimizer_shard) * element_bytes
+    once = unit.gathered_elements * element_bytes
     name = unit.group_name(o)
     yield from _reduction(unit, "reduce_scatter", "last", once, among(o), name, (g == 1) & (o > 1))
     second = among(o // g, g)

@@ -51,7 +51,7 @@ KNOWN_AS = {
 }
 QUANTISABLE = ("zero3", "zero3-node", "hsdp")
 # Of the other numbers of a plan none is below 1.
-MAY_BE_ZERO = ("prefetch", "state_bytes")
+MAY_BE_ZERO = ("recompute_layers", "prefetch", "state_bytes")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Plan:
     pointwise work. ``prefetch``: units whose gather may run ahead of use; 0 leaves all of them exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
     ``state_bytes``: optimizer bytes per parameter on the GPU (fp32 master, momentum and variance: 12; on the host: 0).
+    ``recompute_layers``: where recompute is full, the first layers of every model chunk that are computed again, the
+    rest being kept (Megatron-LM's --recompute-method block with --recompute-num-layers); 0 is all of them.
     ``engine``: the software whose habits of holding memory are forecast (:mod:`flopcast.simulator.engines`).
     """
 
@@ -107,6 +109,7 @@ class Plan:
     gradient_shard: int = 1
     optimizer_shard: int = 1
     recompute: Recompute = "none"
+    recompute_layers: int = 0
     precision: Precision = "bf16"
     gradient_bits: int = 32
     gather_bits: int = 16
@@ -143,6 +146,9 @@ class Plan:
     def global_batch_sequences(self) -> int:
         """Sequences per optimizer step over all GPUs."""
         return self.dp * self.micro_batch * self.grad_accum
+
+
+FIELDS = tuple(field.name for field in fields(Plan))
 
 
 def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
@@ -195,18 +201,18 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
 
 
 def _check_fields(plan: Plan) -> None:
-    for field in fields(plan):
-        value = getattr(plan, field.name)
-        if field.name in CHOICES:
-            if value not in CHOICES[field.name]:
-                raise InputError(f"plan {field.name} is '{value}'; choose one of {', '.join(CHOICES[field.name])}")
-        elif field.name in FLAGS:
+    for name in FIELDS:
+        value = getattr(plan, name)
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                raise InputError(f"plan {name} is '{value}'; choose one of {', '.join(CHOICES[name])}")
+        elif name in FLAGS:
             if not isinstance(value, bool | np.bool_):
-                raise InputError(f"plan {field.name} is {value!r}; it must be True or False")
-        elif field.name != "strategy":
-            minimum = 0 if field.name in MAY_BE_ZERO else 1
+                raise InputError(f"plan {name} is {value!r}; it must be True or False")
+        elif name != "strategy":
+            minimum = 0 if name in MAY_BE_ZERO else 1
             if not isinstance(value, int | np.integer) or value < minimum:
-                raise InputError(f"plan {field.name} is {value!r}; it must be a whole number of at least {minimum}")
+                raise InputError(f"plan {name} is {value!r}; it must be a whole number of at least {minimum}")
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:
@@ -248,6 +254,7 @@ class Plans:
     gradient_shard: NDArray[np.int64]
     optimizer_shard: NDArray[np.int64]
     recompute: NDArray[np.int64]
+    recompute_layers: NDArray[np.int64]
     precision: NDArray[np.int64]
     gradient_bits: NDArray[np.int64]
     gather_bits: NDArray[np.int64]
@@ -285,22 +292,20 @@ class Plans:
         rows = list(plans)
         if not rows:
             raise InputError("there are no plans; give at least one Plan")
-        names = [field.name for field in fields(Plan)]
-        return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in names})
+        return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in FIELDS})
 
     def pick(self, where: tuple[NDArray[np.int64], ...]) -> "Plans":
         """The list of plans at those places of ``shape``, one index array for each axis."""
-        names = [field.name for field in fields(Plan)]
-        return Plans(**{name: np.broadcast_to(getattr(self, name), self.shape)[where] for name in names})
+        return Plans(**{name: np.broadcast_to(getattr(self, name), self.shape)[where] for name in FIELDS})
 
     def describe(self, index: int) -> dict[str, Any]:
         """One plan's fields as plain values, named choices by name."""
         described: dict[str, Any] = {}
-        for field in fields(Plan):
-            value = getattr(self, field.name)[index]
-            if field.name in CHOICES:
-                value = CHOICES[field.name][value]
-            described[field.name] = str(value) if isinstance(value, str) else value.item()
+        for name in FIELDS:
+            value = getattr(self, name)[index]
+            if name in CHOICES:
+                value = CHOICES[name][value]
+            described[name] = str(value) if isinstance(value, str) else value.item()
         return described
 
     def has(self, **choice: str) -> NDArray[np.bool_]:

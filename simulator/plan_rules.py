@@ -102,6 +102,11 @@ def check_combinations(plan: "Plan") -> None:
         )
     if plan.overlap_expert and plan.recompute == "full":
         refuse("overlap_expert with recompute=full would send the tokens once more in between; use selective or none")
+    if plan.recompute_layers and plan.recompute != "full":
+        refuse(
+            f"recompute_layers={plan.recompute_layers} with recompute={plan.recompute} has no layer that is computed "
+            "again in full; use recompute=full or leave it out"
+        )
     named = SHARDED_BY.get(plan.strategy.lower().partition("+")[0], "")
     # In a pipeline no software gathers once per micro-batch, whatever its sharding is called.
     applies = named == "optimizer_shard" or plan.pp == 1

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,11 @@ class Unit:
         """Weights that are modules of their own: experts that are stacked here are so many."""
         return sum(tensor.num_experts for tensor in self.tensors if len(tensor.shape) > 1)
 
+    @cached_property
+    def gathered_elements(self) -> IntArray:
+        """Elements as they are gathered over the optimizer's shards."""
+        return self.padded_elements(self.plans.optimizer_shard)
+
     def sharded_elements(self, shard: IntArray) -> Array:
         """Elements of one rank's part of :meth:`padded_elements`."""
         return np.asarray(self.padded_elements(shard) / self.ways(shard))
@@ -140,7 +145,8 @@ def layers_by_kind(model: Model, plans: Plans, stage: int | None) -> dict[Block,
     return {block: np.array([float(counter[block]) for counter in held]) for block in model.kinds}
 
 
-def units(model: Model, plans: Plans, stage: int | None) -> list[Unit]:
+@lru_cache(maxsize=1)
+def units(model: Model, plans: Plans, stage: int | None) -> tuple[Unit, ...]:
     """One unit for each kind of layer, another for its experts, and the root: embedding, final norm, head.
 
     In a pipeline the root is what ``stage`` holds of it, or the larger of what the first and the last stage hold.
@@ -169,7 +175,7 @@ def units(model: Model, plans: Plans, stage: int | None) -> list[Unit]:
     else:
         roots += [Unit(plans, "first_root", "embedding", first, (1 - whole) * (stage == 0), none)]
         roots += [Unit(plans, "last_root", "head", last, (1 - whole) * (stage == plans.pp - 1), none)]
-    return [*layers, *roots]
+    return (*layers, *roots)
 
 
 def _local_shape(

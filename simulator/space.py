@@ -77,7 +77,10 @@ class Space:
                 sharding = self._sharding(group, pp)
                 schedules, work = self._schedules(pp), self._work(several, whole)
                 if layouts and sharding and schedules and work:
-                    yield self._region(layouts, sharding, schedules, work, pp)
+                    # What of a layer's work is done again then depends on the chunks: they need no axis of their own.
+                    apart = [[s] for s in schedules] if "recompute_layers" in self.values else [schedules]
+                    for each in apart:
+                        yield self._region(layouts, sharding, each, work, pp)
 
     @cached_property
     def tensor_sizes(self) -> list[int]:
@@ -183,7 +186,7 @@ class Space:
         }
         free = (
             *("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine"),
-            *("dispatcher", "dispatch_bits", "overlap_update", "sliced_update"),
+            *("dispatcher", "dispatch_bits", "overlap_update", "sliced_update", "recompute_layers"),
         )
         axes = {name: self.tried(name, values) for name, values in axes.items()}
         axes |= {name: self.values[name] for name in free if name in self.values}
@@ -290,6 +293,13 @@ class Space:
                 | ((plans.pp == 1) & plans.has(schedule="1f1b"))
             ),
             "overlap_expert does not recompute all": ~plans.overlap_expert | ~plans.has(recompute="full"),
+            "recompute_layers has recompute=full and is no more than a model chunk has": (
+                (plans.recompute_layers == 0)
+                | (
+                    plans.has(recompute="full")
+                    & (plans.recompute_layers <= -(-self.model.num_layers // (plans.pp * plans.virtual_pp)))
+                )
+            ),
             # Autograd would compute a layer again for each of its weights.
             "schedule=zero-bubble recomputes nothing where autograd's graph puts off the weights": (
                 ~plans.has(schedule="zero-bubble")

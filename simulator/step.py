@@ -88,8 +88,10 @@ def step_time(
     exchanges = Links(zeros)
     cost = Costs(hardware, constants)
     for operation in operations:
-        time = cost.seconds(operation)
         work = operation.work
+        if isinstance(work, Collective) and work.purpose == "regather":
+            continue
+        time = cost.seconds(operation)
         if operation.phase == "step":
             optimizer = optimizer + time * operation.count
             continue

@@ -158,7 +158,7 @@ def test_a_config_json_and_a_toml_file_as_they_are(tmp_path: Path, capsys: pytes
         (["timeline", *PLAMO[1:], "--strategy", "zero1", "--virtual-pp", "0"], "--virtual-pp is 0"),
         (["timeline", *PLAMO[1:], "--fix", "tp=2", "--pp", "2"], "takes --pp as FIELD=VALUE, e.g. --fix pp=2"),
         (["calibrate", "run", "--cluster", "p.json", "-o", "missing/p.json"], "there is no folder missing"),
-        (["calibrate", "--global", "--json"], "takes no --json"),
+        (["calibrate", "--global", "--output", "p.json"], "takes no --output"),
         (["calibrate", "--global", "--cluster", "profile.json"], "takes no --cluster"),
         (["calibrate", "run", "--global"], "give RUNS and --cluster PROFILE, or say --global"),
     ],

@@ -199,6 +199,8 @@ def _check(block: TransformerBlock) -> None:
     if block.num_norms not in allowed:
         kind = "parallel" if block.parallel else "sequential"
         raise InputError(f"a {kind} block with num_norms={block.num_norms} cannot be trained; give it 2 norms")
+    if block.attention.chunk:
+        raise InputError("a block that attends in chunks cannot be trained, only forecast")
     if block.post_norm or block.attention.sinks:
         feature = "norms behind its parts (post_norm)" if block.post_norm else "scores of its own (sinks)"
         raise InputError(f"a block with {feature} cannot be trained, only forecast")

@@ -23,8 +23,9 @@ class Decoder(nn.Module):
     """Tokens [B, S] to the loss, or to logits [B, S, V] where no targets are given.
 
     ``layers`` are the numbers of the layers this module holds (all by default): a pipeline stage that does not begin
-    with the first takes hidden states [B, S, D], one that does not end with the last returns them. Parameters are
-    created on the current device, whole; ``parallel`` says how an engine has split them.
+    with the first takes hidden states [B, S, D], one that does not end with the last returns them. Of them the first
+    ``recompute_layers``, or where 0 all, are computed again in backward as ``recompute`` says. Parameters are created
+    on the current device, whole; ``parallel`` says how an engine has split them.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Decoder(nn.Module):
         *,
         parallel: TensorParallel | None = None,
         recompute: Recompute = "none",
+        recompute_layers: int = 0,
         fused_kernels: bool = True,
         compiled: bool = False,
         z_loss: float = 0.0,
@@ -47,10 +49,12 @@ class Decoder(nn.Module):
         numbers = range(model.num_layers) if layers is None else layers
         self.is_first, self.is_last = numbers[0] == 0, numbers[-1] == model.num_layers - 1
         blocks = {n: _transformer(model, n) for n in numbers}
+        first = recompute_layers or len(blocks)
+        recomputes: list[Recompute] = [recompute if place < first else "none" for place in range(len(blocks))]
         self.layers = nn.ModuleDict(
             {
-                str(n): Block(block, model.hidden, self.numerics, self.parallel, recompute, fused_kernels, compiled)
-                for n, block in blocks.items()
+                str(n): Block(block, model.hidden, self.numerics, self.parallel, again, fused_kernels, compiled)
+                for (n, block), again in zip(blocks.items(), recomputes, strict=True)
             }
         )
         self.rotary_pairs = _rotary_pairs(model, list(blocks.values()))

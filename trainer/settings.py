@@ -42,6 +42,7 @@ class PlanTable(Table):
     and pass. ``global_batch``: sequences per optimizer step over all ranks. ``pp``: pipeline stages.
     ``tp``: ranks that share every layer, under a strategy other than tpN too. ``sequence_parallel``: they share the
     activations between their exchanges as well.
+    ``recompute_layers``: of full recomputation, the first layers of every stage that are computed again; 0: all.
     ``fused_kernels``: RMSNorm, RoPE, SwiGLU and the loss in hand-written kernels on a GPU, else op by op.
     ``compiled``: every layer, and the loss, go through torch.compile. ``dtype``: what matrices are multiplied in;
     master weights, gradients' sums and optimizer state are fp32.
@@ -56,6 +57,7 @@ class PlanTable(Table):
     pp: Count = 1
     sequence_parallel: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
+    recompute_layers: CountOrNone = 0
     fused_kernels: bool = True
     compiled: bool = False
     dtype: Literal["bf16", "fp32"] = "bf16"

@@ -7,6 +7,7 @@ context, NCCL's buffers and the holes of the caching allocator.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,14 +37,17 @@ def verify(
     tp: int = 1,
     sequence_parallel: bool = False,
     pp: int = 1,
+    recompute_layers: int = 0,
 ) -> Verification:
     """Trace one optimizer step of the engine on ``num_gpus`` fake ranks and set the forecast beside it.
 
     ``tp`` splits layers under a strategy other than tpN too, ``pp`` deals them out to the stages of a 1F1B pipeline, of
-    which the first, a middle and the last are traced. Raises InputError for a plan that the engine cannot run, and
+    which the first, a middle and the last are traced; ``recompute_layers`` of a stage's first are computed again, 0
+    being all. Raises InputError for a plan that the engine cannot run, and
     inside a running process group.
     """
     plan = _plan(model, num_gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel, pp)
+    plan = replace(plan, recompute_layers=recompute_layers)
     stages = tuple(_verify_stage(model, plan, gpus_per_node, stage) for stage in sorted({0, pp // 2, pp - 1}))
     return Verification(model.name, plan, gpus_per_node, stages, _forecast(model, plan, gpus_per_node)[1])
 

@@ -42,6 +42,7 @@ def make_plan(settings: PlanTable, num_ranks: int, gpus_per_node: int) -> Plan:
         micro_batch=settings.micro_batch,
         sequence_parallel=settings.sequence_parallel,
         recompute=settings.recompute,
+        recompute_layers=settings.recompute_layers,
         fused_kernels=settings.fused_kernels,
         compiled=settings.compiled,
     )

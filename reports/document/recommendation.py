@@ -20,6 +20,7 @@ from flopcast.reports.explain import meaning
 from flopcast.reports.search import described
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
+from flopcast.simulator.recompute import recompute_in_words
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -159,7 +160,7 @@ def in_words(row: Row) -> str:
     plan = row.plan
     kept = "whole experts" if plan["whole_experts"] else "experts"
     experts = f"{kept} over {plan['ep']} ranks, " if plan["ep"] > 1 else ""
-    recompute = "no" if plan["recompute"] == "none" else plan["recompute"]
+    recompute = "no" if plan["recompute"] == "none" else recompute_in_words(plan)
     passes = "pass" if plan["grad_accum"] == 1 else "passes"
     split = "sequence parallelism, " if plan["sequence_parallel"] else ""
     batch = f"micro-batch {plan['micro_batch']}, {plan['grad_accum']:,} {passes} per step"

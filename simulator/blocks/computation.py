@@ -167,6 +167,7 @@ def tensor_parallel(
         _exchange(
             load, f"{name}.scatter", "reduce_scatter", "all_gather", split & present, not last_of_layer, gathered
         ),
+        *_regather(load, f"{name}.regather", split & present, gathered),
     ]
 
 
@@ -185,7 +186,25 @@ def head_entry(load: Workload) -> Sequence[Computation]:
     return [
         _exchange(load, "tensor_parallel.sum", None, "all_reduce", (load.plans.tp > 1) & ~split),
         _exchange(load, "tensor_parallel.gather", "all_gather", "reduce_scatter", split),
+        *_regather(load, "tensor_parallel.regather", split),
     ]
+
+
+def _regather(
+    load: Workload, name: str, present: NDArray[np.bool_], gather_bytes: Array | int = ACTIVATION_BYTES
+) -> Sequence[Computation]:
+    """What an engine that keeps a product's input split over the sequence gathers again for its weights' gradient.
+
+    Behind the product that gives the gradient of that input (arXiv:2205.05198, section 4.2.2; Megatron-LM,
+    tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication).
+    """
+    plans = load.plans
+    present = present & has_habit("regathers_inputs", plans.engine)
+    if not np.any(present):
+        return []
+    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
+    work = Collective("all_gather", load.tokens * load.hidden * gather_bytes, group, "tp", "regather")
+    return [Computation(name, None, (work,), 0.0, 0.0, present=present)]
 
 
 def _exchange(

@@ -59,7 +59,7 @@ class LatentAttention:
 
     def score_flop_per_token(self, seq_len: int, causal: bool) -> float:
         """Forward FLOPs per token of Q K^T and scores x V: 2 Hq (Dk + Dv) keys."""
-        return flop_per_token(self.num_heads, self.key_dim, self.value_dim, None, seq_len, causal)
+        return flop_per_token(self.num_heads, self.key_dim, self.value_dim, seq_len, causal)
 
     def tensors(self, hidden: int) -> tuple[ParameterTensor, ...]:
         """The projections down, which all tensor-parallel ranks hold, their norms, and the projections of the heads."""
@@ -117,5 +117,5 @@ class LatentAttention:
         key_value = tokens * heads * (self.key_dim + self.value_dim) * ACTIVATION_BYTES
         parts += context_parallel(load, key_value)
         qkv_bytes = key_value + tokens * heads * self.key_dim * ACTIVATION_BYTES
-        parts += scores(load, self.num_heads, self.key_dim, self.value_dim, None, qkv_bytes)
+        parts += scores(load, self.num_heads, self.key_dim, self.value_dim, qkv_bytes)
         return [*parts, linear(load, "o", heads * self.value_dim, load.hidden, 0.0, bias=False)]

@@ -1,7 +1,10 @@
 """softmax(Q K^T) V for any number and size of heads, and what context parallelism exchanges for it."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from flopcast.collectives.group import FloatArray
 from flopcast.simulator import placement
 from flopcast.simulator.blocks.computation import Computation, Workload
 from flopcast.simulator.engines import has_habit
@@ -12,32 +15,56 @@ SCORES_FORWARD, SCORES_BACKWARD, SCORES_SAVED = 12, 16, 5
 FLASH_KERNELS, UNFUSED_KERNELS = (1.0, 3.0), (5.0, 8.0)
 
 
-def flop_per_token(
-    num_heads: int, key_dim: int, value_dim: int, window: int | None, seq_len: int, causal: bool
-) -> float:
-    """Forward FLOPs per token of Q K^T and scores x V: 2 Hq (Dk + Dv) keys, keys the mean number a token attends to.
+@dataclass(frozen=True)
+class Reach:
+    """How far a token attends: to the whole sequence, to ``window`` tokens up to itself, or within its ``chunk``."""
 
-    All S of them by the full convention; under the causal mask S/2, or w - w^2/2S in a window of w.
-    """
-    window = min(seq_len, window or seq_len)
-    keys = window - window**2 / (2 * seq_len) if causal else window
-    return 2.0 * num_heads * (key_dim + value_dim) * keys
+    window: int | None = None
+    chunk: int | None = None
+
+    def keys(self, seq_len: FloatArray, causal: bool = True) -> Array:
+        """Mean number of tokens that one attends to, of S: under the causal mask S/2, or w - w^2/2S in a window of w.
+
+        Of chunks of C, floor(S/C) are whole and one has the rest r: (C^2 floor(S/C) + r^2) / 2S. By the full convention
+        the mask hides nothing: S, w, and twice that of chunks.
+        """
+        length = np.asarray(seq_len, dtype=np.float64)
+        if self.chunk:
+            chunks, rest = np.divmod(length, self.chunk)
+            squares: Array = (chunks * self.chunk**2 + rest**2) / length
+            return squares / 2 if causal else squares
+        window = np.minimum(length, self.window or np.inf)
+        return window - window**2 / (2 * length) if causal else window
+
+    def span(self, seq_len: FloatArray) -> Array:
+        """Most tokens that one attends to."""
+        return np.asarray(np.minimum(seq_len, self.chunk or self.window or np.inf))
+
+
+EVERYTHING = Reach()
+
+
+def flop_per_token(
+    num_heads: int, key_dim: int, value_dim: int, seq_len: int, causal: bool, reach: Reach = EVERYTHING
+) -> float:
+    """Forward FLOPs per token of Q K^T and scores x V: 2 Hq (Dk + Dv) keys, :meth:`Reach.keys` of them."""
+    return 2.0 * num_heads * (key_dim + value_dim) * float(reach.keys(seq_len, causal))
 
 
 def scores(
-    load: Workload, num_heads: int, key_dim: int, value_dim: int, window: int | None, qkv_bytes: Array
+    load: Workload, num_heads: int, key_dim: int, value_dim: int, qkv_bytes: Array, reach: Reach = EVERYTHING
 ) -> list[Computation]:
-    """softmax(Q K^T) V. A flash kernel skips what the causal mask hides; unfused computes and stores every score.
+    """softmax(Q K^T) V. A flash kernel skips what the mask hides; unfused computes and stores every score.
 
-    FLOPs forward: 2 T keys Hq (Dk + Dv) / tp, with keys = S/2 on average under the causal mask (w - w^2/2S in a
-    window w). A flash backward redoes Q K^T and has four products more, two over Dk and two over Dv. ``qkv_bytes``:
-    queries, keys and values, which are kept with the result.
+    FLOPs forward: 2 T keys Hq (Dk + Dv) / tp, keys those of ``reach`` under the causal mask. A flash backward redoes
+    Q K^T and has four products more, two over Dk and two over Dv. ``qkv_bytes``: queries, keys and values, which are
+    kept with the result.
     """
     plans = load.plans
     unfused = plans.has(attention="unfused")
     length = plans.seq_len.astype(np.float64)
-    attended_to = np.minimum(length, window or np.inf)
-    keys = np.where(unfused, length, attended_to - attended_to**2 / (2 * length))
+    attended_to = reach.span(length)
+    keys = np.where(unfused, length, reach.keys(length))
     heads = num_heads / plans.tp
     flop = 2 * load.tokens * keys * heads * (key_dim + value_dim)
     num_scores = load.tokens * length * heads

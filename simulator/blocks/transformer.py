@@ -11,7 +11,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.blocks import transformer_pass
 from flopcast.simulator.blocks.computation import Computation, Workload
 from flopcast.simulator.blocks.residual import FeedForward, MixedBlock, Mixer, ResidualBlock
-from flopcast.simulator.blocks.scores import flop_per_token
+from flopcast.simulator.blocks.scores import Reach, flop_per_token
 from flopcast.simulator.model import ParameterTensor
 
 KeyValueLayout = Literal["grouped", "tiled"]
@@ -22,7 +22,8 @@ class Attention:
     """Multi-head attention with ``num_kv_heads`` shared key/value heads (as many as ``num_heads``: no sharing).
 
     ``kv_layout``: query head i uses key/value head i // (Hq/Hkv) where "grouped" (Hugging Face, GQA), i mod Hkv where
-    "tiled" (PLaMo). ``window`` limits how far back a token attends (None: the whole sequence). ``rotary_share`` is
+    "tiled" (PLaMo). ``window`` limits how far back a token attends (None: the whole sequence), ``chunk``
+    cuts the sequence in chunks of so many tokens that attend to their own alone (Llama 4). ``rotary_share`` is
     the share of each head's features that RoPE turns. ``qk_norm`` normalises every head of q and k, with weights that
     all heads share unless ``qk_norm_per_head`` (PLaMo 2; OLMo 2, whose norm is over all heads, costs the same).
     ``sinks``: a score learned for every query head joins each of its softmaxes (gpt-oss).
@@ -38,6 +39,7 @@ class Attention:
     fused_qkv: bool = False
     kv_layout: KeyValueLayout = "grouped"
     window: int | None = None
+    chunk: int | None = None
     rotary_share: float = 1.0
     sinks: bool = False
 
@@ -50,6 +52,8 @@ class Attention:
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly; "
                 "num_kv_heads must divide num_heads"
             )
+        if self.window and self.chunk:
+            raise InputError(f"attention has a window of {self.window} and chunks of {self.chunk}; leave out one")
 
     def kv_heads_per_rank(self, tp: int) -> int:
         """Most key/value heads that one of ``tp`` ranks needs for its query heads (each holds Hq/tp of them)."""
@@ -58,7 +62,12 @@ class Attention:
     @property
     def kind(self) -> str:
         """Its word in the name of a layer."""
-        return "window" if self.window else ""
+        return "window" if self.window else "chunked" if self.chunk else ""
+
+    @property
+    def reach(self) -> Reach:
+        """How far a token attends."""
+        return Reach(self.window, self.chunk)
 
     def check_tensor_parallel(self, tp: int) -> None:
         """Raise InputError unless the query heads divide over ``tp`` ranks."""
@@ -67,7 +76,7 @@ class Attention:
 
     def score_flop_per_token(self, seq_len: int, causal: bool) -> float:
         """Forward FLOPs per token of Q K^T and scores x V: 4 Hq Dh keys, keys the mean number a token attends to."""
-        return flop_per_token(self.num_heads, self.head_dim, self.head_dim, self.window, seq_len, causal)
+        return flop_per_token(self.num_heads, self.head_dim, self.head_dim, seq_len, causal, self.reach)
 
     def computations(self, load: Workload) -> list[Computation]:
         """What it does on one micro-batch."""

@@ -53,7 +53,7 @@ def attention(a: "Attention", load: Workload) -> list[Computation]:
     keys_and_values = np.where(has_habit("repeats_heads", plans.engine), 2 * query, 2 * kv)
     parts += context_parallel(load, tokens * keys_and_values * ACTIVATION_BYTES)
     qkv_bytes = tokens * (query + keys_and_values) * ACTIVATION_BYTES
-    parts += scores(load, a.num_heads, a.head_dim, a.head_dim, a.window, qkv_bytes)
+    parts += scores(load, a.num_heads, a.head_dim, a.head_dim, qkv_bytes, a.reach)
     return [*parts, linear(load, "o", query, load.hidden, 0.0, a.output_bias)]
 
 

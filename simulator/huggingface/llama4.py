@@ -14,8 +14,6 @@ from flopcast.simulator.huggingface.mixture import mixture_model
 from flopcast.simulator.model import Model
 from flopcast.simulator.units import shown
 
-CHUNKS = "attention_chunk_size: chunks of {:,} tokens are forecast as a window of as many"
-
 
 def llama4_text(fields: Fields) -> Model:
     """Llama4TextConfig: 8 key/value heads of 128, 16 experts of which a token uses 1 where absent; untied.
@@ -27,9 +25,8 @@ def llama4_text(fields: Fields) -> Model:
     attention = attention_of(fields, default_kv_heads=8, default_head_dim=128)
     chunk = fields.size_or_null("attention_chunk_size", default=8192)
     turns = layers_that_turn(fields)
-    mixers = [replace(attention, rotary_share=float(t), window=chunk if t else None) for t in turns]
-    model = mixture_model(fields, mixers, _feed_forwards(fields, len(turns)))
-    return model if chunk is None else replace(model, assumptions=(*model.assumptions, CHUNKS.format(chunk)))
+    mixers = [replace(attention, rotary_share=float(t), chunk=chunk if t else None) for t in turns]
+    return mixture_model(fields, mixers, _feed_forwards(fields, len(turns)))
 
 
 def llama4(fields: Fields) -> Model:

@@ -28,7 +28,7 @@ NEEDS: dict[Kind, tuple[str, ...]] = {
 ALLOWS: dict[Kind, tuple[str, ...]] = {
     "transformer": (
         *("qkv_bias", "output_bias", "qk_norm", "qk_norm_per_head", "fused_qkv", "kv_layout", "window"),
-        *("rotary_share", "sinks"),
+        *("chunk", "rotary_share", "sinks"),
     ),
     "latent-attention": ("query_rank",),
     "state-space": ("convolution", "chunk"),
@@ -68,7 +68,7 @@ class LayerTable(Table):
     state_dim: Size | None = Field(default=None, examples=["64"])
     rank: Size | None = Field(default=None, examples=["128"])
     convolution: Size = 4
-    chunk: Size = 256
+    chunk: Size | None = None
     intermediate: Size | None = Field(default=None, examples=["14336"])
     gated: bool | None = Field(default=None, examples=["true"])
     mlp_bias: bool = False
@@ -125,7 +125,7 @@ class LayerTable(Table):
                 state_dim=_given(self.state_dim),
                 rank=_given(self.rank),
                 convolution=self.convolution,
-                chunk=self.chunk,
+                chunk=self.chunk or StateSpace.chunk,
             )
         return Attention(
             num_heads=_given(self.num_heads),
@@ -138,6 +138,7 @@ class LayerTable(Table):
             fused_qkv=self.fused_qkv,
             kv_layout=self.kv_layout,
             window=self.window,
+            chunk=self.chunk,
             rotary_share=self.rotary_share,
             sinks=self.sinks,
         )

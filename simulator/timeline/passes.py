@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.model import Model
+from flopcast.simulator.plan import Plan
 from flopcast.simulator.stages import busy_seconds
 from flopcast.simulator.timeline.program import Piece, Program, TransferKind, UnitProgram
 from flopcast.simulator.timeline.schedule import Direction, layers_of_chunks
@@ -65,14 +66,16 @@ class _Draft:
 class Passes:
     """The passes of every stage of one plan, each laid out once and played as often as it occurs."""
 
-    def __init__(self, model: Model, program: Program, pp: int, virtual_pp: int, split_backward: bool) -> None:
+    def __init__(self, model: Model, program: Program, plan: Plan) -> None:
+        pp, virtual_pp = plan.pp, plan.virtual_pp
         names = model.kind_names
         self._kinds = [names[block] for block in model.layers]
         self._program = program
         self._pp = pp
         self._num_chunks = pp * virtual_pp
         self._layers = layers_of_chunks(model.num_layers, self._num_chunks)
-        self._split = split_backward
+        self._split = plan.schedule == "zero-bubble"
+        self._num_recomputed = plan.recompute_layers or model.num_layers
         self._known: dict[tuple[object, ...], tuple[Station, ...]] = {}
 
     def of(
@@ -126,8 +129,12 @@ class Passes:
         single = self._num_chunks == 1
 
         def draft(layer: int, kind: str, units: Sequence[UnitProgram], gathered: bool, reduced: bool) -> _Draft:
+            again = layer < self._layers[chunk].start + self._num_recomputed
+
             def kept(piece: Piece) -> bool:
                 if not occurs[piece.when] or (paired and piece.kind == "expert"):
+                    return False
+                if piece.phase == "recompute" and not again:
                     return False
                 name = piece.name.rpartition(".")[2]
                 if (name == "dequantise" and not gathered) or (name == "accumulate" and not reduced):

@@ -96,7 +96,7 @@ def play(
     found = forecast(model, cluster, plan)
     hardware = Hardware.of([cluster])
     program = build(model, found.operations, found.plans, hardware, constants)
-    passes = Passes(model, program, plan.pp, plan.virtual_pp, plan.schedule == "zero-bubble")
+    passes = Passes(model, program, plan)
     replicas = fold(plan, cluster.gpus_per_node, disturbance)
     orders = schedule or SCHEDULES[plan.schedule]
     game = _Game(plan, program, passes, replicas, disturbance, constants, orders)

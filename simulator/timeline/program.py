@@ -21,6 +21,7 @@ from flopcast.simulator.operation import (
     When,
 )
 from flopcast.simulator.plan import Plans
+from flopcast.simulator.recompute import layers_in_full
 from flopcast.simulator.step import SERIAL, chunk_share, exposed_interleaved_send
 from flopcast.simulator.timeline.engine import Link
 
@@ -145,14 +146,18 @@ def build(
     stage_layers = float(placement.layers_of_fullest_stage(model.num_layers, plans.pp)[0])
     names = model.kind_names
     number = {names[kind]: n * stage_layers / model.num_layers for kind, n in model.kinds.items()}
+    # Layers that are computed again in full are so as a whole; which ones those are is a matter of the pass.
+    recomputed = float(layers_in_full(plans, int(stage_layers))[0]) / stage_layers or 1.0
     units: defaultdict[str, UnitProgram] = defaultdict(UnitProgram)
     sends: dict[tuple[Phase, Link], Piece] = {}
     norms: list[TransferKind] = []
     for operation in operations:
-        if operation.count[0] == 0:
+        if operation.count[0] == 0 or getattr(operation.work, "purpose", "") == "regather":
             continue
         unit_name = operation.name.partition(".")[0]
         times = float(operation.count[0]) / number.get(unit_name, 1.0)
+        if operation.phase == "recompute":
+            times /= recomputed
         spent = float(seconds(operation, hardware, constants)[0])
         work, unit = operation.work, units[unit_name]
         if isinstance(work, Collective) and work.purpose == "norm":

@@ -14,7 +14,7 @@ from flopcast.cli import main
 from flopcast.reports.accuracy import Accuracy, accuracy
 from flopcast.reports.accuracy_table import render, render_constants
 from flopcast.reports.figures.accuracy import accuracy_figure
-from flopcast.reports.global_fit import RunSet, fit, weighted_quantiles, write_constants, write_residuals
+from flopcast.reports.global_fit import GlobalFit, RunSet, fit, weighted_quantiles, write_constants, write_residuals
 from flopcast.reports.null_model import NullModel
 from flopcast.reports.runs import express, published_runs, read_runs
 from flopcast.reports.search_regret import regret
@@ -187,3 +187,18 @@ def test_constants_and_residuals_are_rewritten_in_place(tmp_path: Path) -> None:
 def test_constants_table_shows_before_and_after() -> None:
     table = render_constants(default_constants(), default_constants().with_values(network_leak=0.5))
     assert table.row_count == sum(entry.fitted for entry in entries())
+
+
+def test_the_global_fit_as_json_is_its_table() -> None:
+    """Every fitted constant before and after, and the two errors: of runs twice as fast as forecast both are 100 %."""
+    runs = RunSet.of([express(cells) for cells in published.rows()[:6]])
+    before, errors = default_constants(), np.log(2.0) * np.ones(len(runs.runs))
+    changed = before.with_values(launch_s=2 * before.launch_s)
+    document = GlobalFit(runs, before, changed, errors).as_json()
+    fitted = [entry.name for entry in entries() if entry.fitted]
+    assert [constant["name"] for constant in document["constants"]] == fitted
+    differing = {c["name"]: c["after"] / c["before"] for c in document["constants"] if c["after"] != c["before"]}
+    assert differing == {"launch_s": 2}
+    assert document["error_left_out"] == pytest.approx(1.0)
+    assert document["num_runs"] == len(runs.runs) == 6
+    assert json.loads(json.dumps(document)) == document

@@ -8,7 +8,6 @@ from flopcast.reports.run_words import (
     flag_in,
     number_in,
     precision_in,
-    recompute_in,
     schedule_in,
 )
 
@@ -46,27 +45,6 @@ def test_words_are_no_numbers(cell: str) -> None:
 )
 def test_flags(cell: object, flag: bool | None) -> None:
     assert flag_in(cell) is flag
-
-
-@pytest.mark.parametrize(
-    ("text", "recompute"),
-    [
-        *(("none", "none"), ("false", "none"), ("0", "none"), ("selective", "selective"), ("full", "full")),
-        *(("yes", "full"), ("activation checkpointing", "full"), ("selective checkpointing", "selective")),
-        *(("minimal_flash", "selective"), ("block", "full"), ("1", "full"), ("ckpt", "full"), ("remat", "full")),
-        *(("core_attn", "selective"), ("layernorm moe_act", "selective"), ("save_qkv_proj", "selective")),
-        *(
-            ("nothing_saveable", "full"),
-            ("no checkpointing", "none"),
-            ("none (default)", "none"),
-            ("op", "selective"),
-            ("2", "selective"),
-            ("activation recomputation", "full"),
-        ),
-    ],
-)
-def test_recomputation(text: str, recompute: str) -> None:
-    assert recompute_in(text) == recompute
 
 
 @pytest.mark.parametrize(

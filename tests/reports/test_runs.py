@@ -254,7 +254,7 @@ def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
         ({"node_gbit": -5}, "node_gbit is -5"),
         ({"global_batch_seqs": 0}, "global_batch_seqs is 0"),
         ({"sharding": "zero9"}, "sharding is 'zero9'"),
-        ({"recompute": "ful"}, "recompute is 'ful'; write none, selective or full"),
+        ({"recompute": "ful"}, "recompute is 'ful'; write none, selective, full, or"),
         ({"precision": "bf17"}, "precision is 'bf17'; write bf16, fp16 or fp8"),
         ({"tp": 64}, "does not divide"),
         ({"pp": 2, "vpp": 32, "micro_batch": 1}, "one stage per layer"),

@@ -12,7 +12,9 @@ from flopcast.kernels.nf4.cost import payload_bytes
 from flopcast.simulator.blocks.transformer import Attention, Mlp, TransformerBlock
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.forecast import forecast
+from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.model import Model
+from flopcast.simulator.step import step_time
 from flopcast.simulator.traffic import collective_totals, layer_traffic
 
 PLAMO = load_model("plamo-13b")
@@ -181,3 +183,28 @@ def test_more_bits_are_never_less_traffic(strategy: str, num_gpus: int) -> None:
     ).traffic
     assert both.inter_node_bytes[1] >= both.inter_node_bytes[0]
     assert both.intra_node_bytes[1] >= both.intra_node_bytes[0]
+
+
+def test_megatron_gathers_a_split_input_once_more_in_backward() -> None:
+    """Per layer and micro-batch 4 gathers, 4 reduce-scatters of (T, D) and 2 more gathers (arXiv:2205.05198, 4.2.2).
+
+    The head's input is one more. It takes no time: with and without, the step is as long.
+    """
+    model, fields = small_model(), {"tp": 2, "sequence_parallel": True, "grad_accum": 3}
+    moved, tensor = {}, 2048 * 1024 * 2
+    for engine in ("fsdp2", "megatron"):
+        found = forecast(model, cluster(), plan("tp2", 16, engine=engine, **fields))
+        moved[engine] = {
+            (total.collective, total.phase): total.tensor_bytes / tensor / 3
+            for total in collective_totals(found.operations, found.plans)
+            if total.group == "tp"
+        }
+    usual, again = moved["fsdp2"], moved["megatron"]
+    assert usual["all_gather", "backward"] == 4 * 2 + 1  # and the embedding's
+    assert again["all_gather", "backward"] - usual["all_gather", "backward"] == 4 * 2 + 1
+    assert again["all_gather", "forward"] == usual["all_gather", "forward"]
+    assert again["reduce_scatter", "backward"] == usual["reduce_scatter", "backward"]
+    without = [o for o in found.operations if getattr(o.work, "purpose", "") != "regather"]
+    assert len(without) < len(found.operations)
+    num_layers, hardware = np.array([4]), Hardware.of([cluster()])
+    assert step_time(without, found.plans, num_layers, hardware, found.constants).total == found.step.total

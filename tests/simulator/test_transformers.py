@@ -23,7 +23,9 @@ def test_the_layers_that_slide_and_those_that_turn_are_those_of_transformers(kin
     config = {**FEW, "num_hidden_layers": 9, "sliding_window": 64, "use_sliding_window": True}
     reference = AutoConfig.for_model(kind, **config)
     layers = [block.parts()[0] for block in model_from_config({"model_type": kind, **config}, kind).layers]  # type: ignore[attr-defined]
-    assert [layer.window is not None for layer in layers] == [t != "full_attention" for t in reference.layer_types]
+    assert [bool(layer.window or layer.chunk) for layer in layers] == [
+        t != "full_attention" for t in reference.layer_types
+    ]
     turn = getattr(reference, "no_rope_layers", None)
     if turn is None and kind in ("cohere2", "exaone4"):  # positions only where a layer slides: modeling_<kind>.py
         turn = [t == "sliding_attention" for t in reference.layer_types]

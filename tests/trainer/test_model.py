@@ -164,15 +164,26 @@ def test_tiled_heads_become_grouped() -> None:
     assert permuted_heads(matrix, order, 4, 0)[4:8, 0].tolist() == [12, 13, 14, 15]
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recomputing_changes_no_gradient(recompute: str) -> None:
+@pytest.mark.parametrize(("recompute", "layers"), [("selective", 0), ("full", 0), ("full", 1)])
+def test_recomputing_changes_no_gradient(recompute: str, layers: int) -> None:
     gradients = []
-    for mode in ("none", recompute):
-        decoder = Decoder(TINY, recompute=mode)  # type: ignore[arg-type]
+    for mode, number in (("none", 0), (recompute, layers)):
+        decoder = Decoder(TINY, recompute=mode, recompute_layers=number)  # type: ignore[arg-type]
         decoder.load_state_dict(draw(TINY, 3))
         decoder(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
         gradients.append([parameter.grad for parameter in decoder.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
+
+
+def test_the_first_layers_alone_are_computed_again() -> None:
+    """Of three layers the first two run twice, from the last of them on."""
+    ran: list[int] = []
+    decoder = Decoder(dataclasses.replace(TINY, layers=TINY.layers[:1] * 3), recompute="full", recompute_layers=2)
+    for place, layer in enumerate(decoder.layers.values()):
+        layer.get_submodule("norm1").register_forward_hook(lambda *_, place=place: ran.append(place))
+    decoder.load_state_dict(draw(decoder.model, 3))
+    decoder(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    assert ran == [0, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])

@@ -149,6 +149,18 @@ def test_memory_of_every_stage_of_a_pipeline() -> None:
     assert document["engine_memory_bytes"] == max(stage["engine_memory_bytes"] for stage in document["stages"])
 
 
+@pytest.mark.parametrize("again", [1, 4, 5])
+def test_some_layers_computed_again(again: int) -> None:
+    """All but one, and up to five of six: what the others keep is held until their backward, and no byte moves more."""
+    found = verify(TILED, 24, "zero3", recompute_layers=again)
+    assert_agrees(found)
+    assert abs(found.memory_error) < 0.02
+
+
+def test_some_layers_of_every_stage_computed_again() -> None:
+    assert_agrees(verify(small_model(num_layers=8), 16, "tp2", micro_batches=4, pp=2, recompute_layers=2))
+
+
 @pytest.mark.parametrize("strategy", ["zero3-node", "tp8"])
 def test_plamo_13b_on_480_ranks(strategy: str) -> None:
     found = verify(load_model("plamo-13b"), 480, strategy)

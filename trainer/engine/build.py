@@ -98,6 +98,7 @@ def assemble(
             numerics,
             parallel=ranks.tensor_parallel,
             recompute=plan.recompute,
+            recompute_layers=plan.recompute_layers,
             fused_kernels=plan.fused_kernels,
             compiled=plan.compiled,
             z_loss=z_loss,

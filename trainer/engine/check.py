@@ -5,7 +5,8 @@ from typing import NoReturn
 from flopcast.errors import InputError
 from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import Plan
+from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.recompute import check_layers_in_full
 
 
 def check_plan(model: Model, plan: Plan, world_size: int) -> None:
@@ -22,6 +23,7 @@ def check_plan(model: Model, plan: Plan, world_size: int) -> None:
         _refuse(
             plan, f"seq_len={plan.seq_len} but {model.name} has {model.num_positions} positions; use at most as many"
         )
+    check_layers_in_full(model, Plans.of([plan]))
     _check_shards(plan)
     if plan.tp > 1:
         if plan.compiled:

@@ -33,6 +33,8 @@ class Question:
         Ranks that share out the experts of a mixture of experts; by default the number that runs fastest.
     recompute
         none, selective or full.
+    recompute_layers
+        With full, only so many layers of each model chunk (Megatron's --recompute-num-layers, method block).
     gradient_bits
         Width at which gradients are reduced: 16 or 32.
     precision
@@ -59,6 +61,7 @@ class Question:
     micro_batch: int | None = None
     ep: int | None = None
     recompute: str | None = None
+    recompute_layers: int | None = None
     gradient_bits: int = 32
     precision: str = "bf16"
     attention: str | None = None
@@ -86,6 +89,7 @@ class Question:
             micro_batch=self.micro_batch,
             ep=self.ep,
             recompute=self.recompute and self.recompute.lower(),  # type: ignore[arg-type]
+            recompute_layers=self.recompute_layers,
             gradient_bits=self.gradient_bits,
             precision=self.precision.lower(),  # type: ignore[arg-type]
             attention=self.attention and self.attention.lower(),  # type: ignore[arg-type]

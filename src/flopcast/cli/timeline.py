@@ -24,6 +24,7 @@ def timeline(
     seq_len: int | None = None,
     micro_batch: int | None = None,
     recompute: str | None = None,
+    recompute_layers: int | None = None,
     ep: int | None = None,
     pp: int | None = None,
     virtual_pp: int | None = None,
@@ -59,6 +60,8 @@ def timeline(
         Sequences per rank and pass; by default the number that runs fastest.
     recompute
         none, selective or full; by default what runs fastest.
+    recompute_layers
+        With full, only so many layers of each model chunk (Megatron's --recompute-num-layers, method block).
     ep
         Ranks that share out the experts of a mixture of experts; by default the number that runs fastest.
     pp
@@ -98,7 +101,7 @@ def timeline(
         check_place("--figure", figure, PICTURES)
     found_model, found_cluster = load_model(model), load_cluster(cluster)
     of_plan: dict[str, Any] = {"micro_batch": micro_batch, "ep": ep, "pp": pp, "virtual_pp": virtual_pp}
-    of_plan |= {"schedule": schedule, "recompute": recompute}
+    of_plan |= {"schedule": schedule, "recompute": recompute, "recompute_layers": recompute_layers}
     given = {name: value for name, value in of_plan.items() if value is not None}
     if fix:
         _refuse_beside_fix(given | ({} if strategy is None else {"strategy": strategy}))

@@ -21,6 +21,7 @@ def verify(
     seq_len: int | None = None,
     tp: int = 1,
     pp: int = 1,
+    recompute_layers: int = 0,
     sequence_parallel: Annotated[bool, Parameter(negative="")] = False,
     json: Flag = False,
 ) -> None:
@@ -47,6 +48,8 @@ def verify(
         Tensor-parallel ranks under a strategy other than tpN.
     pp
         Stages of a 1F1B pipeline, under ddp, zero1 or tpN; its first, a middle and its last stage are traced.
+    recompute_layers
+        The first layers of every stage that are computed again in backward; 0 is all.
     sequence_parallel
         Split the activations between tensor-parallel exchanges over those ranks.
     json
@@ -59,7 +62,18 @@ def verify(
     require_torch()
     from flopcast.trainer.verify import verify as run
 
-    found = run(load_model(model), gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel, pp)
+    found = run(
+        load_model(model),
+        gpus,
+        strategy,
+        gpus_per_node,
+        micro_batches,
+        seq_len,
+        tp,
+        sequence_parallel,
+        pp,
+        recompute_layers,
+    )
     if json:
         print_json(found.as_json())
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What the three uses of ``calibrate`` take beside their own argument.
 TAKES = {
     "RUNS": {"cluster", "constants", "output", "json"},
-    "--global": {"write"},
+    "--global": {"write", "json"},
     "--nccl-log": {"collective", "json"},
 }
 
@@ -145,7 +145,7 @@ def calibrate(
     write
         Store the constants of --global, and the band from the runs left out.
     json
-        Print the calibration of RUNS, or the fit to the log, and nothing else.
+        Print the calibration of RUNS, the fit to the log, or the constants of --global, and nothing else.
 
     """
     asked = [name for name, value in (("RUNS", runs), ("--global", global_), ("--nccl-log", nccl_log)) if value]
@@ -169,14 +169,17 @@ def calibrate(
     from flopcast.reports.runs import PUBLISHED_RUNS
 
     result = fit_all(PUBLISHED_RUNS)
+    if write:
+        result.write()
+        print("flopcast: wrote simulator/constants.toml, simulator/residuals.toml", file=sys.stderr)
+    if json:
+        print_json(result.as_json())
+        return
     parts: list[RenderableType] = [
         render_constants(result.before, result.after),
         f"mean over sources of the median |error|: {result.in_sample:.1%} on the runs fitted to, "
         f"{result.left_out:.1%} on runs of a framework left out",
     ]
-    if write:
-        result.write()
-        parts.append("written: simulator/constants.toml, simulator/residuals.toml")
     show(parts)
 
 

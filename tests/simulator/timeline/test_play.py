@@ -40,6 +40,7 @@ def plans(draw: st.DrawFn) -> Plan:
     schedule = draw(st.sampled_from(("gpipe", "1f1b", "interleaved", "zero-bubble"))) if pp > 1 else "1f1b"
     num_gpus = draw(st.sampled_from((16, 64, 256)))
     fields: dict[str, Any] = placement(draw(st.sampled_from(STRATEGIES)), num_gpus, 8, pp=pp)
+    recompute = draw(st.sampled_from(("none", "selective", "full")))
     return Plan(
         **fields,
         seq_len=draw(st.sampled_from((2048, 4096))),
@@ -47,7 +48,8 @@ def plans(draw: st.DrawFn) -> Plan:
         grad_accum=pp * draw(st.sampled_from((1, 2, 4))),
         schedule=schedule,  # type: ignore[arg-type]
         virtual_pp=2 if schedule == "interleaved" else 1,
-        recompute=draw(st.sampled_from(("none", "selective", "full"))),
+        recompute=recompute,  # type: ignore[arg-type]
+        recompute_layers=draw(st.sampled_from((0, 3))) if recompute == "full" else 0,
         gradient_bits=draw(st.sampled_from((16, 32))),
         prefetch=draw(st.sampled_from((0, 1, 2))),
         sequence_parallel=fields["tp"] > 1 and draw(st.booleans()),
