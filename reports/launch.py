@@ -79,6 +79,7 @@ def _trainer(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         "micro_batch": plan.micro_batch,
         "global_batch": plan.global_batch_sequences,
         "recompute": plan.recompute,
+        "recompute_layers": plan.recompute_layers or None,
         "compiled": plan.compiled or None,
     }
     flags = " ".join(f"--plan.{field} {str(value).lower()}" for field, value in words.items() if value is not None)
@@ -152,11 +153,10 @@ def _megatron_sharding(plan: Plan, form: Sharding) -> list[str]:
 
 
 def _megatron_recompute(plan: Plan) -> list[str]:
-    return {
-        "none": [],
-        "selective": ["--recompute-granularity selective"],
-        "full": ["--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"],
-    }[plan.recompute]
+    if plan.recompute != "full":
+        return ["--recompute-granularity selective"] if plan.recompute == "selective" else []
+    method, layers = ("block", plan.recompute_layers) if plan.recompute_layers else ("uniform", 1)
+    return [f"--recompute-granularity full --recompute-method {method} --recompute-num-layers {layers}"]
 
 
 def _deepspeed(model: Model, cluster: Cluster, plan: Plan) -> Launch:
@@ -196,6 +196,7 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         (form == "other", "shards of those sizes"),
         (plan.gather_bits != 16, "a 4-bit all-gather"),
         (plan.gradient_bits != 32, "gradients reduced in 16 bits"),
+        (plan.recompute_layers > 0, "recomputation of the first layers alone"),
         (plan.pp > 1 and not schedule, f"the {plan.schedule} schedule"),
     )
     if lacks:

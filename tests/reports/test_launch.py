@@ -41,6 +41,7 @@ PLANS = [
     plan("zero3", cp=4, gradient_bits=16),
     plan("zero1", precision="fp8", overlap_update=False),
     plan("hsdp", num_gpus=8, compiled=True),
+    plan("zero3", recompute="full", recompute_layers=5),
 ]
 
 
@@ -88,6 +89,8 @@ def test_megatron_is_told_every_degree_and_the_batch(asked: Plan) -> None:
     assert ("fp8-format" in words) == (asked.precision == "fp8")
     assert ("grad-reduce-in-bf16" in words) == (asked.gradient_bits == 16)
     assert words.get("recompute-granularity", "none") == asked.recompute
+    assert (words.get("recompute-method") == "block") == (asked.recompute_layers > 0)
+    assert int(words.get("recompute-num-layers", 0)) == (asked.recompute_layers or int(asked.recompute == "full"))
     assert ("use-distributed-optimizer" in words) == (sharding(asked) == "zero1")
     # one group of tensor-parallel ranks and one of FSDP want different queues (arguments.py asserts the first)
     alone = max(asked.tp, asked.cp) > 1 and "use-megatron-fsdp" not in words
@@ -141,7 +144,11 @@ def test_deepspeeds_three_batch_sizes_agree(asked: Plan) -> None:
 def test_torchtitans_degrees_fill_the_job(asked: Plan) -> None:
     options = told("torchtitan", asked).options
     if not options:
-        assert sharding(asked) in ("zero1", "zero3-node") or asked.gather_bits == 4 or asked.gradient_bits == 16
+        assert (
+            sharding(asked) in ("zero1", "zero3-node")
+            or asked.recompute_layers
+            or 16 in (asked.gradient_bits, asked.gather_bits * 4)
+        )
         return
     degrees = [int(number) for number in re.findall(r"_degree=(\d+)", options)]
     assert math.prod(degrees) == asked.num_gpus
