@@ -200,7 +200,10 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
                 gradients=np.where(accumulates, added_up, gradients * np.maximum(1 - last, 0.0)),
                 activations=kept_of_them * held.in_flight + np.maximum(held.left - held.one_put_off, 0.0),
                 workspace=held.workspace,
-                gathered=gathered(root + gathered_layer * (1 + ahead)) + reduction + growing + head,
+                gathered=gathered(root + gathered_layer * (1 + ahead))
+                + reduction * (num_layers > left)
+                + growing
+                + head,
             )
         )
     into_shards = width + np.where(late, 0.0, np.maximum(2.0, width / g))
