@@ -19,10 +19,10 @@ from flopcast.reports.run_words import (
     schedule_in,
 )
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import usual_attention
 from flopcast.simulator.engines import ENGINES, Engine
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Precision
+from flopcast.simulator.request import usual_attention
 
 # Passes of a step where a table states a rate and neither the passes nor the batch.
 ASSUMED_PASSES = 8

@@ -8,10 +8,11 @@ import pandas as pd
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, Request, compare, whole_sequences
+from flopcast.simulator.compare import Comparison, compare, whole_sequences
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
+from flopcast.simulator.request import Request
 
 COLUMNS = (
     *("num_gpus", "strategy", "fits", "step_s", "low_s", "high_s", "tokens_per_step", "tokens_per_s_per_gpu", "mfu"),

@@ -9,10 +9,11 @@ import pandas as pd
 from flopcast.errors import InputError
 from flopcast.reports.document.numbers import millions
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.compare import Comparison, compare
 from flopcast.simulator.forecast import Row, best_of
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
+from flopcast.simulator.request import Request
 
 COLUMNS = ("figure", "change", "value", "strategy", "step_s", "days", "ratio", "why_not")
 BATCH, NOTHING_FITS = "global batch", "nothing fits"

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,14 +23,11 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.plan import (
     CHOICES,
     STRATEGIES,
-    AttentionKernel,
     Plan,
-    Precision,
-    Recompute,
-    Schedule,
     placement,
 )
 from flopcast.simulator.plan_rules import nests
+from flopcast.simulator.request import Request, check_attention, check_request, checked_seq_len, usual_attention
 from flopcast.simulator.space import micro_batches
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
@@ -41,58 +37,8 @@ if TYPE_CHECKING:
 DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
 # The global batch that published models of 10 to 100 billion parameters train with (LLaMA: 4 Mi tokens).
 DEFAULT_GLOBAL_BATCH_TOKENS = 4 * 2**20
-# What PyTorch's scaled_dot_product_attention runs on each architecture.
-USUAL_ATTENTION: dict[str, AttentionKernel] = {
-    "volta": "unfused",
-    "ampere": "flash2",
-    "hopper": "cudnn",
-    "blackwell": "cudnn",
-}
-# The architectures that a kernel was written for; the others run everywhere.
-ATTENTION_RUNS_ON: dict[str, tuple[str, ...]] = {
-    "flash2": ("ampere", "hopper", "blackwell"),
-    "flash3": ("hopper",),
-    "flash4": ("hopper", "blackwell"),
-}
-MOST = {
-    **{"tokens_per_gpu": 10**12, "seq_len": 10**9},
-    **dict.fromkeys(("micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"), 10**6),
-}
 # Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).
 MOST_GLOBAL_BATCH_TOKENS = 4 * DEFAULT_GLOBAL_BATCH_TOKENS
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to compare; None is left to the comparison.
-
-    ``num_gpus``: within one node, or whole nodes. ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for
-    every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
-    per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full;
-    ``recompute_layers``: of full, the first layers of every model chunk alone.
-    ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
-    reduced, 16 or 32. ``precision``: of the products, bf16 or fp8. ``compiled``: torch.compile fuses all pointwise
-    work; ``fused_kernels``: hand-written normalisation and rotary positions. ``strategies``: names, by default all.
-    ``convention``: what MFU and HFU count, 6n, causal or full.
-    """
-
-    num_gpus: int
-    tokens_per_gpu: int | None = None
-    seq_len: int | None = None
-    micro_batch: int | None = None
-    ep: int | None = None
-    pp: int = 1
-    virtual_pp: int = 1
-    schedule: Schedule = "1f1b"
-    recompute: Recompute | None = None
-    recompute_layers: int | None = None
-    gradient_bits: int = 32
-    precision: Precision = "bf16"
-    attention: AttentionKernel | None = None
-    compiled: bool = False
-    fused_kernels: bool = True
-    strategies: Sequence[str] | None = None
-    convention: str = "causal"
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,7 +86,7 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     """
     check_specifications(model, cluster)
     cluster.check_num_gpus(request.num_gpus)
-    _check(request)
+    check_request(request)
     names = request.strategies
     if isinstance(names, str):
         raise InputError(f"strategies is {names!r}; give a list, [{names!r}]")
@@ -205,60 +151,6 @@ def whole_sequences(number: float) -> int:
     """
     unit: int = 2 ** max(math.floor(math.log2(max(number, 1))) - 3, 0)
     return max(round(number / unit), 1) * unit
-
-
-def checked_seq_len(model: Model, seq_len: int | None) -> int:
-    """The sequence length asked for, or the model's own; raises InputError where the model has no such positions."""
-    length = model.context if seq_len is None else seq_len
-    _check_range("seq_len", length)
-    # OPT's table has two rows more than positions.
-    most = min(model.context, model.num_positions)
-    if model.positions == "learned" and length > most:
-        raise InputError(f"--seq-len is {length} but {model.name} has {most} learned positions; use at most those")
-    return length
-
-
-def usual_attention(cluster: Cluster) -> AttentionKernel:
-    """The kernel that PyTorch runs on the cluster's GPU where nobody names one."""
-    return USUAL_ATTENTION.get(cluster.gpu.architecture, "flash2")
-
-
-def check_attention(kernel: str, cluster: Cluster) -> None:
-    """Raise InputError where the attention kernel does not run on the cluster's GPU."""
-    runs_on, gpu = ATTENTION_RUNS_ON.get(kernel), cluster.gpu
-    if runs_on and gpu.architecture != "other" and gpu.architecture not in runs_on:
-        raise InputError(
-            f"attention '{kernel}' runs on {', '.join(runs_on)} GPUs, and {gpu.name} is {gpu.architecture}; "
-            f"leave it out, or use '{usual_attention(cluster)}'"
-        )
-
-
-def check_whole(option: str, value: object) -> None:
-    """Raise InputError where the value of an option is no whole number."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"--{option} is {value!r}; it must be a whole number, e.g. 1024")
-
-
-def _check_range(name: str, value: int) -> None:
-    option = name.replace("_", "-")
-    check_whole(option, value)
-    if value < 1:
-        raise InputError(f"--{option} is {value}; it must be at least 1")
-    if value > MOST[name]:
-        raise InputError(f"--{option} is {value}; it must be at most {MOST[name]:,}")
-
-
-def _check(request: Request) -> None:
-    for name in ("tokens_per_gpu", "micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"):
-        value = getattr(request, name)
-        if value is not None:
-            _check_range(name, value)
-    for name, choices in ((name, CHOICES[name]) for name in ("recompute", "precision", "attention", "schedule")):
-        value = getattr(request, name)
-        if value is not None and value not in choices:
-            raise InputError(f"--{name} is '{value}'; choose one of {', '.join(choices)}")
-    if request.gradient_bits not in (16, 32):
-        raise InputError(f"--gradient-bits is {request.gradient_bits}; choose 16 or 32")
 
 
 def _candidates(

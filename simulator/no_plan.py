@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from flopcast.errors import InputError
-from flopcast.simulator.compare import usual_attention
 from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.recompute import recompute_in_words
+from flopcast.simulator.request import usual_attention
 from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
 
 # GPU counts on either side that are tried before giving up.

@@ -11,14 +11,7 @@ import numpy as np
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import (
-    MOST_GLOBAL_BATCH_TOKENS,
-    check_attention,
-    check_whole,
-    checked_seq_len,
-    default_tokens_per_gpu,
-    usual_attention,
-)
+from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, default_tokens_per_gpu
 from flopcast.simulator.fixed import checked
 from flopcast.simulator.forecast import (
     MEMORY_MARGIN,
@@ -33,6 +26,7 @@ from flopcast.simulator.no_plan import has_plan, too_large, why_empty
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.ranking import Ranking
 from flopcast.simulator.region import Region
+from flopcast.simulator.request import check_attention, check_whole, checked_seq_len, usual_attention
 from flopcast.simulator.space import Space, divisors
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from flopcast.errors import InputError
-from flopcast.simulator.compare import checked_seq_len
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.memory import memory
 from flopcast.simulator.model import Model
 from flopcast.simulator.operations import step_operations
 from flopcast.simulator.plan import Plan, Plans, placement
+from flopcast.simulator.request import checked_seq_len
 from flopcast.simulator.traffic import collective_totals
 from flopcast.trainer.engine import Engine, OptimizerSettings, assemble
 from flopcast.trainer.fake_cluster import Issued, Recorder, fake_cluster, fake_tensors

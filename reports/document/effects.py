@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pandas as pd
 
-from flopcast.reports.search import described
+from flopcast.reports.placements import described
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.compare import Comparison, compare
 from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import QUANTISABLE, Plan
+from flopcast.simulator.request import Request
 
 COLUMNS = ("strategy", "gather_bits", "fused_kernels", "fits", "step_s", "memory_bytes", "inter_node_bytes", "days")
 

@@ -8,12 +8,13 @@ from flopcast.errors import InputError
 from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, time_unit
 from flopcast.reports.document.table import Cell, Table, band, number, text
 from flopcast.reports.explain import NOT_TOLD_APART
-from flopcast.reports.search import described, settings
+from flopcast.reports.placements import described, settings
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, Request, usual_attention
+from flopcast.simulator.compare import Comparison
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
+from flopcast.simulator.request import Request, usual_attention
 from flopcast.simulator.search import SearchRequest, SearchResult, fastest_plan, search
 from flopcast.simulator.space import BUCKETS, Space
 

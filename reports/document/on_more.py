@@ -5,8 +5,9 @@ from dataclasses import replace
 from flopcast.errors import InputError
 from flopcast.reports.document.further import best_placement
 from flopcast.reports.scaling import unlimited
-from flopcast.simulator.compare import Comparison, Request, compare, whole_sequences
+from flopcast.simulator.compare import Comparison, compare, whole_sequences
 from flopcast.simulator.forecast import Row, best_of
+from flopcast.simulator.request import Request
 
 # How often the GPUs asked for are doubled before the report gives up.
 MOST_DOUBLINGS = 10

@@ -17,7 +17,7 @@ from flopcast.reports.document.numbers import (
 )
 from flopcast.reports.document.study import Study
 from flopcast.reports.explain import meaning
-from flopcast.reports.search import described
+from flopcast.reports.placements import described
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.recompute import recompute_in_words

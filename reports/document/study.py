@@ -24,11 +24,12 @@ from flopcast.reports.scaling import fastest_at_each_count, scaling, unlimited
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, Request, compare
+from flopcast.simulator.compare import Comparison, compare
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import RunCost, check_tokens, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
+from flopcast.simulator.request import Request
 from flopcast.simulator.search import SearchResult
 from flopcast.simulator.timeline import Timeline, exposed_collectives, play, waterfall
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic

@@ -19,7 +19,8 @@ from flopcast.reports.figures.canvas import (
     blank,
     in_style,
 )
-from flopcast.reports.search import described, memory_steps
+from flopcast.reports.placements import described
+from flopcast.reports.search import memory_steps
 from flopcast.simulator.search import SearchResult
 
 COLOURS = {"ddp": GREY, "zero1": BLUE, "zero2": SKY, "zero3": GREEN, "zero3-node": ORANGE, "hsdp": VERMILION}

@@ -11,7 +11,7 @@ from flopcast.reports.document.study import Study, study
 from flopcast.reports.figures.canvas import save
 from flopcast.reports.figures.strategies import strategies_figure
 from flopcast.simulator.catalogue import load_cluster, load_model
-from flopcast.simulator.compare import Request
+from flopcast.simulator.request import Request
 
 
 def asked() -> Study:

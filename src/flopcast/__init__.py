@@ -6,11 +6,12 @@ if TYPE_CHECKING:
     from flopcast.errors import InputError
     from flopcast.simulator.catalogue import load_cluster, load_model
     from flopcast.simulator.cluster import Cluster
-    from flopcast.simulator.compare import Comparison, Request, compare
+    from flopcast.simulator.compare import Comparison, compare
     from flopcast.simulator.forecast import Forecast, Row, forecast
     from flopcast.simulator.goodput import RunCost, run_cost
     from flopcast.simulator.model import Model
     from flopcast.simulator.plan import Plan, Plans, placement
+    from flopcast.simulator.request import Request
     from flopcast.simulator.search import SearchRequest, SearchResult, search
 
 # Each public name and where it lives; imported on first use, so that `flopcast --help` loads none of them.
@@ -22,7 +23,7 @@ _HOMES = {
     "Model": "flopcast.simulator.model",
     "Plan": "flopcast.simulator.plan",
     "Plans": "flopcast.simulator.plan",
-    "Request": "flopcast.simulator.compare",
+    "Request": "flopcast.simulator.request",
     "Row": "flopcast.simulator.forecast",
     "RunCost": "flopcast.simulator.goodput",
     "SearchRequest": "flopcast.simulator.search",

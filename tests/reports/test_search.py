@@ -15,8 +15,10 @@ from flopcast.reports.comparison import row_as_json
 from flopcast.reports.figures.canvas import save
 from flopcast.reports.figures.pareto import draw
 from flopcast.reports.figures.scaling import search_scaling
+from flopcast.reports.placements import described, settings, varied
 from flopcast.reports.runner_up import why_behind
-from flopcast.reports.search import as_json, described, exchange_remark, memory_steps, render, settings, varied, verdict
+from flopcast.reports.search import as_json, memory_steps, render
+from flopcast.reports.verdict import exchange_remark, verdict
 from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchRequest, SearchResult, search

@@ -10,13 +10,14 @@ from profiles import DATE, cpu_profile
 from flopcast.reports.comparison import as_json
 from flopcast.simulator.band import band
 from flopcast.simulator.calibrated import MACHINE_CONSTANTS, Calibrated, with_constants
-from flopcast.simulator.compare import Request, compare
+from flopcast.simulator.compare import compare
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.measured import Measured
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.profile import Calibration, CalibrationRun, FittedConstant, Profile, parse_profile, to_json
 from flopcast.simulator.profiled_cluster import cluster_of
+from flopcast.simulator.request import Request
 
 MODEL = small_model()
 RUNS = [CalibrationRun(name="one", measured_step_s=1.0, predicted_step_s=1.1, left_out_step_s=None)]

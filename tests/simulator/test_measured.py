@@ -14,7 +14,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.batch import Batch, Case
 from flopcast.simulator.catalogue import load_cluster
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Request, compare
+from flopcast.simulator.compare import compare
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.cost import seconds
 from flopcast.simulator.forecast import forecast
@@ -24,6 +24,7 @@ from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Operat
 from flopcast.simulator.plan import CHOICES, Plan, placement
 from flopcast.simulator.profile import Profile, to_json
 from flopcast.simulator.profiled_cluster import cluster_of
+from flopcast.simulator.request import Request
 
 
 def cluster(profile: Profile) -> Cluster:

@@ -14,11 +14,12 @@ from flopcast import InputError
 from flopcast.simulator import search as searching
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.cluster import Costs
-from flopcast.simulator.compare import Request, compare
+from flopcast.simulator.compare import compare
 from flopcast.simulator.fixed import checked, parse_fixed
 from flopcast.simulator.forecast import MEMORY_MARGIN, forecast
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.ranking import on_front
+from flopcast.simulator.request import Request
 from flopcast.simulator.search import SearchRequest, SearchResult, default_batch_sequences, search
 from flopcast.simulator.space import Space
 

@@ -9,9 +9,10 @@ from builders import H100, cluster, small_model
 
 from flopcast import InputError
 from flopcast.simulator.catalogue import load_cluster, load_model
-from flopcast.simulator.compare import Request, compare
+from flopcast.simulator.compare import compare
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import CHOICES, Plan, Plans, placement
+from flopcast.simulator.request import Request
 from flopcast.simulator.search import SearchRequest, search
 from flopcast.simulator.space import BUCKETS, Space, divisors, micro_batches
 

@@ -9,7 +9,7 @@ from flopcast.cli.numbers import amount
 from flopcast.errors import InputError
 
 if TYPE_CHECKING:
-    from flopcast.simulator.compare import Request
+    from flopcast.simulator.request import Request
 
 
 @Parameter(name="*")
@@ -73,8 +73,8 @@ class Question:
 
     def request(self) -> "Request":
         """The request that is put to the forecast. Raises InputError for a token budget that is none."""
-        from flopcast.simulator.compare import Request
         from flopcast.simulator.goodput import check_tokens
+        from flopcast.simulator.request import Request
 
         if self.tokens is not None:
             check_tokens(self.tokens)

@@ -89,10 +89,10 @@ def timeline(
 
     """
     from flopcast.simulator.catalogue import load_cluster, load_model
-    from flopcast.simulator.compare import Request
     from flopcast.simulator.compare import compare as choose
     from flopcast.simulator.fixed import parse_fixed
     from flopcast.simulator.plan import Plan
+    from flopcast.simulator.request import Request
     from flopcast.simulator.search import SearchRequest, search
     from flopcast.simulator.timeline import Disturbance, play
     from flopcast.simulator.timeline.fold import parse_shares

@@ -12,8 +12,8 @@ from flopcast.reports.document.numbers import rounded
 from flopcast.reports.document.study import Study, study
 from flopcast.reports.document.table import numbers_in
 from flopcast.reports.document.write import Report
+from flopcast.reports.placements import described
 from flopcast.reports.runs import published_runs
-from flopcast.reports.search import described
 from flopcast.simulator.cluster import Costs
 from flopcast.simulator.forecast import forecast
 

@@ -12,11 +12,12 @@ from flopcast.simulator.blocks.experts import Experts
 from flopcast.simulator.blocks.residual import MixedBlock
 from flopcast.simulator.blocks.transformer import Attention
 from flopcast.simulator.catalogue import load_cluster, load_model
-from flopcast.simulator.compare import Request, compare
+from flopcast.simulator.compare import compare
 from flopcast.simulator.forecast import Forecast, forecast
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Collective, Gemm
 from flopcast.simulator.plan import Plan, placement
+from flopcast.simulator.request import Request
 from flopcast.simulator.space import Space
 from flopcast.simulator.timeline import play
 
