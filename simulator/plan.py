@@ -149,6 +149,8 @@ class Plan:
 
 
 FIELDS = tuple(field.name for field in fields(Plan))
+# The least that each number of a plan may be.
+_LEAST = {name: int(name not in MAY_BE_ZERO) for name in FIELDS if name not in {"strategy", *CHOICES, *FLAGS}}
 
 
 def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
@@ -201,18 +203,15 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
 
 
 def _check_fields(plan: Plan) -> None:
-    for name in FIELDS:
-        value = getattr(plan, name)
-        if name in CHOICES:
-            if value not in CHOICES[name]:
-                raise InputError(f"plan {name} is '{value}'; choose one of {', '.join(CHOICES[name])}")
-        elif name in FLAGS:
-            if not isinstance(value, bool | np.bool_):
-                raise InputError(f"plan {name} is {value!r}; it must be True or False")
-        elif name != "strategy":
-            minimum = 0 if name in MAY_BE_ZERO else 1
-            if not isinstance(value, int | np.integer) or value < minimum:
-                raise InputError(f"plan {name} is {value!r}; it must be a whole number of at least {minimum}")
+    for name, choices in CHOICES.items():
+        if (chosen := getattr(plan, name)) not in choices:
+            raise InputError(f"plan {name} is '{chosen}'; choose one of {', '.join(choices)}")
+    for name in FLAGS:
+        if not isinstance(flag := getattr(plan, name), bool | np.bool_):
+            raise InputError(f"plan {name} is {flag!r}; it must be True or False")
+    for name, least in _LEAST.items():
+        if not isinstance(value := getattr(plan, name), int | np.integer) or value < least:
+            raise InputError(f"plan {name} is {value!r}; it must be a whole number of at least {least}")
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:
