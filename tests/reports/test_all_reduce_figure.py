@@ -24,3 +24,15 @@ def test_lines_are_the_times_and_the_torus_wins_at_scale(tmp_path: Path) -> None
     assert "ms" in axes.get_ylabel()
     main(tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
+
+
+def test_the_documentation_says_what_the_figure_shows() -> None:
+    gpus = 4 * 2 ** np.arange(2, 11)
+    times = all_reduce_times(load_cluster("abci-v"), RESNET_50_BYTES, gpus)
+    milliseconds = times.pivot(index="num_gpus", columns="algorithm", values="time_s") * 1e3
+    torus, last = milliseconds["torus"], milliseconds.iloc[-1]
+    text = " ".join((Path(__file__).parents[2] / "docs" / "collectives.md").read_text().split())
+    assert (
+        f"the torus stays at {torus.min():.0f} to {torus.max():.0f} ms up to {gpus[-1]:,} GPUs, where the ring needs "
+        f"{last['ring']:.0f} ms and the hierarchical one {last['hierarchical']:.0f} ms"
+    ) in text
