@@ -14,8 +14,8 @@ Phase = Literal["forward", "recompute", "backward", "step"]
 Section = Literal["layer", "embedding", "head", "state"]
 # The micro-batches of a step in which an operation happens ("step": after the last).
 When = Literal["every", "first", "later", "last", "step"]
-# Why a collective happens, hence what may hide it. A product's input that is gathered again for its weights' gradient
-# travels behind the product that gives its own: it takes no time of the step.
+# Why a collective happens, hence what may hide it. A product's input is gathered again ("regather") for its weights'
+# gradient, behind the product that gives its own.
 Purpose = Literal["tensor", "regather", "context", "expert", "pipeline", "gather", "reduce", "norm"]
 
 
@@ -136,6 +136,11 @@ class Operation:
         if isinstance(work, Collective):
             return work.purpose == "reduce"
         return (isinstance(work, Gemm) and work.of_weights) or self.name.endswith(".accumulate")
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether a step waits for any of it: a product's input that is gathered again travels behind the product."""
+        return not (isinstance(self.work, Collective) and self.work.purpose == "regather")
 
     def times(self, grad_accum: NDArray[np.int64]) -> Array:
         """Occurrences in one optimizer step of ``grad_accum`` micro-batches."""

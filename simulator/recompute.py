@@ -55,7 +55,7 @@ def layers_in_full(plans: Plans, num_layers: IntArray | int) -> Array:
     """Layers of a pipeline stage of ``num_layers`` that are computed again in full: the first k of its v model chunks.
 
     min(k v, layers): Megatron-LM's TransformerBlock, of which every chunk has one, checkpoints the layers below
-    recompute_num_layers (core/transformer/transformer_block.py, recompute_method "block").
+    recompute_num_layers (core/recompute.py at d98e8a6, recompute_method "block").
     """
     every = np.asarray(num_layers * 1.0)
     k = plans.recompute_layers

@@ -88,9 +88,9 @@ def step_time(
     exchanges = Links(zeros)
     cost = Costs(hardware, constants)
     for operation in operations:
-        work = operation.work
-        if isinstance(work, Collective) and work.purpose == "regather":
+        if not operation.takes_time:
             continue
+        work = operation.work
         time = cost.seconds(operation)
         if operation.phase == "step":
             optimizer = optimizer + time * operation.count

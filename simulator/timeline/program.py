@@ -152,7 +152,7 @@ def build(
     sends: dict[tuple[Phase, Link], Piece] = {}
     norms: list[TransferKind] = []
     for operation in operations:
-        if operation.count[0] == 0 or getattr(operation.work, "purpose", "") == "regather":
+        if operation.count[0] == 0 or not operation.takes_time:
             continue
         unit_name = operation.name.partition(".")[0]
         times = float(operation.count[0]) / number.get(unit_name, 1.0)
