@@ -193,6 +193,8 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
     lacks = _lacking(
         (form == "zero1", "an optimizer sharded alone"),
         (form == "zero3-node", "ZeRO-3 kept inside the node"),
+        # fully_shard runs over data_parallel_shard_degree x context_parallel_degree ranks.
+        (plan.optimizer_shard % plan.cp > 0, "parameters that are not sharded over a sequence's ranks"),
         (form == "other", "shards of those sizes"),
         (plan.gather_bits != 16, "a 4-bit all-gather"),
         (plan.gradient_bits != 32, "gradients reduced in 16 bits"),
@@ -201,7 +203,7 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
     )
     if lacks:
         return Launch("torchtitan", "", lacks)
-    shard = plan.optimizer_shard // plan.cp if plan.optimizer_shard > 1 else 1
+    shard = plan.optimizer_shard // plan.cp
     fields: dict[str, Any] = {
         "data_parallel_replicate_degree": plan.dp // shard,
         "data_parallel_shard_degree": shard,

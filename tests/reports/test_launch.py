@@ -159,6 +159,19 @@ def test_torchtitans_degrees_fill_the_job(asked: Plan) -> None:
     )
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "hsdp2", "hsdp4", "hsdp16"])
+@pytest.mark.parametrize("cp", [1, 2, 4, 8])
+def test_torchtitans_shards_count_the_ranks_of_a_sequence_as_well(strategy: str, cp: int) -> None:
+    asked = plan(strategy, cp=cp)
+    found = told("torchtitan", asked)
+    if asked.optimizer_shard < cp:
+        assert found.note == "lacks parameters that are not sharded over a sequence's ranks"
+        return
+    degrees = {name: int(n) for name, n in re.findall(r"(\w+)_degree=(\d+)", found.options)}
+    assert math.prod(degrees.values()) == 64
+    assert degrees["data_parallel_shard"] * cp == asked.optimizer_shard
+
+
 def test_whatever_it_is_called_the_shards_say_what_it_is() -> None:
     assert sharding(plan("hsdp64")) == "zero3"
     assert sharding(plan("zero3", num_gpus=1)) == "ddp"
