@@ -89,7 +89,7 @@ def _by_length(
         bounds = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=q.device)
     shared = q.shape[2] != k.shape[2]
     if shared and not SHARES_HEADS:
-        k, v = (heads.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for heads in (k, v))
+        k, v = [heads.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for heads in (k, v)]
     sharing: dict[str, Any] = {"enable_gqa": shared} if SHARES_HEADS else {}
     out = varlen_attn(
         q.flatten(0, 1),

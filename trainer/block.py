@@ -156,7 +156,7 @@ class Block(nn.Module):
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         size = self.block.attention.head_dim
         if not self.block.attention.fused_qkv:
-            q, k, v = (linear(x).unflatten(-1, (-1, size)) for linear in (self.q, self.k, self.v))
+            q, k, v = [linear(x).unflatten(-1, (-1, size)) for linear in (self.q, self.k, self.v)]
             return q, k, v
         # One group after another: the query heads of a key/value head, then its key, then its value.
         group = self.block.attention.num_heads // self.block.attention.num_kv_heads

@@ -64,9 +64,10 @@ def _device() -> torch.device:
 
 def set_timeout(seconds: float) -> None:
     """How long every group of ranks made so far waits in a collective. PyTorch's own is 30 minutes, NCCL's 10."""
-    groups = distributed_c10d._world.pg_map
-    for group in groups:
-        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+    # The private name that PyTorch 2.15 made public.
+    set_of_group = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
+    for group in distributed_c10d._world.pg_map:
+        set_of_group(timedelta(seconds=seconds), group)
 
 
 def gpus_per_node() -> int:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -129,7 +128,7 @@ class _Profiler:
             memory_bytes=_memory_bytes(self.device),
             ranks_per_node=gpus_per_node(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={**versions(), "flopcast": version("flopcast")},
+            versions=versions(),
             devices=self.devices,
             samples=samples,
             skipped=skipped,

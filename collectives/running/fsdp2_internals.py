@@ -1,7 +1,7 @@
 """What FSDP2 has no public name for: the order and sizes of the parameters in a module's all-gather buffer.
 
-Written against PyTorch 2.13 (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py); a version that moved them is
-refused in a sentence, and a test asserts that the layout read here is the buffer that FSDP2 passes to its hook.
+Written against PyTorch 2.11 to 2.15 (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py); a version that moved
+them is refused in a sentence, and a test asserts that the layout read here is the buffer that FSDP2 passes to its hook.
 """
 
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ def gather_buffer(module: FSDPModule) -> GatherBuffer | None:
     try:
         from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo
 
-        groups = module._get_fsdp_state()._fsdp_param_groups
-        if not groups:
+        group = module._get_fsdp_state()._fsdp_param_group
+        if group is None:
             return None
         segments = tuple(
             Segment(parameter.padded_sharded_param_size.numel(), raw=len(parameter._orig_size) == 1)
-            for parameter in groups[0].fsdp_params
+            for parameter in group.fsdp_params
         )
-        mesh_info = groups[0].mesh_info
+        mesh_info = group.mesh_info
         return GatherBuffer(segments, mesh_info.shard_mesh_size if isinstance(mesh_info, FSDPMeshInfo) else 1)
     except (AttributeError, ImportError) as error:
         raise InputError(
             f"torch {torch.__version__} keeps FSDP2's parameters elsewhere ({error}); "
-            "install torch 2.13, or train without the 4-bit gather"
+            "install torch 2.13 to 2.15, or train without the 4-bit gather"
         ) from None

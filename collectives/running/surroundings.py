@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import version
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from flopcast import __version__
 from flopcast.collectives.running.agreement import reporting
 from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.errors import InputError
@@ -104,7 +104,7 @@ def topology(device: torch.device) -> Topology:
 
 def versions() -> dict[str, str]:
     """Of flopcast, Python, PyTorch and, on GPUs, CUDA and NCCL."""
-    found = {"flopcast": version("flopcast"), "python": platform.python_version(), "torch": torch.__version__}
+    found = {"flopcast": __version__, "python": platform.python_version(), "torch": torch.__version__}
     if torch.cuda.is_available():
         found["cuda"] = str(torch.version.cuda)
         if dist.is_nccl_available():

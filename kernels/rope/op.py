@@ -74,7 +74,7 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         check_first_derivative("rope")
-        dq, dk = (g if g.stride(-1) == 1 else g.contiguous() for g in gradients)
+        dq, dk = [g if g.stride(-1) == 1 else g.contiguous() for g in gradients]
         turned = torch.ops.flopcast.rope(dq, dk, *ctx.saved_tensors, True)
         return (*turned, None, None, None)
 

@@ -4,12 +4,12 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from flopcast import __version__
 from flopcast.reports.document.inline_svg import inline_svg
 from flopcast.reports.document.recommendation import Recommendation
 from flopcast.reports.document.section import Heading, Section
@@ -30,7 +30,7 @@ def as_html(heading: Heading, recommendation: Recommendation, sections: Sequence
     )
     return environment.get_template("page.html.j2").render(
         **vars(heading),
-        version=version("flopcast"),
+        version=__version__,
         recommendation=recommendation,
         sections=sections,
         drawings={

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from flopcast.errors import InputError
     from flopcast.simulator.catalogue import load_cluster, load_model

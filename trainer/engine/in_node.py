@@ -1,4 +1,4 @@
-"""ZeRO-3 kept inside the node: what PyTorch 2.13's FSDP2 does not offer by a public name.
+"""ZeRO-3 kept inside the node: what FSDP2 (PyTorch 2.11 to 2.15) does not offer by a public name.
 
 ``fully_shard(..., reshard_after_forward=<node size>)`` keeps a node's copy from the forward to the backward and drops
 it after, so that with several micro-batches every forward gathers over all ranks again. Here the copy is kept until
@@ -51,8 +51,7 @@ class NodeCopies:
         groups: list[Any] = [
             group
             for part in module.modules()
-            if isinstance(part, FSDPModule)
-            for group in part._get_fsdp_state()._fsdp_param_groups
+            if isinstance(part, FSDPModule) and (group := part._get_fsdp_state()._fsdp_param_group) is not None
         ]
         for group in groups:
             self._replace_reshard(group)
@@ -114,6 +113,6 @@ def _internals() -> dict[str, Any]:
         }
     except (AttributeError, ImportError) as error:
         raise InputError(
-            f"torch {torch.__version__} keeps FSDP2's parameter groups elsewhere ({error}); install torch 2.13, or "
-            "train with zero3 or hsdp in place of zero3-node"
+            f"torch {torch.__version__} keeps FSDP2's parameter groups elsewhere ({error}); install torch 2.13 to 2.15, "
+            "or train with zero3 or hsdp in place of zero3-node"
         ) from None

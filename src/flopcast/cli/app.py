@@ -4,6 +4,7 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import App, Parameter
 
+from flopcast import __version__
 from flopcast.cli.numbers import whole_in_digits
 
 # A switch without a "--no-..." twin.
@@ -12,6 +13,7 @@ Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
 app = App(
     name="flopcast",
     help="Forecasts what a language-model training run costs on a GPU cluster, explains the forecast, and proves it.",
+    version=__version__,
     version_flags=["--version"],
     config=whole_in_digits,
     suppress_keyboard_interrupt=False,  # main says so, where cyclopts would leave without a word
