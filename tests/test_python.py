@@ -1,6 +1,9 @@
 """The public names as one meets them in a notebook: completion, short texts, tables."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -19,6 +22,15 @@ def test_completion_offers_every_public_name() -> None:
     assert set(flopcast.__all__) <= set(dir(flopcast))
     for name in flopcast.__all__:
         assert getattr(flopcast, name).__doc__
+
+
+def test_the_version_needs_no_package_metadata() -> None:
+    """A checkout on the path of another machine has none: there the measurements of a GPU are made."""
+    hidden = "import importlib.metadata as m; f = m.version; m.version = lambda n: {}[n] if n == 'flopcast' else f(n)"
+    read = "import flopcast; from flopcast.collectives.running.surroundings import versions"
+    lines = f"{hidden}\n{read}\nassert versions()['flopcast'] == flopcast.__version__\nprint(flopcast.__version__)"
+    found = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == version("flopcast")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from flopcast import __version__
 from flopcast.collectives.running.agreement import reporting
 from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.errors import InputError
+from flopcast.version import __version__
 
 _TEXT_BYTES = 256
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -9,10 +9,10 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from flopcast import __version__
 from flopcast.reports.document.inline_svg import inline_svg
 from flopcast.reports.document.recommendation import Recommendation
 from flopcast.reports.document.section import Heading, Section
+from flopcast.version import __version__
 
 TEMPLATES = files(__package__)
 

@@ -113,6 +113,6 @@ def _internals() -> dict[str, Any]:
         }
     except (AttributeError, ImportError) as error:
         raise InputError(
-            f"torch {torch.__version__} keeps FSDP2's parameter groups elsewhere ({error}); install torch 2.13 to 2.15, "
-            "or train with zero3 or hsdp in place of zero3-node"
+            f"torch {torch.__version__} keeps FSDP2's parameter groups elsewhere ({error}); install torch 2.13 to "
+            "2.15, or train with zero3 or hsdp in place of zero3-node"
         ) from None

@@ -4,8 +4,8 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import App, Parameter
 
-from flopcast import __version__
 from flopcast.cli.numbers import whole_in_digits
+from flopcast.version import __version__
 
 # A switch without a "--no-..." twin.
 Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
