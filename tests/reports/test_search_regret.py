@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from flopcast.reports.runs import PUBLISHED_RUNS
-from flopcast.reports.search_regret import regret
+from flopcast.reports.search_regret import Regret, regret
 
 
 @pytest.fixture(scope="module")
