@@ -1,7 +1,8 @@
 """Several gloo ranks that train the same small models under many plans and write down what came out.
 
 Run as a script: ``python engine_ranks.py WORLD_SIZE FOLDER``. The test reads FOLDER/results.json. Ranks are forked
-after the imports, which cost as much as many of the cases.
+after the imports, which cost as much as many of the cases, and do all cases of one layout, whose groups and first steps
+cost as much as the rest of a case.
 """
 
 import gc
@@ -260,11 +261,38 @@ def resumed(turn: int, folder: Path) -> float:
     return loss
 
 
-def work(rank: int, world_size: int, file: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """One of the ranks that run ``function`` together; the first writes what it gives."""
+def layout(case: Case) -> tuple[object, ...]:
+    """What decides which groups of ranks a case makes."""
+    return case.strategy, case.tp, case.pp, case.sequence_parallel
+
+
+def tasks(folder: Path) -> dict[tuple[object, ...], dict[str, tuple[Any, ...]]]:
+    """What the ranks do, by layout and name: a function and what it is given. Turns come first, in their order."""
+    found: dict[tuple[object, ...], dict[str, tuple[Any, ...]]] = {}
+
+    def add(name: str, function: Callable[..., Any], case: Case, *arguments: Any) -> None:
+        found.setdefault(layout(case), {})[name] = (function, *arguments)
+
+    for turn, case in enumerate(TURNS):
+        add(f"resumed {turn}", resumed, case, turn, folder)
+        add(f"reloaded {case.key}", reloaded, case, case, folder / f"reloaded-{turn}")
+    for case in cases():
+        add(case.key, train, case, case)
+    for name in QUANTISED:
+        case = Case("tiny-plamo", name, steps=4)
+        add(name, quantised, case, case, folder)
+        add(f"{name} resumed", quantised_resumed, case, case, folder)
+    for pp in (1, 2):
+        case = Case("tiny-plamo", "zero1", pp=pp)
+        add(f"z-loss {pp}", z_loss, case, case)
+    return found
+
+
+def work(rank: int, world_size: int, file: Path, todo: dict[str, tuple[Any, ...]]) -> None:
+    """One of the ranks that do the tasks of one layout together; the first writes what they give."""
     store = dist.FileStore(str(file.with_suffix(".store")), world_size)
     dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=120))
-    found = function(*arguments)
+    found = {name: function(*arguments) for name, (function, *arguments) in todo.items()}
     if rank == 0:
         file.write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -272,28 +300,19 @@ def work(rank: int, world_size: int, file: Path, function: Callable[..., Any], a
 
 def main() -> int:
     world_size, folder = int(sys.argv[1]), Path(sys.argv[2])
-    todo: dict[str, tuple[Any, ...]] = {case.key: (train, case) for case in cases()}
-    for name in QUANTISED:
-        case = Case("tiny-plamo", name, steps=4)
-        todo |= {name: (quantised, case, folder), f"{name} resumed": (quantised_resumed, case, folder)}
-    todo |= {f"resumed {turn}": (resumed, turn, folder) for turn in range(len(TURNS))}
-    todo |= {f"z-loss {pp}": (z_loss, Case("tiny-plamo", "zero1", pp=pp)) for pp in (1, 2)}
-    todo |= {f"reloaded {case.key}": (reloaded, case, folder / f"reloaded-{n}") for n, case in enumerate(TURNS)}
-
     gc.freeze()  # or the collector would write to what the ranks share, and copy it
     forking = multiprocessing.get_context("fork")
     results: dict[str, Any] = {}
-    for number, (name, (function, *arguments)) in enumerate(todo.items()):
+    for number, todo in enumerate(tasks(folder).values()):
         file = folder / f"{number}.json"
-        fixed = (world_size, file, function, arguments)
-        ranks = [forking.Process(target=work, args=(rank, *fixed)) for rank in range(world_size)]
+        ranks = [forking.Process(target=work, args=(rank, world_size, file, todo)) for rank in range(world_size)]
         for rank in ranks:
             rank.start()
         for rank in ranks:
             rank.join()
         if any(rank.exitcode for rank in ranks):
             return 1
-        results[name] = json.loads(file.read_text())
+        results |= json.loads(file.read_text())
     for model, dtype in {(case.model, case.dtype) for case in cases()}:
         results[f"{model} {dtype}"] = reference(MODELS[model], getattr(torch, dtype))
     (folder / "results.json").write_text(json.dumps(results))

@@ -109,6 +109,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if DTensor in types:
             return NotImplemented  # comes back as what it does to this rank's part
+        if operator is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # as FakeTensorMode would answer: two calls of three ask for it
         name = operator.name().split(".")[0]
         if name.startswith(("c10d::", "_c10d_functional::")):
             self._log(name, args)

@@ -2,9 +2,11 @@ import csv
 import re
 import subprocess
 from collections import deque
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 
@@ -80,12 +82,14 @@ def disassembler() -> Path | None:
     return next((program for folder in folders for program in Path(folder).glob("*/bin/nvdisasm")), None)
 
 
-def machine_code(variant: Variant, folder: Path) -> str:
+@cache
+def machine_code(variant: Variant) -> str:
     """The instructions of a kernel on an H100."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compilation.compile_offline(variant, "sm_90").cubin)
-    command = [str(disassembler()), "-c", str(cubin)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compilation.compile_offline(variant, "sm_90").cubin)
+        cubin.flush()
+        command = [str(disassembler()), "-c", cubin.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return listing.split(f".text.{variant.kernel}:")[1].split("\n.text.")[0]
 
 
@@ -110,8 +114,8 @@ def machine_code(variant: Variant, folder: Path) -> str:
     ],
     ids=lambda value: value.kernel if hasattr(value, "kernel") else "",
 )
-def test_memory_is_accessed_sixteen_bytes_at_a_time(variant, instructions, tmp_path):
-    body = machine_code(variant, tmp_path)
+def test_memory_is_accessed_sixteen_bytes_at_a_time(variant, instructions):
+    body = machine_code(variant)
     for name, least in instructions.items():
         assert len(re.findall(rf"\b{re.escape(name)}\b", body)) >= least, name
     assert not re.findall(r"\b(LDL|STL)\b", body)
@@ -132,8 +136,8 @@ def test_memory_is_accessed_sixteen_bytes_at_a_time(variant, instructions, tmp_p
     ],
     ids=lambda value: value.kernel if hasattr(value, "kernel") else "",
 )
-def test_memory_not_arithmetic_is_what_a_kernel_waits_for(variant, bytes_per_thread, tmp_path):
-    body = machine_code(variant, tmp_path)
+def test_memory_not_arithmetic_is_what_a_kernel_waits_for(variant, bytes_per_thread):
+    body = machine_code(variant)
     # A division or an exponential to the last bit calls a subroutine, behind a branch for each element.
     assert not re.findall(r"\bCALL\b", body)
     assert_memory_takes_longer(len(instructions(body)), bytes_per_thread)
@@ -143,9 +147,9 @@ def test_memory_not_arithmetic_is_what_a_kernel_waits_for(variant, bytes_per_thr
 @pytest.mark.skipif(disassembler() is None, reason="nvidia-cuda-nvdisasm is not installed")
 @pytest.mark.parametrize("hidden", [4096, 5120, 8192, 12288])
 @pytest.mark.parametrize("residual_gradient", [False, True])
-def test_memory_is_what_a_row_of_rms_norm_backward_waits_for(hidden, residual_gradient, tmp_path):
+def test_memory_is_what_a_row_of_rms_norm_backward_waits_for(hidden, residual_gradient):
     variant = rmsnorm.backward("bfloat16", hidden, residual_gradient)
-    body = loop(machine_code(variant, tmp_path))
+    body = loop(machine_code(variant))
     packs = hidden // 8 // variant["LANES"]
     assert sum("STG.E.128" in instruction for instruction in body) == packs
     # One pack of the weight stays in a register; of several each is read again by both passes, from L1.
@@ -210,10 +214,10 @@ def shortest_way(body: str) -> list[str]:
 
 @needs_nvrtc
 @pytest.mark.skipif(disassembler() is None, reason="nvidia-cuda-nvdisasm is not installed")
-def test_quantising_an_ordinary_group_waits_for_memory(tmp_path):
+def test_quantising_an_ordinary_group_waits_for_memory():
     # Branches skip what an ordinary group does not need (a cut end, NaN, a scale out of all proportion), and what one
     # warp of eight does for all: the tenth on top is for that.
-    way = shortest_way(machine_code(nf4.quantise("bfloat16", True), tmp_path))
+    way = shortest_way(machine_code(nf4.quantise("bfloat16", True)))
     assert sum("LDG.E.128" in instruction for instruction in way) == 8
     assert sum("STG.E " in instruction for instruction in way) == 8
     assert not [instruction for instruction in way if "CALL" in instruction]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from checkpoint_ranks import DESCRIPTION, differences, hang_while_writing, sharded, whole_tensors, work
+from forked_ranks import server
 from torch.distributed.device_mesh import init_device_mesh
 
 from flopcast.errors import InputError
@@ -20,7 +21,7 @@ from flopcast.trainer.checkpoint import Checkpoints, complete_steps, folder_name
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have saved, loaded and failed."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    mp.spawn(work, args=(folder,), nprocs=2)
+    mp.start_processes(work, args=(folder,), nprocs=2, start_method=server().get_start_method())
     return folder
 
 
@@ -80,7 +81,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(fo
 
 
 def test_a_rank_that_hangs_while_a_checkpoint_is_written_is_named(tmp_path: Path) -> None:
-    processes = mp.spawn(hang_while_writing, args=(tmp_path,), nprocs=2, join=False).processes
+    method = server().get_start_method()
+    started = mp.start_processes(hang_while_writing, args=(tmp_path,), nprocs=2, join=False, start_method=method)
+    processes = started.processes
     try:
         processes[0].join(120)
         found = json.loads((tmp_path / "hang.json").read_text())

@@ -61,6 +61,7 @@ def test_a_variant_changes_one_thing(tmp_path: Path) -> None:
         assert variant_flags(name, "hsdp+q4") == variant_flags(name, "hsdp")
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_one_command_runs_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.toml"
     write_config(config, tmp_path, data__validation_sequences=4, evaluation__every=3)

@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import pytest
 from training_runs import write_config
 
 from flopcast.trainer.interruption import interrupt
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_two_kills_lose_nothing_and_change_no_bit(tmp_path: Path) -> None:
     """The second kills a run that was resumed. Under the 4-bit all-gather, whose codes are of a checkpoint's shards."""
     config = tmp_path / "run.toml"

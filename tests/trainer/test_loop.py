@@ -198,6 +198,7 @@ def test_sigterm_in_the_last_step_finds_the_run_done(
     assert (tmp_path / "exported" / "config.json").exists()
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_two_ranks_go_on_as_one_under_another_strategy(whole: Path, tmp_path: Path) -> None:
     start_like(whole, tmp_path)
     write_config(tmp_path / "run.toml", tmp_path, checkpoint__every=3, data__validation_sequences=6)
@@ -211,6 +212,7 @@ def test_two_ranks_go_on_as_one_under_another_strategy(whole: Path, tmp_path: Pa
     assert losses(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_a_dead_rank_stops_the_others_with_a_sentence(whole: Path, tmp_path: Path) -> None:
     start_like(whole, tmp_path)
     fields = {"data__validation_sequences": 6, "plan__micro_batch": 1, "optimizer__num_steps": 100_000}
@@ -310,6 +312,7 @@ def test_a_run_stopped_by_a_signal_has_an_exit_code_of_its_own(
     assert main([str(tmp_path / "run.toml")]) == 0
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_a_rank_that_hangs_is_given_up(whole: Path, tmp_path: Path) -> None:
     """In the middle of a checkpoint, whose thread waits for it for much longer: in a step, or for that thread."""
     start_like(whole, tmp_path)

@@ -109,6 +109,7 @@ def test_what_is_exported_is_what_the_engine_computes_with(folder: Path, one_ran
     assert [r["event"] for r in records(one_rank / "run") if "event" in r][-2:] == ["exported", "done"]
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_two_ranks_start_and_end_as_one(folder: Path, one_rank: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     export = str(tmp_path / "exported")
@@ -190,6 +191,7 @@ def test_weights_that_do_not_fit_are_refused_before_training(
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_every_rank_says_what_is_wrong_with_the_weights(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "llama", tmp_path / "llama")
     cut(tmp_path / "llama")
