@@ -25,7 +25,8 @@ TOKENS_PER_PARAMETER = 20
 LONG_CONTEXT = 16384
 MIXTURE = (
     "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; in the median those that "
-    "NVIDIA publishes took as long with its software of June 2026 and later, half as long again before (docs/models.md)"
+    "NVIDIA publishes took 0.9 times as long with its software of June 2026 and later and 1.3 times before, and others "
+    "twice as long that pass one short sequence at a time without CUDA graphs (docs/models.md)"
 )
 # Generations of the GPUs of the published runs that constants and band are fitted to.
 FITTED = ("ampere", "hopper", "blackwell")

@@ -104,7 +104,7 @@ FRAMEWORKS: dict[str, Framework] = {
     # config.py) and checkpoints activations in its benchmarks (examples/llm_benchmark).
     "automodel": Framework(gradient_bits=32, recompute="full", attention="cudnn", dispatcher="deepep"),
     # Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes).
-    "megatron-bridge": replace(_NEMO, dispatcher="deepep"),
+    "megatron-bridge": replace(_NEMO, dispatcher="deepep", engine="megatron-bridge"),
     # Before June 2023 without flash attention (commit a87702a522) or chunks of tensor-parallel communication; the
     # launcher's configurations of 22.12 reduce gradients after the last backward (overlap_grad_sync: False).
     **dict.fromkeys(

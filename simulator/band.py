@@ -26,9 +26,9 @@ def regime(plans: Plans, gpus_per_node: NDArray[np.int64] | int) -> NDArray[np.i
 
 
 REGIMES = ("one_node", "many_nodes")
-# log(measured / predicted) of four in five of the 129 steps of mixtures that NVIDIA publishes (docs/models.md): no
+# log(measured / predicted) of four in five of the 125 steps of mixtures that NVIDIA publishes (docs/models.md): no
 # constant is fitted to them, and what software they ran the forecast cannot know.
-MIXTURE = (np.log(1.0), np.log(1.8))
+MIXTURE = (np.log(0.87), np.log(1.8))
 
 
 def band(

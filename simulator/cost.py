@@ -92,7 +92,8 @@ def work_seconds(work: Work, hardware: Hardware, constants: Constants) -> Array:
 def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
     """2 m n k / (share peak) (1 + h/m)(1 + h/n)(1 + d/k), and no faster than its operands pass through memory.
 
-    h is the half of a tile that idles at an edge, d the depth lost to filling and draining a tile's pipeline.
+    h is the half of a tile that idles at an edge, d the depth lost to filling and draining a tile's pipeline. In 8 bits
+    its operand is converted first.
     """
     peak = np.where(
         work.fp8 & (hardware.fp8_flop_per_s > 0),
@@ -103,7 +104,9 @@ def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
     loss = (1 + edge / work.m) * (1 + edge / work.n) * (1 + depth / work.k)
     share = _gemm_share(hardware, constants)
     compute = work.flop * loss / (peak * share)
-    return np.maximum(compute, work.moved_bytes / (hardware.memory_bytes_per_s * constants.memory_share))
+    moved_per_s = hardware.memory_bytes_per_s * constants.memory_share
+    converted = np.where(hardware.fp8_flop_per_s > 0, work.quantised_bytes, 0.0) / moved_per_s
+    return np.maximum(compute, work.moved_bytes / moved_per_s) + converted
 
 
 def host_seconds(operation: Operation, constants: Constants) -> Array:

@@ -14,6 +14,7 @@ Engine = Literal[
     "liger",
     "megatron",
     "nemo",
+    "megatron-bridge",
     "megatron-2021",
     "deepspeed",
     "deepspeed-bf16",
@@ -40,7 +41,7 @@ class Habits:
     ``gathers_fp8``: matrices that are multiplied in 8 bits are gathered and held so. ``gathers_matrices``: what is
     gathered for a pass is gathered matrix by matrix, and its gradients are reduced in buckets, where others do both
     layer by layer. ``reduces_whole``: of parameters that are not sharded each rank receives the whole gradient, to
-    keep its part.
+    keep its part. ``eager_router``: a mixture's router runs operation by operation.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs; ``compiled_logit_bytes`` where a compiler makes one pass of the loss and
@@ -75,6 +76,7 @@ class Habits:
     gathers_fp8: bool = False
     gathers_matrices: bool = False
     reduces_whole: bool = False
+    eager_router: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
     compiled_logit_bytes: int = 0
@@ -109,10 +111,13 @@ _MEGATRON = Habits(
     hides_context=True,
     jit_only=True,
     accumulates_in_products=True,
+    eager_router=True,
     regathers_inputs=True,
     static_buffers=True,
     recomputes_attention=True,
 )
+
+_NEMO = replace(_MEGATRON, gathers_fp8=True)
 
 ENGINES: dict[Engine, Habits] = {
     # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed, or compiled in the logits' own
@@ -156,7 +161,12 @@ ENGINES: dict[Engine, Habits] = {
     "megatron": _MEGATRON,
     # NeMo's and Megatron-Bridge's recipes in 8 bits set fp8_param_gather (nemo/collections/llm/recipes/precision/
     # mixed_precision.py, src/megatron/bridge/training/mixed_precision.py), as MLPerf's do (FP8_PARAMS).
-    "nemo": replace(_MEGATRON, gathers_fp8=True),
+    "nemo": _NEMO,
+    # Its benchmarks take the loss of Transformer Engine (perf_recipes/_common.py, cross_entropy_fusion_impl "te", since
+    # v0.2.0): 16-bit logits are read for the sum and once more, their gradient takes their place (common/triton/
+    # cross_entropy.py, until July 2026; in fp32 since) and is multiplied by the loss's in backward.
+    # Its recipes of mixtures fuse the router (moe_router_fusion).
+    "megatron-bridge": replace(_NEMO, loss_forward_bytes=6, loss_backward_bytes=4, logit_bytes=2, eager_router=False),
     # Megatron-LM v2.5: a hook adds every gradient to its buffer (model/distributed.py); sends are in parts
     # (scatter_gather_tensors_in_pipeline), and waited for before anything is computed (p2p_communication.py).
     "megatron-2021": Habits(**_SIX_PASSES, jit_only=True, waits_for_sends=True, sends_parts=True, static_buffers=True),

@@ -23,7 +23,8 @@ Purpose = Literal["tensor", "regather", "context", "expert", "pipeline", "gather
 class Gemm:
     """A matrix product of (m, k) by (k, n): 2 m n k FLOPs; ``number`` of them in one kernel (grouped, batched).
 
-    ``of_weights``: its result is the gradient of a weight.
+    ``of_weights``: its result is the gradient of a weight. ``shares_input``: another product has the same first
+    operand.
     """
 
     m: Array
@@ -32,11 +33,22 @@ class Gemm:
     fp8: NDArray[np.bool_]
     number: Array | float = 1.0
     of_weights: bool = False
+    shares_input: bool = False
 
     @property
     def flop(self) -> Array:
         """FLOPs, two per multiply-add."""
         return 2.0 * self.m * self.n * self.k * self.number
+
+    @property
+    def quantised_bytes(self) -> Array:
+        """What is moved to have the first operand in 8 bits: read in 16, written as it is and transposed.
+
+        The transposed one is what the gradient of the weights multiplies, which hence has nothing to convert; weights
+        change, and are converted, once a step. Transformer Engine's delayed and current scaling (common/cast,
+        quantize_transpose) and its MXFP8, whose blocks run along either dimension, write both; so does torchao.
+        """
+        return self.fp8 * (0.0 if self.of_weights or self.shares_input else 4.0) * self.m * self.k * self.number
 
     @property
     def result_gradient_bytes(self) -> Array:

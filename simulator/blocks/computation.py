@@ -102,7 +102,7 @@ def linear(
     rows, inner, outer = load.tokens, num_in + 0.0 * load.tokens, num_out + 0.0 * load.tokens
     return Computation(
         name,
-        Gemm(rows, outer, inner, fp8),
+        Gemm(rows, outer, inner, fp8, shares_input=shares_input),
         (Gemm(rows, inner, outer, fp8), Gemm(inner, outer, rows, fp8, of_weights=True)),
         forward_kernels=1.0,
         backward_kernels=3.0 if bias else 2.0,

@@ -410,7 +410,7 @@ def test_frameworks_by_name() -> None:
     ("name", "engine"),
     [
         *(("NeMo 23.11", "megatron"), ("NeMo 24.07", "megatron"), ("Megatron-LM", "megatron")),
-        *(("NeMo 25.02", "nemo"), ("MLPerf Training 4.1, NeMo", "nemo"), ("Megatron-Bridge", "nemo")),
+        *(("NeMo 25.02", "nemo"), ("MLPerf Training 4.1, NeMo", "nemo"), ("Megatron-Bridge", "megatron-bridge")),
     ],
 )
 def test_parameters_are_gathered_in_8_bits_since_nemo_2(name: str, engine: str) -> None:

@@ -15,6 +15,7 @@ from flopcast.simulator.forecast import forecast
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import AttentionCore, Collective, Gemm
 from flopcast.simulator.plan import CHOICES
+from flopcast.simulator.specification.gpu import Gpu
 
 C = default_constants()
 
@@ -53,6 +54,20 @@ def test_fp8_products_are_faster_only_where_the_gpu_has_them() -> None:
     on_a100 = [gemm_seconds(w, Hardware.of([cluster(A100)]), C)[0] for w in work]
     assert on_h100[1] < on_h100[0]
     assert on_a100[1] == on_a100[0]
+
+
+def test_an_operand_is_read_in_16_bits_and_written_twice_in_8_before_it_is_multiplied() -> None:
+    """Not once more where another product has it, nor what the weights' gradient multiplies, nor without 8 bits."""
+    m, n, k = array(4096), array(1024), array(2048)
+
+    def seconds(gpu: Gpu = H100, fp8: bool = True, **fields: bool) -> float:
+        return float(gemm_seconds(Gemm(m, n, k, np.array([fp8]), **fields), Hardware.of([cluster(gpu)]), C)[0])
+
+    converted = 4 * 4096 * 2048 / (3.35e12 * C.memory_share)
+    assert seconds() - seconds(shares_input=True) == pytest.approx(converted)
+    assert seconds() - seconds(of_weights=True) == pytest.approx(converted)
+    assert seconds(A100) == seconds(A100, shares_input=True)
+    assert seconds(fp8=False) == seconds(fp8=False, shares_input=True)
 
 
 def test_attention_rises_with_length_and_head_size() -> None:

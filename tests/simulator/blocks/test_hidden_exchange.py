@@ -68,7 +68,7 @@ def test_what_is_exposed_by_hand(ep: int, nics_per_node: int, grad_accum: int) -
 def test_the_timeline_plays_it_event_by_event(fields: dict[str, Any]) -> None:
     where = cluster(H100)
     open_, hidden = (
-        play(MODEL, where, plan("zero1", 16, **({"grad_accum": 8, "seq_len": 4096} | fields), overlap_expert=overlap))
+        play(MODEL, where, plan("zero1", 16, **({"grad_accum": 8, "seq_len": 8192} | fields), overlap_expert=overlap))
         for overlap in (False, True)
     )
     assert hidden.step_s < open_.step_s
