@@ -24,9 +24,9 @@ TOKENS_PER_PARAMETER = 20
 # A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
 LONG_CONTEXT = 16384
 MIXTURE = (
-    "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; in the median those that "
-    "NVIDIA publishes took 0.9 times as long with its software of June 2026 and later and 1.3 times before, and others "
-    "twice as long that pass one short sequence at a time without CUDA graphs (docs/models.md)"
+    "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; in the median the mixtures that "
+    "NVIDIA publishes took 0.9 times the forecast with its software of June 2026 and later, 1.3 times with earlier; "
+    "passes of one short sequence without CUDA graphs took twice the forecast (docs/models.md)"
 )
 # Generations of the GPUs of the published runs that constants and band are fitted to.
 FITTED = ("ampere", "hopper", "blackwell")
