@@ -90,9 +90,9 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
 
 
 def _route(experts: "Experts", load: Workload, routed: Array) -> Computation:
-    """The choice of experts. The probabilities, in fp32, are kept; they weigh what the activation gives.
+    """The choice of experts: a score per token and expert, in fp32.
 
-    So that no result of an expert needs keeping.
+    The probabilities are kept. They weigh what the activation gives, so that no result of an expert needs keeping.
     """
     elements, never = routed * experts.num_experts, load.plans.zeros > 0
     fused = pointwise("route", elements, never, (ROUTE_FORWARD,) * 2, (ROUTE_BACKWARD,) * 2, elements * 4)
