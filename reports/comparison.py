@@ -23,11 +23,13 @@ from flopcast.simulator.units import format_count
 TOKENS_PER_PARAMETER = 20
 # A model's context above this is what it was extended to at the end; most of its training ran on shorter sequences.
 LONG_CONTEXT = 16384
-MIXTURE = (
-    "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; in the median the mixtures that "
-    "NVIDIA publishes took 0.9 times the forecast with its software of June 2026 and later, 1.3 times with earlier; "
-    "passes of one short sequence without CUDA graphs took twice the forecast (docs/models.md)"
+EVENLY = "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; of NVIDIA's published mixtures "
+LAUNCHED = (
+    "those launched kernel by kernel took 1.3 times the forecast in the median, passes of one short sequence 1.4 to "
+    "1.8 times; those that CUDA graphs replay took as long as forecast (search --fix cuda_graphs=full "
+    "overlap_expert=true; docs/models.md)"
 )
+REPLAYED = "those that CUDA graphs replay took as long as forecast in the median, GPT-OSS 1.3 to 2.1 (docs/models.md)"
 # Generations of the GPUs of the published runs that constants and band are fitted to.
 FITTED = ("ampere", "hopper", "blackwell")
 UNFITTED = (
@@ -143,13 +145,14 @@ def _question(comparison: Comparison, budget: float, assumed: bool) -> Iterator[
     )
 
 
-def assumptions(model: Model, cluster: Cluster, hidden_exchange: bool = False) -> list[str]:
+def assumptions(model: Model, cluster: Cluster, hidden_exchange: bool = False, replayed: bool = False) -> list[str]:
     """What a forecast of the model on the cluster rests on that is not published.
 
-    ``hidden_exchange``: tokens go to experts beside other micro-batches (``Plan.overlap_expert``).
+    ``hidden_exchange``: tokens go to experts beside other micro-batches (``Plan.overlap_expert``). ``replayed``: CUDA
+    graphs launch all passes (``Plan.cuda_graphs``).
     """
-    kinds = [MIXTURE.format(alone="" if hidden_exchange else " and nothing to hide their exchange")]
-    kinds = kinds if model.num_experts else []
+    evenly = EVENLY.format(alone="" if hidden_exchange else " and nothing to hide their exchange")
+    kinds = [evenly + (REPLAYED if replayed else LAUNCHED)] if model.num_experts else []
     if cluster.gpu.architecture not in FITTED and cluster.calibration is None:
         kinds.append(UNFITTED.format(name=cluster.gpu.name))
     return [*cluster.assumptions, *model.assumptions, *kinds]

@@ -19,8 +19,10 @@ class Framework:
     (None: the GPU's usual kernel). ``spills``: what does not fit goes to the host's memory.
     ``passes_by_stages``: a local batch is cut into as many micro-batches as the pipeline has stages.
     ``compiles_fp8``: what runs in 8 bits is compiled. ``one_stage_per_rank``: its pipelines are not interleaved, or
-    only where it is told so. ``dispatcher``, ``whole_experts``: of a mixture, as in :class:`Plan`. ``engine``: how it
-    holds its tensors; ``bf16_engine``: where that differs in bf16; ``later_engine``: since a month, "2025-04".
+    only where it is told so. ``dispatcher``, ``whole_experts``: of a mixture, as in :class:`Plan`;
+    ``replays_mixtures``: one in 8 bits on Blackwell runs from CUDA graphs, its exchanges beside other micro-batches.
+    ``engine``: how it holds its tensors; ``bf16_engine``: where that differs in bf16; ``later_engine``: since a month,
+    "2025-04".
     """
 
     overlap: bool = True
@@ -40,6 +42,7 @@ class Framework:
     one_stage_per_rank: bool = False
     dispatcher: Dispatcher = "alltoall"
     whole_experts: bool = False
+    replays_mixtures: bool = False
     engine: Engine = "fsdp2"
     bf16_engine: Engine | None = None
     later_engine: tuple[str, Engine] | None = None
@@ -73,6 +76,9 @@ _MEGATRON_CORE = Framework(
 
 _NEMO = replace(_MEGATRON_CORE, engine="nemo")
 
+# Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes).
+_MEGATRON_BRIDGE = replace(_NEMO, dispatcher="deepep", engine="megatron-bridge")
+
 # Megatron-LM's fork of 2021-2022: gradients are reduced after the last backward (megatron/model/distributed.py),
 # fused masked softmax instead of flash attention, bias and GELU fused by PyTorch's JIT (BLOOM's paper,
 # arXiv:2211.05100, "Fused CUDA Kernels"), checkpointed activations in the published examples.
@@ -103,8 +109,11 @@ FRAMEWORKS: dict[str, Framework] = {
     # NeMo AutoModel is FSDP2 with Transformer Engine's kernels and DeepEP; reduces in fp32 (components/distributed/
     # config.py) and checkpoints activations in its benchmarks (examples/llm_benchmark).
     "automodel": Framework(gradient_bits=32, recompute="full", attention="cudnn", dispatcher="deepep"),
-    # Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes).
-    "megatron-bridge": replace(_NEMO, dispatcher="deepep", engine="megatron-bridge"),
+    # Its recipes up to v0.4.2, NeMo 26.04, capture no mixture's experts; from v0.5.0 on those for MXFP8 set
+    # cuda_graph_impl "full_iteration" and overlap_moe_expert_parallel_comm (DeepSeek-V3, gpt-oss and Qwen3 on GB200 and
+    # GB300; of B300's and H100's some).
+    **dict.fromkeys((f"megatron-bridge {release}" for release in ("25.", "26.02", "26.04")), _MEGATRON_BRIDGE),
+    "megatron-bridge": replace(_MEGATRON_BRIDGE, replays_mixtures=True),
     # Before June 2023 without flash attention (commit a87702a522) or chunks of tensor-parallel communication; the
     # launcher's configurations of 22.12 reduce gradients after the last backward (overlap_grad_sync: False).
     **dict.fromkeys(

@@ -66,6 +66,7 @@ def _trainer(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         (plan.pp > 1 and plan.gradient_shard > 1, "sharded gradients in a pipeline"),
         (plan.pp > 1 and model.tied_embeddings, "tied embeddings in a pipeline"),
         (plan.gradient_bits != 32, "gradients reduced in 16 bits"),
+        (plan.cuda_graphs != "none", "CUDA graphs"),
         (sharding(plan) == "other", "shards of those sizes"),
     )
     if lacks:
@@ -118,6 +119,7 @@ def _megatron(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         *_megatron_sharding(plan, form),
         *(["--grad-reduce-in-bf16"] if plan.gradient_bits == 16 else []),
         *_megatron_recompute(plan),
+        *_megatron_graphs(model, plan),
     ]
     otherwise = plan.recompute == "selective" and not plan.engine.startswith(("megatron", "nemo"))
     note = "recomputes attention where the forecast recomputes what stands between products" if otherwise else ""
@@ -159,12 +161,20 @@ def _megatron_recompute(plan: Plan) -> list[str]:
     return [f"--recompute-granularity full --recompute-method {method} --recompute-num-layers {layers}"]
 
 
+def _megatron_graphs(model: Model, plan: Plan) -> list[str]:
+    if plan.cuda_graphs == "partial":
+        modules = "attn moe_router moe_preprocess" if model.num_experts else "attn mlp"
+        return [f"--cuda-graph-impl transformer_engine --cuda-graph-modules {modules}"]
+    return ["--cuda-graph-impl full_iteration"] if plan.cuda_graphs == "full" else []
+
+
 def _deepspeed(model: Model, cluster: Cluster, plan: Plan) -> Launch:
     form = sharding(plan)
     lacks = _lacking(
         (max(plan.tp, plan.cp, plan.pp, plan.ep) > 1, "options for more than data parallelism in its configuration"),
         (plan.precision != "bf16", "products in 8 bits"),
         (plan.gather_bits != 16, "a 4-bit all-gather of NF4"),
+        (plan.cuda_graphs != "none", "CUDA graphs in training"),
         (form == "other", "shards of those sizes"),
     )
     if lacks:
@@ -199,6 +209,8 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         (plan.gather_bits != 16, "a 4-bit all-gather"),
         (plan.gradient_bits != 32, "gradients reduced in 16 bits"),
         (plan.recompute_layers > 0, "recomputation of the first layers alone"),
+        (plan.cuda_graphs == "partial", "CUDA graphs of single layers"),
+        (plan.cuda_graphs == "full" and max(plan.pp, plan.ep) > 1, "CUDA graphs with pipeline or expert parallelism"),
         (plan.pp > 1 and not schedule, f"the {plan.schedule} schedule"),
     )
     if lacks:
@@ -220,7 +232,7 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
     tokens, step = plan.micro_batch * plan.seq_len, plan.global_batch_sequences * plan.seq_len
     training = (
         f"num_tokens_per_microbatch_per_dp_rank={tokens}, num_tokens_per_train_step={step}, "
-        f"max_context_length={plan.seq_len}"
+        f"max_context_length={plan.seq_len}" + ", disable_cuda_graphs=True" * (plan.cuda_graphs == "none")
     )
     checkpointing = {"none": "", "selective": ", SelectiveAC", "full": ", FullAC"}[plan.recompute]
     elsewhere = {

@@ -14,6 +14,7 @@ from flopcast.reports.run_words import (
     FUSED,
     TENSOR_OVERLAP,
     attention_in,
+    cuda_graphs_in,
     dispatcher_in,
     precision_in,
     schedule_in,
@@ -52,6 +53,7 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
     precision = precision_in(row.text("precision", "bf16"))
     engine = framework.engine_in(str(row.cells.get("precision", "")))
     ep = row.whole("ep", 1) if row.has("ep") else 1
+    replays = ep > 1 and framework.replays_mixtures and precision == "fp8" and cluster.gpu.architecture == "blackwell"
     plan = Plan(
         strategy=sharding,
         num_gpus=num_gpus,
@@ -62,6 +64,7 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
         cp=cp,
         ep=ep,
         **_exchange(row, framework, tp, ep, world),
+        **_replayed(row, ep > 1 and accumulation > 1 and (pp == 1 or virtual > 1), replays),
         pp=pp,
         virtual_pp=virtual,
         schedule=_schedule(row, pp, virtual),
@@ -163,6 +166,18 @@ def _exchange(row: Row, framework: Framework, tp: int, ep: int, ranks: int) -> d
     split = 1 if framework.whole_experts or ranks % ep else tp
     whole = tp > 1 and row.whole("expert_tp", split) == 1
     return {"dispatcher": dispatcher, "whole_experts": whole}
+
+
+def _replayed(row: Row, can_hide: bool, usual: bool) -> dict[str, Any]:
+    """What CUDA graphs hold, and whether exchanges with experts run beside another micro-batch, where they can."""
+    fields: dict[str, Any] = {}
+    if usual or row.has("cuda_graphs"):
+        all_passes = "full" if usual else "none"
+        graphs = cuda_graphs_in(row.text("cuda_graphs", all_passes))
+        fields["cuda_graphs"] = row.known("cuda_graphs", graphs, all_passes)
+    if can_hide and (usual or row.has("overlap_expert")):
+        fields["overlap_expert"] = row.flag("overlap_expert", usual)
+    return fields
 
 
 def _recompute(row: Row, framework: Framework, num_layers: int, pp: int, virtual: int) -> dict[str, Any]:

@@ -91,6 +91,15 @@ def dispatcher_in(text: str) -> str | None:
     return "alltoall" if re.fullmatch(r"all-?to-?all|a2a", text) else None
 
 
+def cuda_graphs_in(text: str) -> str | None:
+    """What is replayed by CUDA graphs; Megatron Core's words for it too. None for a word that is not known."""
+    if re.search(r"full", text):
+        return "full"
+    if re.search(r"partial|piece|scoped|transformer[-_ ]engine|attn|attention|router|layer|mlp", text):
+        return "partial"
+    return "none" if text in ("none", "no", "off", "0", "false") else None
+
+
 def schedule_in(text: str, virtual: int) -> str | None:
     """The pipeline's schedule, with several chunks per stage the interleaved one; None for a name that is not known."""
     if virtual > 1:

@@ -108,7 +108,8 @@ def render(result: SearchResult, token_budget: float | None = None) -> Iterator[
 
 def _assumptions(result: SearchResult) -> list[str]:
     """What the winner's forecast rests on that is not published."""
-    return assumptions(result.model, result.cluster, bool(result.winner[1].plan["overlap_expert"]))
+    plan = result.winner[1].plan
+    return assumptions(result.model, result.cluster, bool(plan["overlap_expert"]), plan["cuda_graphs"] == "full")
 
 
 def _question(result: SearchResult) -> Iterator[Text]:

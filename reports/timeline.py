@@ -128,7 +128,8 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
 def _assumptions(timeline: Timeline) -> list[str]:
     """As ``flopcast compare`` has them, of the plan that was played."""
     found = timeline.forecast
-    return assumptions(found.model, found.cluster, timeline.plan.overlap_expert)
+    plan = timeline.plan
+    return assumptions(found.model, found.cluster, plan.overlap_expert, plan.cuda_graphs == "full")
 
 
 def _waterfall(timeline: Timeline) -> Table:

@@ -66,8 +66,7 @@ def remarks(result: SearchResult, token_budget: float | None = None) -> list[str
             f"The winner {' and '.join(changes)}. With gradients in 32 bits and no 4-bit gather the best is "
             f"{described(exact)}: {_compared(result, exact, row)}."
         )
-    if exchange := exchange_remark(row):
-        said.append(exchange)
+    said += filter(None, (exchange_remark(row), launch_remark(row)))
     larger = found.with_twice_the_memory
     if result.request.objective != "memory" and larger.step_s < row.step_s / NOT_TOLD_APART:
         said.append(
@@ -91,6 +90,18 @@ def exchange_remark(row: Row) -> str:
         f"Tokens on their way to experts and back take {seconds(waits)} s of it, {100 * waits / row.step_s:.0f} %. "
         "Software that sends one copy to a node (DeepEP) is planned by --fix dispatcher=deepep, software that hides "
         "them behind another micro-batch (DualPipe, Megatron Core) by --fix overlap_expert=true."
+    )
+
+
+def launch_remark(row: Row) -> str:
+    """Where the host holds a step up: the field by which a search plans with CUDA graphs; empty where it does not."""
+    waits = row.seconds["launch"]
+    if row.plan["cuda_graphs"] != "none" or waits < WORTH_NAMING * row.step_s:
+        return ""
+    return (
+        f"The host launching kernels holds it up for {seconds(waits)} s, {100 * waits / row.step_s:.0f} %. Software "
+        "that replays them from CUDA graphs is planned by --fix cuda_graphs=partial, of each layer what has fixed "
+        "sizes, or by cuda_graphs=full, all passes."
     )
 
 

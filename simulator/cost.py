@@ -83,7 +83,7 @@ def work_seconds(work: Work, hardware: Hardware, constants: Constants) -> Array:
         rate = hardware.memory_bytes_per_s * constants.memory_share
         return work.bytes * np.where(work.counted, 1.0, constants.pointwise_scale) / rate
     if isinstance(work, SmallCopies):
-        return work.number * constants.copy_launch_s
+        return work.number * constants.inner_launch_s
     if isinstance(work, HostUpdate):
         return work.host_bytes / constants.host_bytes_per_s + work.link_bytes / constants.host_link_bytes_per_s
     return collective_seconds(work, hardware, constants)
@@ -110,11 +110,14 @@ def gemm_seconds(work: Gemm, hardware: Hardware, constants: Constants) -> Array:
 
 
 def host_seconds(operation: Operation, constants: Constants) -> Array:
-    """What the host takes to launch one occurrence: a collective, with the copies around it, or kernels."""
-    host = operation.num_kernels * constants.launch_s
+    """What the host takes to launch one occurrence: a collective, with the copies around it, or kernels.
+
+    Nothing where a CUDA graph does.
+    """
+    host = operation.num_kernels * constants.launch_s + operation.inner_launches * constants.inner_launch_s
     if isinstance(operation.work, Collective):
         host = host + (constants.collective_launch_s - constants.launch_s)
-    return np.asarray(host)
+    return np.asarray(np.where(operation.replayed, 0.0, host))
 
 
 def attention_seconds(work: AttentionCore, hardware: Hardware, constants: Constants) -> Array:

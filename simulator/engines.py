@@ -42,6 +42,7 @@ class Habits:
     gathered for a pass is gathered matrix by matrix, and its gradients are reduced in buckets, where others do both
     layer by layer. ``reduces_whole``: of parameters that are not sharded each rank receives the whole gradient, to
     keep its part. ``eager_router``: a mixture's router runs operation by operation.
+    ``experts_in_turn``: a rank's experts are multiplied one after the other.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs; ``compiled_logit_bytes`` where a compiler makes one pass of the loss and
@@ -77,6 +78,7 @@ class Habits:
     gathers_matrices: bool = False
     reduces_whole: bool = False
     eager_router: bool = False
+    experts_in_turn: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
     compiled_logit_bytes: int = 0
@@ -112,6 +114,7 @@ _MEGATRON = Habits(
     jit_only=True,
     accumulates_in_products=True,
     eager_router=True,
+    experts_in_turn=True,
     regathers_inputs=True,
     static_buffers=True,
     recomputes_attention=True,

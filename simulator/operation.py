@@ -127,6 +127,8 @@ class Operation:
     ``count`` 0 is absent. ``num_kernels``: launches each time, those of the copies around a collective included.
     ``saved_bytes``: what each occurrence keeps for backward; ``workspace_bytes``: what it holds besides while its own
     layer is computed again; ``input_bytes``: a layer's input that the gradient of its weights needs.
+    ``inner_launches``: what an operation on a list of tensors launches besides, from C++. ``fixed``: a piece of a layer
+    whose sizes are the same in every pass. ``replayed``: where a CUDA graph launches it.
     ``when`` gives the passes of an optimizer step in which it happens.
     """
 
@@ -140,6 +142,9 @@ class Operation:
     saved_bytes: Array
     workspace_bytes: Array
     input_bytes: Array | float = 0.0
+    inner_launches: Array | float = 0.0
+    fixed: bool = False
+    replayed: NDArray[np.bool_] | bool = False
 
     @property
     def of_weights(self) -> bool:

@@ -20,6 +20,7 @@ from flopcast.simulator.blocks.computation import (
     pointwise,
     shared_loss,
 )
+from flopcast.simulator.cuda_graphs import graph_launches, replayed
 from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import (
@@ -69,6 +70,7 @@ def step_operations(
     for block, count in layers_by_kind(model, plans, stage).items():
         in_full = shares[block]
         operations.append(checkpoint(f"{names[block]}.checkpoint", load, count, in_full))
+        operations += graph_launches(f"{names[block]}.graph", plans, count)
         num_products = 0
         for piece in block.computations(load):
             num_products += isinstance(piece.forward, Gemm)
@@ -87,7 +89,7 @@ def step_operations(
     operations += _shared_gradients(parts, plans, gpus_per_node)
     operations += send_operations(load, stage)
     operations += _gradient_norm(plans, gpus_per_node)
-    return [operation for operation in operations if np.any(operation.count)]
+    return replayed([operation for operation in operations if np.any(operation.count)], plans)
 
 
 def _vocabulary(model: Model, load: Workload) -> list[tuple[Section, Computation]]:

@@ -16,6 +16,7 @@ Recompute = Literal["none", "selective", "full"]
 Precision = Literal["bf16", "fp8"]
 Schedule = Literal["1f1b", "gpipe", "interleaved", "zero-bubble"]
 Dispatcher = Literal["alltoall", "deepep"]
+CudaGraphs = Literal["none", "partial", "full"]
 AttentionKernel = Literal["unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"]
 Column: TypeAlias = NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.str_]
 
@@ -30,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("bf16", "fp8"),
     "schedule": ("1f1b", "gpipe", "interleaved", "zero-bubble"),
     "dispatcher": ("alltoall", "deepep"),
+    "cuda_graphs": ("none", "partial", "full"),
     "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
     "engine": tuple(ENGINES),
 }
@@ -80,7 +82,9 @@ class Plan:
     ``overlap_update``: parameters updated in shards (zero1, zero2) are gathered beside the next forward (Megatron's
     overlap_param_gather), not all before it; ``sliced_update``: they and their gradients are exchanged tensor by tensor
     in lists of one slice per rank, each copied apart (nanotron's ZeRO-1); ``compiled``: torch.compile fuses all
-    pointwise work. ``prefetch``: units whose gather may run ahead of use; 0 leaves all of them exposed.
+    pointwise work. ``cuda_graphs``: what is replayed in place of being launched: nothing, of every layer what has the
+    same sizes in every pass ("partial": all but a mixture's exchanges and experts), or all passes ("full").
+    ``prefetch``: units whose gather may run ahead of use; 0 leaves all of them exposed.
     ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
     ``state_bytes``: optimizer bytes per parameter on the GPU (fp32 master, momentum and variance: 12; on the host: 0).
     ``recompute_layers``: where recompute is full, the first layers of every model chunk that are computed again, the
@@ -118,6 +122,7 @@ class Plan:
     attention: AttentionKernel = "flash2"
     fused_kernels: bool = True
     compiled: bool = False
+    cuda_graphs: CudaGraphs = "none"
     prefetch: int = 1
     bucket_bytes: int = 25 * 2**20
     state_bytes: int = 12
@@ -262,6 +267,7 @@ class Plans:
     attention: NDArray[np.int64]
     fused_kernels: NDArray[np.bool_]
     compiled: NDArray[np.bool_]
+    cuda_graphs: NDArray[np.int64]
     prefetch: NDArray[np.int64]
     bucket_bytes: NDArray[np.int64]
     state_bytes: NDArray[np.int64]

@@ -102,6 +102,11 @@ def check_combinations(plan: "Plan") -> None:
         )
     if plan.overlap_expert and plan.recompute == "full":
         refuse("overlap_expert with recompute=full would send the tokens once more in between; use selective or none")
+    if plan.cuda_graphs == "partial" and plan.recompute == "full":
+        refuse(
+            "cuda_graphs=partial with recompute=full would compute again what a graph has captured; use full graphs, "
+            "or recompute selective or none"
+        )
     if plan.recompute_layers and plan.recompute != "full":
         refuse(
             f"recompute_layers={plan.recompute_layers} with recompute={plan.recompute} has no layer that is computed "

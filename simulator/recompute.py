@@ -114,17 +114,21 @@ def expand(
         working = np.where(full, whole, whole - saved)
         again = count * (in_full * piece.recomputed + (selective & redone))
     forward_kernels = nothing + piece.forward_kernels
+    fixed = section == "layer" and not piece.dynamic
     if piece.forward is not None:
-        yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, saved, working)
+        rest = (saved, working, 0.0, piece.forward_inner, fixed)
+        yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, *rest)
         if kept_selectively is not None:
             redone_work = (again, forward_kernels, piece.forward, nothing, nothing)
-            yield Operation(name, section, "recompute", "every", *redone_work)
+            yield Operation(name, section, "recompute", "every", *redone_work, 0.0, piece.forward_inner, fixed)
     for index, work in enumerate(piece.backward):
         kernels = nothing + piece.backward_kernels / len(piece.backward)
         suffix = f".{index + 1}" if len(piece.backward) > 1 else ""
         held = nothing + piece.backward_bytes / len(piece.backward)
         needed = piece.input_bytes if isinstance(work, Gemm) and work.of_weights else 0.0
-        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, nothing, held, needed)
+        inner = piece.backward_inner / len(piece.backward)
+        launched = (nothing, held, needed, inner, fixed)
+        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, *launched)
 
 
 def checkpoint(name: str, load: Workload, count: Array, in_full: Array) -> Operation:

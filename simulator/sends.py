@@ -1,6 +1,7 @@
 """What the stages of a pipeline send each other, and what they wait for as they do."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,7 @@ class Sends:
     def __init__(self, plans: Plans, gpus_per_node: NDArray[np.int64], constants: Constants) -> None:
         self._constants = constants
         self._pp = plans.pp
+        self._replayed = plans.has(cuda_graphs="full")
         self._in_node = placement.stages_per_node(plans.pp, gpus_per_node, plans.num_gpus)
         nothing = dict.fromkeys(("forward", "backward"), plans.zeros)
         self._near, self._far, self._gathered = dict(nothing), dict(nothing), dict(nothing)
@@ -75,7 +77,8 @@ class Sends:
         kind = self._gathered
         if work.collective == "point_to_point":
             kind = self._near if np.any(np.asarray(work.group.ranks_per_node) > 1) else self._far
-            self._host = host_seconds(operation, self._constants)
+            # Of plans without this kind of send the operation says nothing.
+            self._host = host_seconds(replace(operation, replayed=self._replayed), self._constants)
         kind[operation.phase] = kind[operation.phase] + time
 
     def waited(self, direction: str, share: Array | float = 1.0) -> Sent:

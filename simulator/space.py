@@ -185,7 +185,7 @@ class Space:
             "recompute": CHOICES["recompute"],
         }
         free = (
-            *("precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine"),
+            *("cuda_graphs", "precision", "attention", "fused_kernels", "compiled", "state_bytes", "engine"),
             *("dispatcher", "dispatch_bits", "overlap_update", "sliced_update", "recompute_layers"),
         )
         axes = {name: self.tried(name, values) for name, values in axes.items()}
@@ -291,6 +291,9 @@ class Space:
                 ~plans.overlap_expert
                 | plans.has(schedule="interleaved")
                 | ((plans.pp == 1) & plans.has(schedule="1f1b"))
+            ),
+            "cuda_graphs=partial does not recompute all": ~(
+                plans.has(cuda_graphs="partial") & plans.has(recompute="full")
             ),
             "overlap_expert does not recompute all": ~plans.overlap_expert | ~plans.has(recompute="full"),
             "recompute_layers has recompute=full and is no more than a model chunk has": (

@@ -1,7 +1,5 @@
 """Sections on what the report rests on: the question, what was chosen and assumed, and how far to trust it."""
 
-import math
-
 from flopcast.reports.comparison import assumptions, nodes_in_words
 from flopcast.reports.document.numbers import digits, gigabytes, percent, thousands, tokens
 from flopcast.reports.document.recommendation import median_error
@@ -45,7 +43,8 @@ def trust(study: Study) -> Section:
     )
     calibration = study.cluster.calibration
     seen = "published runs whose framework the constants had not seen"
-    most = f"{math.exp(MIXTURE[1]):.1f}"
+    launched = best.plan["cuda_graphs"] != "full"
+    most = f"{MIXTURE['launched' if launched else 'replayed'][1]:.1f}"
     widened = (
         f", and of mixtures of experts, which took up to {most} times the forecast" if study.model.num_experts else ""
     )

@@ -66,7 +66,8 @@ class Computation:
     ``recomputed``: full recompute runs the forward work again; what nothing in the backward reads is not.
     ``backward_bytes``: what its backward holds beyond what it frees. ``input_bytes``: the input of its weights'
     gradient, where no other product has the same. ``present`` 0 makes the piece absent from a plan.
-    ``forward`` None: there is work in the backward alone.
+    ``forward`` None: there is work in the backward alone. ``forward_inner``, ``backward_inner``: launches from C++, as
+    of a product that goes through experts. ``dynamic``: its sizes are known only once tokens have chosen experts.
     """
 
     name: str
@@ -82,6 +83,9 @@ class Computation:
     backward_bytes: Array | float = 0.0
     input_bytes: Array | float = 0.0
     present: NDArray[np.bool_] | bool = True
+    forward_inner: Array | float = 0.0
+    backward_inner: Array | float = 0.0
+    dynamic: bool = False
 
 
 def linear(

@@ -43,7 +43,9 @@ def sort(experts: "Experts", load: Workload, name: str, copies: Array) -> Comput
 
 def _moved(load: Workload, name: str, rows: Array, present: NDArray[np.bool_]) -> Computation:
     work = Pointwise(rows * load.hidden * ACTIVATION_BYTES, counted=True)
-    return Computation(name, work, (work,), FORWARD_KERNELS, BACKWARD_KERNELS, selective=True, present=present)
+    return Computation(
+        name, work, (work,), FORWARD_KERNELS, BACKWARD_KERNELS, selective=True, present=present, dynamic=True
+    )
 
 
 def _expected(experts: "Experts", places: NDArray[np.int64]) -> Array:
@@ -69,7 +71,7 @@ def all_to_all(experts: "Experts", load: Workload, name: str, tokens: Array) -> 
 
     to_experts, back = work(narrow), work(ACTIVATION_BYTES)
     there, again = (to_experts, back) if name == "dispatch" else (back, to_experts)
-    return Computation(name, there, (again,), 1.0, 1.0, present=plans.ep > 1)
+    return Computation(name, there, (again,), 1.0, 1.0, present=plans.ep > 1, dynamic=True)
 
 
 def counts(experts: "Experts", load: Workload) -> Computation:
@@ -90,4 +92,5 @@ def within_an_expert(load: Workload, name: str, collective: str, back: str, copi
     def work(kind: str) -> Collective:
         return Collective(kind, copies * load.hidden * ACTIVATION_BYTES, group, "tp", "tensor")
 
-    return Computation(name, work(collective), (work(back),), 1.0, 1.0, present=(plans.ep > 1) & (plans.expert_tp > 1))
+    present = (plans.ep > 1) & (plans.expert_tp > 1)
+    return Computation(name, work(collective), (work(back),), 1.0, 1.0, present=present, dynamic=True)

@@ -24,6 +24,10 @@ ROUTE_FORWARD, ROUTE_BACKWARD = Pass(24, 6), Pass(16, 4)
 # Launches where each is an operation of its own: Megatron Core 0.13, moe/moe_utils.py, topk_softmax_with_capacity, 11,
 # and the balancing loss with scores of its own, 14; backward those that have one.
 EAGER_ROUTE_KERNELS = 25, 10
+# Launches per expert where its products follow those of the one before, forward and backward, in 16 bits: they, and as
+# much again for a buffer, a view and a hook of each weight (Transformer Engine 2.9, module/grouped_linear.py and
+# common/gemm, multi_stream_cublas_gemm).
+IN_TURN = 2.0, 3.0
 
 
 def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Computation]:
@@ -67,18 +71,21 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
         exchange.sort(experts, load, "sort", copies),
         grouped(experts, load, "experts.gate", hidden, inner, copies * hidden * ACTIVATION_BYTES),
         grouped(experts, load, "experts.up", hidden, inner, 0.0, shares_input=True),
-        pointwise(
-            "experts.activation",
-            copies * inner,
-            fused,
-            (GATED_FUSED[0], GATED_EAGER[0]),
-            (GATED_FUSED[1], GATED_EAGER[1]),
-            copies * inner * 2 * ACTIVATION_BYTES,
-            0.0,
-            # As an MLP's, the matrix gradient being that of every expert's projection down.
-            3 * copies * inner * ACTIVATION_BYTES
-            + load.residual_bytes
-            + experts.num_experts / plans.ep * inner * hidden * ACTIVATION_BYTES,
+        replace(
+            pointwise(
+                "experts.activation",
+                copies * inner,
+                fused,
+                (GATED_FUSED[0], GATED_EAGER[0]),
+                (GATED_FUSED[1], GATED_EAGER[1]),
+                copies * inner * 2 * ACTIVATION_BYTES,
+                0.0,
+                # As an MLP's, the matrix gradient being that of every expert's projection down.
+                3 * copies * inner * ACTIVATION_BYTES
+                + load.residual_bytes
+                + experts.num_experts / plans.ep * inner * hidden * ACTIVATION_BYTES,
+            ),
+            dynamic=True,
         ),
         grouped(experts, load, "experts.down", inner, hidden, copies * inner * ACTIVATION_BYTES),
         exchange.sort(experts, load, "unsort", copies),
@@ -119,19 +126,27 @@ def grouped(
     input_bytes: Array | float,
     shares_input: bool = False,
 ) -> Computation:
-    """One product per expert of the rank, in one kernel: T k ep / E rows each, forward and two backward."""
+    """One product per expert of the rank: T k ep / E rows each, forward and two backward.
+
+    In one kernel, or in one for each expert, which then has its weight to look after too.
+    """
     plans = load.plans
     copies = _copies(experts, load)
     # With fewer copies than experts some have nothing to do.
     busy = np.minimum(experts.num_experts / plans.ep, copies)
     rows, inner, outer = copies / busy, num_in + plans.zeros, num_out + plans.zeros
     fp8 = plans.has(precision="fp8")
+    # Of two halves of one projection the second comes with the first.
+    in_turn = has_habit("experts_in_turn", plans.engine) * (0.0 if shares_input else experts.num_experts / plans.ep)
     return Computation(
         name,
         Gemm(rows, outer, inner, fp8, busy, shares_input=shares_input),
         (Gemm(rows, inner, outer, fp8, busy), Gemm(inner, outer, rows, fp8, busy, of_weights=True)),
         forward_kernels=1.0,
         backward_kernels=3.0 if experts.bias else 2.0,
+        forward_inner=in_turn * (IN_TURN[0] + fp8),
+        backward_inner=in_turn * (IN_TURN[1] + fp8),
+        dynamic=True,
         saved_bytes=input_bytes,
         input_bytes=input_bytes,
         result_bytes=copies * outer * ACTIVATION_BYTES,

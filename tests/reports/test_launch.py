@@ -12,6 +12,7 @@ from builders import H100, cluster, small_model
 
 from flopcast import InputError, load_model
 from flopcast.reports.launch import Launch, launches, sharding
+from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, placement
 from flopcast.trainer.engine.check import check_plan
 from flopcast.trainer.settings import parse_flags, set_field, settings
@@ -123,6 +124,27 @@ def test_a_mixtures_exchange_is_told_to_megatron() -> None:
     overlapped = replace(asked, dispatcher="alltoall", overlap_expert=True)
     words = launches(model, MACHINE, overlapped)[1].options
     assert "--moe-token-dispatcher-type alltoall --overlap-moe-expert-parallel-comm" in words
+
+
+def test_cuda_graphs_are_told_to_whom_has_them() -> None:
+    """Of the versions read: Megatron-LM captures layers or all passes, torchtitan all unless it is told not to."""
+
+    def of(graphs: Any, model: Model = MODEL, **fields: Any) -> dict[str, Launch]:
+        asked = replace(plan("zero3", **fields), cuda_graphs=graphs)
+        return {launch.software: launch for launch in launches(model, MACHINE, asked)}
+
+    none, partial, full = (of(graphs) for graphs in ("none", "partial", "full"))
+    assert "cuda-graph" not in none["Megatron-LM"].options
+    assert "--cuda-graph-impl transformer_engine --cuda-graph-modules attn mlp" in partial["Megatron-LM"].options
+    assert "--cuda-graph-impl full_iteration" in full["Megatron-LM"].options
+    mixture = of("partial", load_model("mixtral-8x7b"), ep=8)
+    assert "--cuda-graph-modules attn moe_router moe_preprocess" in mixture["Megatron-LM"].options
+    assert "disable_cuda_graphs=True" in none["torchtitan"].options
+    assert "disable_cuda_graphs" not in full["torchtitan"].options
+    assert partial["torchtitan"].note == "lacks CUDA graphs of single layers"
+    for software in ("flopcast's trainer", "DeepSpeed"):
+        assert none[software].options
+        assert "CUDA graphs" in full[software].note
 
 
 @pytest.mark.parametrize("asked", PLANS, ids=str)

@@ -220,6 +220,30 @@ def test_a_mixture_runs_as_its_software_does_or_as_the_table_says() -> None:
     assert "dispatcher alltoall: 'pigeon' is not known" in said
 
 
+def test_cuda_graphs_are_as_the_table_or_the_recipes_of_the_release_have_them() -> None:
+    mixture = {"num_experts": 64, "experts_per_token": 4, "ep": 8, "n_gpus": 64, "micro_batch": 1, "sharding": "zero1"}
+    newest = "Megatron-Bridge 26.06"
+    for cells, graphs, hidden in (
+        ({"framework": newest, "precision": "fp8", "gpu": "B200"}, "full", True),
+        ({"framework": newest, "precision": "fp8", "gpu": "B200", "cuda_graphs": "none"}, "none", True),
+        ({"framework": newest, "precision": "fp8", "gpu": "B200", "overlap_expert": "no"}, "full", False),
+        ({"framework": newest, "precision": "fp8", "gpu": "H100"}, "none", False),
+        ({"framework": newest, "precision": "bf16", "gpu": "B200"}, "none", False),
+        ({"framework": "Megatron-Bridge 26.04.01", "precision": "fp8", "gpu": "B200"}, "none", False),
+        ({"framework": "Megatron-LM", "cuda_graphs": "transformer_engine"}, "partial", False),
+        ({"framework": "Megatron-LM", "cuda_graphs": "full_iteration", "overlap_expert": 1}, "full", True),
+    ):
+        run = changed(**mixture, **cells, recompute="none")
+        assert run.plan is not None
+        assert (run.plan.cuda_graphs, run.plan.overlap_expert) == (graphs, hidden), cells
+    dense = changed(framework=newest, precision="fp8", gpu="B200")
+    assert dense.plan is not None
+    assert (dense.plan.cuda_graphs, dense.plan.overlap_expert) == ("none", False)
+    assert not any("cuda_graphs" in words for words in dense.assumed)
+    said = changed(**mixture, framework="Megatron-LM", cuda_graphs="sometimes").assumed
+    assert "cuda_graphs none: 'sometimes' is not known" in said
+
+
 def test_torchtitan_compiles_what_runs_in_8_bits() -> None:
     for framework, precision, torch_compile, compiled in (
         ("torchtitan", "Float8", None, True),

@@ -18,7 +18,7 @@ from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.placements import described, settings, varied
 from flopcast.reports.runner_up import why_behind
 from flopcast.reports.search import as_json, memory_steps, render
-from flopcast.reports.verdict import exchange_remark, verdict
+from flopcast.reports.verdict import exchange_remark, launch_remark, verdict
 from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchRequest, SearchResult, search
@@ -128,6 +128,18 @@ def test_a_mixture_that_waits_for_its_exchange_is_told_what_helps() -> None:
     assert f"{share:.0f} %. Software that sends one copy to a node" in exchange_remark(waits)
     assert exchange_remark(row(dispatcher="deepep")) == ""
     assert exchange_remark(RESULT.found[0].rows[0]) == ""
+
+
+def test_passes_that_wait_for_the_host_are_told_of_cuda_graphs() -> None:
+    def row(**fields: Any) -> Row:
+        return forecast(MODEL, MACHINE, Plan("ddp", 16, 256, grad_accum=8, **fields)).rows()[0]
+
+    waits = row()
+    share = 100 * waits.seconds["launch"] / waits.step_s
+    assert share > 2
+    assert f"{share:.0f} %. Software that replays them from CUDA graphs" in launch_remark(waits)
+    assert launch_remark(row(cuda_graphs="full")) == ""
+    assert launch_remark(RESULT.found[0].rows[0]) == ""
 
 
 def test_memory_steps_are_on_the_front_and_ever_smaller() -> None:

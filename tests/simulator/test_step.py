@@ -159,7 +159,7 @@ def test_a_sliced_update_copies_every_tensor_of_every_rank_twice() -> None:
     whole, sliced = (forecast(model, cluster(), plan("zero1", 16, sliced_update=s)).step for s in (False, True))
     # A layer's qkv, output, gate and up in one, down, and two norms; embedding, norm and head.
     copies = 2 * 16 * (6 * model.num_layers + 3)
-    assert sliced.optimizer[0] - whole.optimizer[0] == pytest.approx(copies * C.copy_launch_s)
+    assert sliced.optimizer[0] - whole.optimizer[0] == pytest.approx(copies * C.inner_launch_s)
     sharded = [forecast(model, cluster(), plan("zero3", 16, sliced_update=s)).step.total[0] for s in (False, True)]
     assert sharded[0] == sharded[1]
 

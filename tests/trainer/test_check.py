@@ -7,6 +7,11 @@ from flopcast.errors import InputError
 from flopcast.trainer.engine.check import check_plan
 
 
+def test_cuda_graphs_are_refused() -> None:
+    with pytest.raises(InputError, match=r"cuda_graphs=full: the trainer launches every kernel"):
+        check_plan(small_model(), plan("ddp", 1, 1, cuda_graphs="full"), 1)
+
+
 def test_more_tokens_than_learned_positions_are_refused() -> None:
     model = replace(small_model(), positions="learned", num_positions=64)
     check_plan(model, plan("ddp", 1, 1, seq_len=64), 1)

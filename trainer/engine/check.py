@@ -19,6 +19,8 @@ def check_plan(model: Model, plan: Plan, world_size: int) -> None:
         _refuse(plan, f"ep={plan.ep}: the trainer has no mixture of experts; set ep=1")
     if plan.precision != "bf16":
         _refuse(plan, f"precision={plan.precision}: the trainer computes in bf16 or fp32; set precision=bf16")
+    if plan.cuda_graphs != "none":
+        _refuse(plan, f"cuda_graphs={plan.cuda_graphs}: the trainer launches every kernel; set cuda_graphs=none")
     if model.positions == "learned" and plan.seq_len > model.num_positions:
         _refuse(
             plan, f"seq_len={plan.seq_len} but {model.name} has {model.num_positions} positions; use at most as many"
