@@ -9,7 +9,16 @@ from flopcast.simulator.search import SearchResult
 # Fields of a plan that its name and settings tell; a request may vary others.
 SAID = {
     *("strategy", "tp", "cp", "pp", "ep", "micro_batch", "grad_accum", "recompute", "sequence_parallel"),
-    *("recompute_layers", "schedule", "virtual_pp", "gradient_bits", "gather_bits", "bucket_bytes", "prefetch"),
+    *(
+        "recompute_layers",
+        "schedule",
+        "virtual_pp",
+        "gradient_bits",
+        "gather_bits",
+        "bucket_bytes",
+        "prefetch",
+        "cuda_graphs",
+    ),
 }
 
 
@@ -47,6 +56,8 @@ def settings(row: Row, also: Sequence[str] = ()) -> str:
         words.append(f"{plan['gradient_bits']}-bit gradients{buckets}")
     if plan["parameter_shard"] > 1 and plan["prefetch"] == 0:
         words.append("no prefetch")
+    if plan["cuda_graphs"] != "none":
+        words.append(f"{plan['cuda_graphs']} CUDA graphs")
     words += [f"{name.replace('_', ' ')} {str(plan[name]).lower()}" for name in also]
     return ", ".join(words)
 

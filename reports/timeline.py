@@ -91,6 +91,7 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         groups += f", {plan.schedule}" + (f" with {plan.virtual_pp} chunks a stage" if plan.virtual_pp > 1 else "")
     groups += ", sequence parallel" if plan.sequence_parallel else ""
     groups += ", products in fp8" if plan.precision == "fp8" else ""
+    groups += f", {plan.cuda_graphs} CUDA graphs" if plan.cuda_graphs != "none" else ""
     groups += f", {plan.gradient_bits}-bit gradients" if plan.shard_ranks > 1 else ""
     yield Text(
         f"micro-batch {plan.micro_batch} x {plan.grad_accum:,} passes of {plan.seq_len:,} tokens, recompute "

@@ -197,7 +197,7 @@ def _candidates(
             virtual_pp=request.virtual_pp,
             schedule=request.schedule,
             recompute=recompute,  # type: ignore[arg-type]
-            recompute_layers=request.recompute_layers or 0,
+            recompute_layers=request.recompute_layers,
             sequence_parallel=sequence_parallel,
             gradient_bits=request.gradient_bits,
             precision=request.precision,

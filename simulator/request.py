@@ -7,7 +7,7 @@ from numbers import Integral
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import CHOICES, AttentionKernel, Precision, Recompute, Schedule
+from flopcast.simulator.plan import CHOICES, MAY_BE_ZERO, AttentionKernel, Precision, Recompute, Schedule
 
 # What PyTorch's scaled_dot_product_attention runs on each architecture.
 USUAL_ATTENTION: dict[str, AttentionKernel] = {
@@ -35,7 +35,7 @@ class Request:
     ``num_gpus``: within one node, or whole nodes. ``tokens_per_gpu``: tokens per GPU and optimizer step, the same for
     every strategy, by default about 4 Mi over all GPUs. ``seq_len``: tokens per sequence. ``micro_batch``: sequences
     per rank and pass. ``ep``: ranks that share out the experts of a mixture. ``recompute``: none, selective, full;
-    ``recompute_layers``: of full, the first layers of every model chunk alone.
+    ``recompute_layers``: of full, the first layers of every model chunk alone; 0 is all.
     ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
     reduced, 16 or 32. ``precision``: of the products, bf16 or fp8. ``compiled``: torch.compile fuses all pointwise
     work; ``fused_kernels``: hand-written normalisation and rotary positions. ``strategies``: names, by default all.
@@ -51,7 +51,7 @@ class Request:
     virtual_pp: int = 1
     schedule: Schedule = "1f1b"
     recompute: Recompute | None = None
-    recompute_layers: int | None = None
+    recompute_layers: int = 0
     gradient_bits: int = 32
     precision: Precision = "bf16"
     attention: AttentionKernel | None = None
@@ -110,7 +110,8 @@ def check_whole(option: str, value: object) -> None:
 def _check_range(name: str, value: int) -> None:
     option = name.replace("_", "-")
     check_whole(option, value)
-    if value < 1:
-        raise InputError(f"--{option} is {value}; it must be at least 1")
+    least = int(name not in MAY_BE_ZERO)
+    if value < least:
+        raise InputError(f"--{option} is {value}; it must be at least {least}")
     if value > MOST[name]:
         raise InputError(f"--{option} is {value}; it must be at most {MOST[name]:,}")

@@ -123,6 +123,14 @@ def test_expert_parallelism_is_chosen_and_said_or_pinned() -> None:
     assert "ep" not in compare(PLAMO, ABCI, Request(480)).chosen
 
 
+def test_to_recompute_no_number_of_layers_is_to_recompute_all() -> None:
+    every, said = (
+        compare(PLAMO, ABCI, Request(480, strategies=["zero3"], recompute="full", **layers)).rows[0]
+        for layers in ({}, {"recompute_layers": 0})
+    )
+    assert every == said
+
+
 @pytest.mark.parametrize(
     ("model", "ep", "words"),
     [
@@ -144,6 +152,7 @@ def test_expert_parallelism_that_cannot_be(model: str, ep: int, words: str) -> N
         (Request(968), "120 nodes, so at most 960"),
         (Request(480, tokens_per_gpu=5000), "multiple of"),
         (Request(480, tokens_per_gpu=-1), "at least 1"),
+        (Request(480, recompute="full", recompute_layers=-1), "--recompute-layers is -1; it must be at least 0"),
         (Request(480, micro_batch=3), "does not divide the 2 sequences"),
         (Request(480.0), "give one whole number"),  # type: ignore[arg-type]
         (Request(480, strategies=["zero9"]), "did you mean"),

@@ -34,7 +34,7 @@ class Question:
     recompute
         none, selective or full.
     recompute_layers
-        With full, only so many layers of each model chunk (Megatron's --recompute-num-layers, method block).
+        With full, only so many layers of each model chunk (Megatron's --recompute-num-layers, method block); 0 is all.
     gradient_bits
         Width at which gradients are reduced: 16 or 32.
     precision
@@ -61,7 +61,7 @@ class Question:
     micro_batch: int | None = None
     ep: int | None = None
     recompute: str | None = None
-    recompute_layers: int | None = None
+    recompute_layers: int = 0
     gradient_bits: int = 32
     precision: str = "bf16"
     attention: str | None = None

@@ -61,7 +61,7 @@ def timeline(
     recompute
         none, selective or full; by default what runs fastest.
     recompute_layers
-        With full, only so many layers of each model chunk (Megatron's --recompute-num-layers, method block).
+        With full, only so many layers of each model chunk (Megatron's --recompute-num-layers, method block); 0 is all.
     ep
         Ranks that share out the experts of a mixture of experts; by default the number that runs fastest.
     pp
