@@ -39,6 +39,7 @@ ABLATIONS = (
     Ablation("what the software's loss, copies and sums move", changed=_with(engine="fsdp2")),
     Ablation("losses of small matrix products", {"gemm_half_rows": 0.0, "gemm_half_depth": 0.0}),
     Ablation("host time per kernel", {"launch_s": 0.0}),
+    Ablation("what a kernel takes beside its work", {"kernel_s": 0.0}),
     Ablation("host time per collective", {"collective_launch_s": 0.0}),
     Ablation("overlap of data-parallel communication", changed=_with(prefetch=0)),
     Ablation("what overlap costs the computation", {"nvlink_leak": 0.0, "network_leak": 0.0, "network_share": 1.0}),

@@ -194,8 +194,7 @@ def fit(
 
     assert cluster.measured is not None
     predicted = _forecasts(runs, cluster)
-    # A constant that the profile already sets is expected where it is.
-    expected = [cluster.measured.constants.get(n, e.prior) for n, e in zip(names, entries, strict=True)]
+    expected = [e.prior for e in entries]
     low, high, prior = (
         inner(np.array(ends)) for ends in ([e.low for e in entries], [e.high for e in entries], expected)
     )

@@ -93,7 +93,6 @@ def runs_as(row: Row) -> str:
     words += " of whole experts" if plan["whole_experts"] else ""
     words += f", {plan['schedule']}" if plan["pp"] > 1 else ""
     words += f" x {plan['virtual_pp']}" if plan["virtual_pp"] > 1 else ""
-    words += f", {plan['cuda_graphs']} CUDA graphs" if plan["cuda_graphs"] != "none" else ""
     return f"{words}, sequence parallel" if plan["sequence_parallel"] else words
 
 

@@ -20,7 +20,7 @@ class Framework:
     ``passes_by_stages``: a local batch is cut into as many micro-batches as the pipeline has stages.
     ``compiles_fp8``: what runs in 8 bits is compiled. ``one_stage_per_rank``: its pipelines are not interleaved, or
     only where it is told so. ``dispatcher``, ``whole_experts``: of a mixture, as in :class:`Plan`;
-    ``replays_mixtures``: one in 8 bits on Blackwell runs from CUDA graphs, its exchanges beside other micro-batches.
+    ``replays_mixtures``: one in MXFP8 runs from CUDA graphs, its exchanges beside other micro-batches.
     ``engine``: how it holds its tensors; ``bf16_engine``: where that differs in bf16; ``later_engine``: since a month,
     "2025-04".
     """
@@ -76,9 +76,6 @@ _MEGATRON_CORE = Framework(
 
 _NEMO = replace(_MEGATRON_CORE, engine="nemo")
 
-# Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes).
-_MEGATRON_BRIDGE = replace(_NEMO, dispatcher="deepep", engine="megatron-bridge")
-
 # Megatron-LM's fork of 2021-2022: gradients are reduced after the last backward (megatron/model/distributed.py),
 # fused masked softmax instead of flash attention, bias and GELU fused by PyTorch's JIT (BLOOM's paper,
 # arXiv:2211.05100, "Fused CUDA Kernels"), checkpointed activations in the published examples.
@@ -109,11 +106,11 @@ FRAMEWORKS: dict[str, Framework] = {
     # NeMo AutoModel is FSDP2 with Transformer Engine's kernels and DeepEP; reduces in fp32 (components/distributed/
     # config.py) and checkpoints activations in its benchmarks (examples/llm_benchmark).
     "automodel": Framework(gradient_bits=32, recompute="full", attention="cudnn", dispatcher="deepep"),
-    # Its recipes up to v0.4.2, NeMo 26.04, capture no mixture's experts; from v0.5.0 on those for MXFP8 set
+    # Most of its recipes for mixtures take Megatron Core's flex dispatcher, on DeepEP or HybridEP (perf_recipes). Up to
+    # v0.4.2, NeMo 26.04, they capture no mixture's experts; from v0.5.0, NeMo 26.06, on those for MXFP8 set
     # cuda_graph_impl "full_iteration" and overlap_moe_expert_parallel_comm (DeepSeek-V3, gpt-oss and Qwen3 on GB200 and
-    # GB300; of B300's and H100's some).
-    **dict.fromkeys((f"megatron-bridge {release}" for release in ("25.", "26.02", "26.04")), _MEGATRON_BRIDGE),
-    "megatron-bridge": replace(_MEGATRON_BRIDGE, replays_mixtures=True),
+    # GB300, and some on B200 and B300).
+    "megatron-bridge": replace(_NEMO, dispatcher="deepep", engine="megatron-bridge"),
     # Before June 2023 without flash attention (commit a87702a522) or chunks of tensor-parallel communication; the
     # launcher's configurations of 22.12 reduce gradients after the last backward (overlap_grad_sync: False).
     **dict.fromkeys(
@@ -214,6 +211,19 @@ def is_known(name: str) -> bool:
 MONTH = re.compile(r"(?<!\d)(20[23]\d)(?:[-/.]?(0[1-9]|1[0-2]))?(?!\d)")
 
 
+# A release of NeMo's container, "26.06", or one of Megatron-Bridge itself, "v0.5.0", which is in it.
+CONTAINER, BRIDGE = re.compile(r"(?<![\d.])(2\d)\.(\d\d)(?!\d)"), re.compile(r"\bv?0\.(\d+)(?!\d)")
+REPLAYS_SINCE = (26, 6)
+
+
+def _bridge_release(name: str) -> tuple[int, int]:
+    """The container that a name of Megatron-Bridge states; (0, 0) where it states none."""
+    if found := CONTAINER.search(name):
+        return int(found[1]), int(found[2])
+    own = BRIDGE.search(name)
+    return REPLAYS_SINCE if own and int(own[1]) >= 5 else (0, 0)
+
+
 def framework_of(name: str, tp: int = 1, dated: str = "") -> Framework:
     """The facts of the framework a run names, or the defaults of PyTorch's own engine.
 
@@ -226,6 +236,8 @@ def framework_of(name: str, tp: int = 1, dated: str = "") -> Framework:
         return _MEGATRON_DEEPSPEED
     unknown = Framework(engine="megatron" if tp > 1 else "fsdp2", fused_kernels=not PYTORCH.search(lowered))
     facts = next((facts for key, facts in FRAMEWORKS.items() if key in lowered), unknown)
+    if "megatron-bridge" in lowered:
+        facts = replace(facts, replays_mixtures=_bridge_release(lowered) >= REPLAYS_SINCE)
     if facts.later_engine is None:
         return facts
     since, engine = facts.later_engine

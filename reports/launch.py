@@ -97,6 +97,7 @@ def _megatron(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         (plan.gather_bits != 16, "a 4-bit all-gather"),
         (form == "other", "shards of those sizes"),
         (plan.pp > 1 and fully_sharded, "sharded gradients in a pipeline"),
+        (plan.cuda_graphs != "none" and fully_sharded, "options for CUDA graphs of its FSDP"),
         (plan.pp > 1 and plan.schedule not in ("1f1b", "interleaved"), f"the {plan.schedule} schedule"),
     )
     if lacks:
@@ -130,10 +131,11 @@ def _megatron_experts(plan: Plan) -> list[str]:
     if plan.ep == 1:
         return []
     flex = plan.dispatcher == "deepep"
+    backend = "hybridep" if plan.cuda_graphs == "full" else "deepep"
     return [
         f"--expert-model-parallel-size {plan.ep}",
         *([f"--expert-tensor-parallel-size {1 if plan.whole_experts else plan.tp}"] if plan.tp > 1 else []),
-        "--moe-token-dispatcher-type " + ("flex --moe-flex-dispatcher-backend deepep" if flex else "alltoall"),
+        "--moe-token-dispatcher-type " + (f"flex --moe-flex-dispatcher-backend {backend}" if flex else "alltoall"),
         *(["--overlap-moe-expert-parallel-comm"] if plan.overlap_expert else []),
     ]
 
@@ -163,9 +165,23 @@ def _megatron_recompute(plan: Plan) -> list[str]:
 
 def _megatron_graphs(model: Model, plan: Plan) -> list[str]:
     if plan.cuda_graphs == "partial":
-        modules = "attn moe_router moe_preprocess" if model.num_experts else "attn mlp"
-        return [f"--cuda-graph-impl transformer_engine --cuda-graph-modules {modules}"]
-    return ["--cuda-graph-impl full_iteration"] if plan.cuda_graphs == "full" else []
+        kinds = [block.kind for block in model.kinds]
+        modules = {
+            "attn": not all("state-space" in kind for kind in kinds),
+            "mamba": any("state-space" in kind for kind in kinds),
+            "mlp": not all("expert" in kind for kind in kinds),
+            "moe_router moe_preprocess": model.num_experts > 0,
+        }
+        held = " ".join(name for name, present in modules.items() if present)
+        return [f"--cuda-graph-impl transformer_engine --cuda-graph-modules {held}"]
+    if plan.cuda_graphs == "none":
+        return []
+    # What is captured has fixed sizes: room for half as many rows again as fall on a rank evenly, and pages of them.
+    room = "--use-transformer-engine-op-fuser --moe-expert-rank-capacity-factor 1.5 --moe-paged-stash"
+    return [
+        "--cuda-graph-impl full_iteration --no-check-for-nan-in-loss-and-grad",
+        *([room] if model.num_experts else []),
+    ]
 
 
 def _deepspeed(model: Model, cluster: Cluster, plan: Plan) -> Launch:

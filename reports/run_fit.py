@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.errors import InputError
 from flopcast.simulator.batch import Case, by_model, memory_of
 from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.plan import Plan, Recompute
@@ -53,11 +55,10 @@ def _changes(plan: Plan, blank: set[str]) -> Iterator[tuple[Plan, list[str]]]:
     said: list[str] = []
     if "sharding" in blank and plan.parameter_shard == 1 < plan.shard_ranks:
         ranks = plan.shard_ranks
-        sharded = replace(plan, parameter_shard=ranks, gradient_shard=ranks, optimizer_shard=ranks)
-        for other, words in _activations(plan, blank):
-            yield other, words
-        plan, said = sharded, ["sharding zero3"]
-        yield plan, said
+        yield from _activations(plan, blank)
+        for sharded in _legal(plan, parameter_shard=ranks, gradient_shard=ranks, optimizer_shard=ranks):
+            plan, said = sharded, ["sharding zero3"]
+            yield plan, said
     for other, words in _activations(plan, blank):
         yield other, [*said, *words]
 
@@ -65,17 +66,25 @@ def _changes(plan: Plan, blank: set[str]) -> Iterator[tuple[Plan, list[str]]]:
 def _activations(plan: Plan, blank: set[str]) -> Iterator[tuple[Plan, list[str]]]:
     said: list[str] = []
     if "sequence_parallel" in blank and plan.tp > 1 and not plan.sequence_parallel:
-        plan, said = replace(plan, sequence_parallel=True), ["sequence_parallel 1"]
-        yield plan, said
+        for split in _legal(plan, sequence_parallel=True):
+            plan, said = split, ["sequence_parallel 1"]
+            yield plan, said
     smaller = plan
     while "micro_batch" in blank and smaller.micro_batch % 2 == 0:
         smaller = replace(smaller, micro_batch=smaller.micro_batch // 2, grad_accum=smaller.grad_accum * 2)
         yield smaller, [*said, f"micro_batch {smaller.micro_batch}"]
     kinds: tuple[Recompute, ...] = ("selective", "full") if ENGINES[plan.engine].recomputes_attention else ("full",)
     if "recompute" in blank and plan.recompute == "none":
-        for kind in kinds:
-            yield replace(plan, recompute=kind), [*said, f"recompute {kind}"]
-        if smaller is not plan:
-            said = [*said, f"micro_batch {smaller.micro_batch}"]
+        for before in [plan] if smaller is plan else [plan, smaller]:
+            words = [] if before is plan else [f"micro_batch {smaller.micro_batch}"]
             for kind in kinds:
-                yield replace(smaller, recompute=kind), [*said, f"recompute {kind}"]
+                for changed in _legal(before, recompute=kind):
+                    yield changed, [*said, *words, f"recompute {kind}"]
+
+
+def _legal(plan: Plan, **fields: Any) -> list[Plan]:
+    """The plan with those fields, or nothing where no software runs it so."""
+    try:
+        return [replace(plan, **fields)]
+    except InputError:
+        return []

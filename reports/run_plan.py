@@ -31,6 +31,8 @@ ASSUMED_PASSES = 8
 # lets them idle for longer than this; NeMo's and Megatron-Bridge's recipes then give a chunk so many layers.
 LONGEST_IDLE = 0.4
 USUAL_LAYERS_PER_CHUNK = 2
+# What 8-bit products are scaled by other than blocks of 32.
+OTHER_SCALING = re.compile(r"\b(cs|current|delayed|ds|per[- ]tensor|tensorwise|blockwise)\b")
 
 
 def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> tuple[Plan, float]:
@@ -53,7 +55,7 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
     precision = precision_in(row.text("precision", "bf16"))
     engine = framework.engine_in(str(row.cells.get("precision", "")))
     ep = row.whole("ep", 1) if row.has("ep") else 1
-    replays = ep > 1 and framework.replays_mixtures and precision == "fp8" and cluster.gpu.architecture == "blackwell"
+    recompute = _recompute(row, framework, model.num_layers, pp, virtual)
     plan = Plan(
         strategy=sharding,
         num_gpus=num_gpus,
@@ -64,7 +66,11 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
         cp=cp,
         ep=ep,
         **_exchange(row, framework, tp, ep, world),
-        **_replayed(row, ep > 1 and accumulation > 1 and (pp == 1 or virtual > 1), replays),
+        **_replayed(
+            row,
+            replays=ep > 1 and framework.replays_mixtures and _is_mxfp8(row, cluster),
+            hides=ep > 1 and accumulation > 1 and (pp == 1 or virtual > 1) and recompute["recompute"] != "full",
+        ),
         pp=pp,
         virtual_pp=virtual,
         schedule=_schedule(row, pp, virtual),
@@ -73,7 +79,7 @@ def plan_of(row: Row, framework: Framework, model: Model, cluster: Cluster) -> t
         overlap_update=framework.overlap_update,
         sliced_update=framework.sliced_update,
         **shards(row, sharding, world, pp, cluster.gpus_per_node // tp),
-        **_recompute(row, framework, model.num_layers, pp, virtual),
+        **recompute,
         precision=precision,
         gradient_bits=_gradient_bits(framework, engine, sharding),
         attention=_attention(row, framework, cluster),
@@ -168,15 +174,27 @@ def _exchange(row: Row, framework: Framework, tp: int, ep: int, ranks: int) -> d
     return {"dispatcher": dispatcher, "whole_experts": whole}
 
 
-def _replayed(row: Row, can_hide: bool, usual: bool) -> dict[str, Any]:
-    """What CUDA graphs hold, and whether exchanges with experts run beside another micro-batch, where they can."""
+def _is_mxfp8(row: Row, cluster: Cluster) -> bool:
+    """Whether products take blocks of 8 bits, as Blackwell can, and as a table means there unless it says otherwise."""
+    if precision_in(row.text("precision", "bf16")) != "fp8" or cluster.gpu.architecture != "blackwell":
+        return False
+    return not any(row.has(name) and OTHER_SCALING.search(row.text(name)) for name in ("precision", "notes"))
+
+
+def _replayed(row: Row, replays: bool, hides: bool) -> dict[str, Any]:
+    """What CUDA graphs hold, and whether exchanges with experts run beside another micro-batch.
+
+    ``replays``: the software does both unless it is told not to. ``hides``: the plan lets exchanges be hidden.
+    """
     fields: dict[str, Any] = {}
-    if usual or row.has("cuda_graphs"):
-        all_passes = "full" if usual else "none"
-        graphs = cuda_graphs_in(row.text("cuda_graphs", all_passes))
-        fields["cuda_graphs"] = row.known("cuda_graphs", graphs, all_passes)
-    if can_hide and (usual or row.has("overlap_expert")):
-        fields["overlap_expert"] = row.flag("overlap_expert", usual)
+    if replays or row.has("cuda_graphs"):
+        said = row.text("cuda_graphs", "full" if replays else "none")
+        fields["cuda_graphs"] = row.known("cuda_graphs", cuda_graphs_in(said), "none")
+    if replays or row.has("overlap_expert"):
+        hidden = row.flag("overlap_expert", replays)
+        fields["overlap_expert"] = hidden and hides
+        if hidden and not hides and row.has("overlap_expert"):
+            row.doubt("overlap_expert 0: nothing runs beside the exchange in that layout")
     return fields
 
 

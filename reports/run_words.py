@@ -93,11 +93,12 @@ def dispatcher_in(text: str) -> str | None:
 
 def cuda_graphs_in(text: str) -> str | None:
     """What is replayed by CUDA graphs; Megatron Core's words for it too. None for a word that is not known."""
+    if text in (*NO, "0") or SAYS_NO.match(text):
+        return "none"
     if re.search(r"full", text):
         return "full"
-    if re.search(r"partial|piece|scoped|transformer[-_ ]engine|attn|attention|router|layer|mlp", text):
-        return "partial"
-    return "none" if text in ("none", "no", "off", "0", "false") else None
+    layers = r"partial|piece|scoped|local|transformer[-_ ]engine|attn|attention|router|layer|mlp|moe|mamba"
+    return "partial" if re.search(layers, text) else None
 
 
 def schedule_in(text: str, virtual: int) -> str | None:

@@ -101,7 +101,7 @@ def launch_remark(row: Row) -> str:
     return (
         f"The host launching kernels holds it up for {seconds(waits)} s, {100 * waits / row.step_s:.0f} %. Software "
         "that replays them from CUDA graphs is planned by --fix cuda_graphs=partial, of each layer what has fixed "
-        "sizes, or by cuda_graphs=full, all passes."
+        "sizes, or by cuda_graphs=full, all passes" + (" (with dispatcher=deepep)." if row.plan["ep"] > 1 else ".")
     )
 
 

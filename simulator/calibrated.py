@@ -64,7 +64,7 @@ def with_constants(measured: Measured, values: Mapping[str, float]) -> Measured:
     scale = values.get("dispatch_scale", 1.0)
     default = default_constants()
     constants = dict(measured.constants)
-    for name in ("launch_s", "collective_launch_s"):
+    for name in ("launch_s", "collective_launch_s", "inner_launch_s"):
         constants[name] = scale * constants.get(name, getattr(default, name))
     if "overlap_leak" in values:
         constants |= dict.fromkeys(("nvlink_leak", "network_leak"), values["overlap_leak"])

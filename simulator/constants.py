@@ -29,6 +29,7 @@ class Constants:
     pointwise_scale: float
     launch_s: float
     collective_launch_s: float
+    kernel_s: float
     inner_launch_s: float
     host_bytes_per_s: float
     host_link_bytes_per_s: float

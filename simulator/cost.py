@@ -53,8 +53,7 @@ class Costs:
             if contents not in self._equal:
                 self._equal[contents] = np.asarray(work_seconds(work, self._hardware, self._constants))
             self._known[id(work)] = self._equal[contents]
-        formula, measured = self._known[id(work)], self._hardware.measured
-        return formula if measured is None else measured.corrected(operation, formula)
+        return _in_step(operation, self._known[id(work)], self._hardware, self._constants)
 
 
 def _contents(value: Any) -> Hashable:
@@ -70,7 +69,16 @@ def _contents(value: Any) -> Hashable:
 def seconds(operation: Operation, hardware: Hardware, constants: Constants) -> Array:
     """Time of one occurrence of the operation when nothing runs beside it, launch not included; as measured if so."""
     formula = np.asarray(work_seconds(operation.work, hardware, constants))
-    return formula if hardware.measured is None else hardware.measured.corrected(operation, formula)
+    return _in_step(operation, formula, hardware, constants)
+
+
+def _in_step(operation: Operation, formula: Array, hardware: Hardware, constants: Constants) -> Array:
+    """As measured where it was, gaps included; else the formula's time, and for each kernel what it takes besides."""
+    if hardware.measured is not None:
+        return hardware.measured.corrected(operation, formula)
+    if isinstance(operation.work, Collective | SmallCopies | HostUpdate):
+        return formula
+    return formula + constants.kernel_s * (operation.num_kernels + operation.inner_launches)
 
 
 def work_seconds(work: Work, hardware: Hardware, constants: Constants) -> Array:

@@ -1,4 +1,4 @@
-"""CUDA graphs: what is captured once and replayed in every pass costs the host one launch for each graph."""
+"""CUDA graphs: of what is captured once and replayed in every pass the host launches the graph alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ def graph_launches(name: str, plans: Plans, num_layers: Array) -> Iterator[Opera
     """Where every layer's fixed part is a graph, its launch in each forward and each backward pass.
 
     Transformer Engine's ``make_graphed_callables`` captures both of every layer (Megatron Core's cuda_graph_impl
-    "transformer_engine"); a graph of all passes is launched once a step.
+    "transformer_engine"). That of a graph of all passes, once a step, is not counted.
     """
     partial = plans.has(cuda_graphs="partial")
     if not np.any(partial):

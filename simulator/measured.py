@@ -98,7 +98,8 @@ class Measured:
             corrected = seconds
         else:
             corrected = self._pointwise(operation, work, seconds)
-        return np.asarray(corrected * self.compute_scale + self.dispatch_s * operation.num_kernels)
+        dispatched = np.where(operation.replayed, 0.0, self.dispatch_s * operation.num_kernels)
+        return np.asarray(corrected * self.compute_scale + dispatched)
 
     def _gemm(self, work: Gemm, seconds: Array) -> Array:
         """16-bit products as measured; 8-bit ones are not measured and keep the formula."""

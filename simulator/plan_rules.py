@@ -107,6 +107,11 @@ def check_combinations(plan: "Plan") -> None:
             "cuda_graphs=partial with recompute=full would compute again what a graph has captured; use full graphs, "
             "or recompute selective or none"
         )
+    if plan.cuda_graphs == "full" and plan.ep > 1 and plan.dispatcher == "alltoall":
+        refuse(
+            f"cuda_graphs=full with ep={plan.ep} and dispatcher=alltoall: the host waits to know what it sends; use "
+            "dispatcher=deepep, whose buffers may have fixed sizes (HybridEP), or partial graphs"
+        )
     if plan.recompute_layers and plan.recompute != "full":
         refuse(
             f"recompute_layers={plan.recompute_layers} with recompute={plan.recompute} has no layer that is computed "

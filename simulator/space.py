@@ -78,7 +78,7 @@ class Space:
                 schedules, work = self._schedules(pp), self._work(several, whole)
                 if layouts and sharding and schedules and work:
                     # What of a layer's work is done again then depends on the chunks: they need no axis of their own.
-                    apart = [[s] for s in schedules] if "recompute_layers" in self.values else [schedules]
+                    apart = [[s] for s in schedules] if any(self.values.get("recompute_layers", ())) else [schedules]
                     for each in apart:
                         yield self._region(layouts, sharding, each, work, pp)
 
@@ -294,6 +294,9 @@ class Space:
             ),
             "cuda_graphs=partial does not recompute all": ~(
                 plans.has(cuda_graphs="partial") & plans.has(recompute="full")
+            ),
+            "cuda_graphs=full has no all-to-all that the host waits for": ~(
+                plans.has(cuda_graphs="full") & (plans.ep > 1) & plans.has(dispatcher="alltoall")
             ),
             "overlap_expert does not recompute all": ~plans.overlap_expert | ~plans.has(recompute="full"),
             "recompute_layers has recompute=full and is no more than a model chunk has": (

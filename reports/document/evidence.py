@@ -7,7 +7,7 @@ from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study
 from flopcast.reports.document.table import Cell, Table, number, text
 from flopcast.reports.frames import rows_of
-from flopcast.simulator.band import MIXTURE
+from flopcast.simulator.band import MIXTURE_LAUNCHED
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.units import format_count
 
@@ -43,8 +43,7 @@ def trust(study: Study) -> Section:
     )
     calibration = study.cluster.calibration
     seen = "published runs whose framework the constants had not seen"
-    launched = best.plan["cuda_graphs"] != "full"
-    most = f"{MIXTURE['launched' if launched else 'replayed'][1]:.1f}"
+    most = f"{MIXTURE_LAUNCHED:.1f}"
     widened = (
         f", and of mixtures of experts, which took up to {most} times the forecast" if study.model.num_experts else ""
     )

@@ -63,7 +63,7 @@ def as_compared(request: Request, cluster: Cluster) -> dict[str, list[Any]]:
         "fused_kernels": request.fused_kernels,
         "micro_batch": request.micro_batch,
         "recompute": request.recompute,
-        "recompute_layers": request.recompute_layers,
+        "recompute_layers": request.recompute_layers or None,
         "attention": request.attention or usual_attention(cluster),
         "ep": request.ep,
     }

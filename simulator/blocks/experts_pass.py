@@ -136,8 +136,10 @@ def grouped(
     busy = np.minimum(experts.num_experts / plans.ep, copies)
     rows, inner, outer = copies / busy, num_in + plans.zeros, num_out + plans.zeros
     fp8 = plans.has(precision="fp8")
-    # Of two halves of one projection the second comes with the first.
-    in_turn = has_habit("experts_in_turn", plans.engine) * (0.0 if shares_input else experts.num_experts / plans.ep)
+    # Of two halves of one projection the second comes with the first. Where all passes are replayed the host cannot
+    # know each expert's rows, and one kernel works on all of them.
+    one_by_one = has_habit("experts_in_turn", plans.engine) & ~plans.has(cuda_graphs="full")
+    in_turn = one_by_one * (0.0 if shares_input else experts.num_experts / plans.ep)
     return Computation(
         name,
         Gemm(rows, outer, inner, fp8, busy, shares_input=shares_input),

@@ -166,8 +166,8 @@ class Passes:
 
 
 def _host_s(draft: _Draft) -> float:
-    gathers_s, reductions_s = sum(g.host_s for g in draft.gathers), sum(r.host_s * r.calls for r in draft.reductions)
-    return gathers_s + reductions_s + sum(e.host_s for e in draft.exchanges)
+    moved_s = sum(kind.host_s * kind.calls for kind in (*draft.gathers, *draft.reductions))
+    return moved_s + sum(e.host_s for e in draft.exchanges)
 
 
 def lay_out(runs: Sequence[Sequence[Piece]], host_before: Sequence[float], speed: float) -> list[Segment]:

@@ -32,17 +32,21 @@ CAUSES = (
 )
 # The order of a layer's pieces, for traces.
 ORDER = (
-    *("lookup", "norm", "norm1", "tensor_parallel1.gather", "logits", "tensor_parallel.gather"),
+    *("graph", "checkpoint", "lookup", "norm", "norm1", "tensor_parallel1.gather"),
+    *("tensor_parallel.gather", "tensor_parallel.sum", "tensor_parallel.scatter"),
+    *("logits", "loss_maxima", "loss_sums", "loss"),
     *("qkv", "q", "k", "v", "q_a", "kv_a", "qk_norm", "q_b", "kv_b", "rope", "join"),
     *("context", "attention", "scores", "o"),
     *("in", "convolution", "bcdt", "bcdt_sum", "bcdt_norm", "dt", "states"),
     *("scan.inputs", "scan.within", "scan.states", "scan.carry", "scan.outputs", "gating", "out"),
-    *("tensor_parallel1.sum", "tensor_parallel1.scatter", "residual1", "norm2", "tensor_parallel2.gather"),
-    *("router", "route", "permute", "dispatch_counts", "dispatch", "exchange.gather"),
+    *("tensor_parallel1.sum", "tensor_parallel1.scatter", "norm3", "residual1"),
+    *("norm2", "tensor_parallel2.gather"),
+    *("router", "route", "permute", "dispatch_counts", "dispatch", "exchange.gather", "sort"),
     *("experts.gate", "experts.up", "experts.activation", "experts.down"),
-    *("exchange.scatter", "combine", "unpermute"),
+    *("unsort", "exchange.scatter", "combine", "unpermute"),
     *("shared.gate", "shared.up", "shared.activation", "shared.down", "shared_gate", "shared.add"),
-    *("gate", "up", "activation", "down", "tensor_parallel2.sum", "tensor_parallel2.scatter", "residual2"),
+    *("gate", "up", "activation", "down", "tensor_parallel2.sum", "tensor_parallel2.scatter"),
+    *("norm4", "residual2"),
 )
 PLACE = {name: index for index, name in enumerate(ORDER)}
 

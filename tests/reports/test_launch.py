@@ -129,16 +129,25 @@ def test_a_mixtures_exchange_is_told_to_megatron() -> None:
 def test_cuda_graphs_are_told_to_whom_has_them() -> None:
     """Of the versions read: Megatron-LM captures layers or all passes, torchtitan all unless it is told not to."""
 
-    def of(graphs: Any, model: Model = MODEL, **fields: Any) -> dict[str, Launch]:
-        asked = replace(plan("zero3", **fields), cuda_graphs=graphs)
+    def of(graphs: Any, model: Model = MODEL, strategy: str = "ddp", **fields: Any) -> dict[str, Launch]:
+        asked = plan(strategy, cuda_graphs=graphs, **fields)
         return {launch.software: launch for launch in launches(model, MACHINE, asked)}
 
     none, partial, full = (of(graphs) for graphs in ("none", "partial", "full"))
     assert "cuda-graph" not in none["Megatron-LM"].options
     assert "--cuda-graph-impl transformer_engine --cuda-graph-modules attn mlp" in partial["Megatron-LM"].options
-    assert "--cuda-graph-impl full_iteration" in full["Megatron-LM"].options
-    mixture = of("partial", load_model("mixtral-8x7b"), ep=8)
-    assert "--cuda-graph-modules attn moe_router moe_preprocess" in mixture["Megatron-LM"].options
+    assert "--cuda-graph-impl full_iteration --no-check-for-nan-in-loss-and-grad" in full["Megatron-LM"].options
+    for name, modules in (
+        ("mixtral-8x7b", "attn moe_router moe_preprocess"),
+        ("deepseek-v3", "attn mlp moe_router moe_preprocess"),
+        ("plamo-2-1b", "attn mamba mlp"),
+    ):
+        options = of("partial", load_model(name))["Megatron-LM"].options
+        assert options.endswith(f"--cuda-graph-modules {modules}"), name
+    replayed = of("full", load_model("mixtral-8x7b"), ep=8, dispatcher="deepep")["Megatron-LM"].options
+    assert "--moe-flex-dispatcher-backend hybridep" in replayed
+    assert "--moe-expert-rank-capacity-factor 1.5 --moe-paged-stash" in replayed
+    assert "CUDA graphs of its FSDP" in of("full", strategy="zero3")["Megatron-LM"].note
     assert "disable_cuda_graphs=True" in none["torchtitan"].options
     assert "disable_cuda_graphs" not in full["torchtitan"].options
     assert partial["torchtitan"].note == "lacks CUDA graphs of single layers"

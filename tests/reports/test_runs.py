@@ -227,14 +227,22 @@ def test_cuda_graphs_are_as_the_table_or_the_recipes_of_the_release_have_them() 
         ({"framework": newest, "precision": "fp8", "gpu": "B200"}, "full", True),
         ({"framework": newest, "precision": "fp8", "gpu": "B200", "cuda_graphs": "none"}, "none", True),
         ({"framework": newest, "precision": "fp8", "gpu": "B200", "overlap_expert": "no"}, "full", False),
+        ({"framework": newest, "precision": "fp8 current scaling", "gpu": "B200"}, "none", False),
+        ({"framework": newest, "precision": "fp8", "gpu": "B200", "cuda_graphs": "disabled"}, "none", True),
+        ({"framework": newest, "precision": "fp8", "gpu": "B200", "recompute": "full"}, "full", False),
+        ({"framework": "Megatron-Bridge (26.08 NeMo Container)", "precision": "fp8", "gpu": "B200"}, "full", True),
+        ({"framework": "Megatron-Bridge v0.5.1", "precision": "fp8", "gpu": "B200"}, "full", True),
+        ({"framework": "Megatron-Bridge v0.4.2", "precision": "fp8", "gpu": "B200"}, "none", False),
+        ({"framework": "Megatron-Bridge (25.11 NeMo Container)", "precision": "fp8", "gpu": "B200"}, "none", False),
+        ({"framework": "Megatron-Bridge", "precision": "fp8", "gpu": "B200"}, "none", False),
         ({"framework": newest, "precision": "fp8", "gpu": "H100"}, "none", False),
         ({"framework": newest, "precision": "bf16", "gpu": "B200"}, "none", False),
         ({"framework": "Megatron-Bridge 26.04.01", "precision": "fp8", "gpu": "B200"}, "none", False),
         ({"framework": "Megatron-LM", "cuda_graphs": "transformer_engine"}, "partial", False),
         ({"framework": "Megatron-LM", "cuda_graphs": "full_iteration", "overlap_expert": 1}, "full", True),
     ):
-        run = changed(**mixture, **cells, recompute="none")
-        assert run.plan is not None
+        run = changed(**mixture, **({"recompute": "none", "dispatcher": "deepep"} | cells))
+        assert run.plan is not None, (cells, run.skipped)
         assert (run.plan.cuda_graphs, run.plan.overlap_expert) == (graphs, hidden), cells
     dense = changed(framework=newest, precision="fp8", gpu="B200")
     assert dense.plan is not None
@@ -242,6 +250,20 @@ def test_cuda_graphs_are_as_the_table_or_the_recipes_of_the_release_have_them() 
     assert not any("cuda_graphs" in words for words in dense.assumed)
     said = changed(**mixture, framework="Megatron-LM", cuda_graphs="sometimes").assumed
     assert "cuda_graphs none: 'sometimes' is not known" in said
+    alone = changed(**mixture, framework="Megatron-LM", overlap_expert=1, pp=2, recompute="none")
+    assert alone.plan is not None
+    assert not alone.plan.overlap_expert
+    assert any(words.startswith("overlap_expert 0") for words in alone.doubts)
+
+
+@pytest.mark.parametrize("cells", [{"cuda_graphs": "attn"}, {"overlap_expert": 1}])
+def test_what_excludes_full_recomputation_leaves_the_rest_of_the_table_alone(cells: dict[str, Any]) -> None:
+    """Where recomputation is not stated, a plan that would not fit is looked at with all of it."""
+    mixture = {"num_experts": 64, "experts_per_token": 4, "ep": 8, "n_gpus": 64, "micro_batch": 64, "sharding": "zero1"}
+    run = changed(**mixture, **cells, framework="Megatron-LM", recompute=None, global_batch_seqs=8192)
+    assert not run.skipped
+    assert run.plan is not None
+    assert run.plan.recompute != "full"
 
 
 def test_torchtitan_compiles_what_runs_in_8_bits() -> None:

@@ -54,6 +54,7 @@ def test_constants_scale_the_dispatch_and_replace_the_leak() -> None:
     assert found.dispatch_s == pytest.approx(3e-5)
     assert found.constants["launch_s"] == pytest.approx(12e-5)
     assert found.constants["collective_launch_s"] == pytest.approx(3 * default_constants().collective_launch_s)
+    assert found.constants["inner_launch_s"] == pytest.approx(3 * default_constants().inner_launch_s)
     assert (found.constants["nvlink_leak"], found.constants["network_leak"], found.compute_scale) == (0.7, 0.7, 1.2)
 
 
