@@ -50,11 +50,9 @@ class Part:
 
     def __init__(self, sections: Sequence[tuple[Pass, Array]]) -> None:
         self._sections = sections
-        self.device = Sum(section.device * share for section, share in sections).total
-        self.busy = busy_seconds(self.device, Sum(section.launch * share for section, share in sections).total)
         self._beside = [section.beside * share for section, share in sections if section.beside is not None]
-        if self._beside:
-            self.device, self.busy = (Sum([seconds, *self._beside]).total for seconds in (self.device, self.busy))
+        self.device = Sum([*(section.device * share for section, share in sections), *self._beside]).total
+        self.busy = busy_seconds(self.device, Sum(section.launch * share for section, share in sections).total)
 
     def spent(self, cause: str) -> Array:
         """Seconds of one of CAUSES or "recompute"."""
