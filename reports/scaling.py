@@ -15,7 +15,18 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.request import Request
 
 COLUMNS = (
-    *("num_gpus", "strategy", "fits", "step_s", "low_s", "high_s", "tokens_per_step", "tokens_per_s_per_gpu", "mfu"),
+    *(
+        "num_gpus",
+        "strategy",
+        "fits",
+        "tight",
+        "step_s",
+        "low_s",
+        "high_s",
+        "tokens_per_step",
+        "tokens_per_s_per_gpu",
+        "mfu",
+    ),
     *("days", "gpu_hours", "available"),
 )
 MOST_TIMES_ASKED = 10
@@ -52,8 +63,9 @@ def scaling(
     tried beside those of :func:`gpu_counts`. The global batch is that of ``comparison`` in whole sequences per GPU,
     at least one.
 
-    Columns: num_gpus, strategy, fits, step_s, low_s, high_s, tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction),
-    days and gpu_hours (failures and checkpoints included), available (whether the cluster has so many).
+    Columns: num_gpus, strategy, fits, tight (with less memory to spare than is asked for), step_s, low_s, high_s,
+    tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and gpu_hours (failures and checkpoints included),
+    available (whether the cluster has so many).
     """
     machine = unlimited(cluster)
     global_batch = comparison.tokens_per_gpu * comparison.num_gpus
@@ -74,7 +86,7 @@ def scaling(
         available = cluster.num_nodes is None or count <= cluster.num_nodes * cluster.gpus_per_node
         records += [
             (
-                *(count, row.strategy, row.fits, row.step_s, row.low_s, row.high_s, tokens * count),
+                *(count, row.strategy, row.fits, row.tight, row.step_s, row.low_s, row.high_s, tokens * count),
                 *(row.tokens_per_s_per_gpu, row.mfu, cost.days, cost.gpu_hours, available),
             )
             for row, cost in zip(rows, costs, strict=True)
@@ -88,6 +100,6 @@ def unlimited(cluster: Cluster) -> Cluster:
 
 
 def fastest_at_each_count(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of :func:`scaling`'s rows the one that trains soonest of those that fit, per GPU count."""
-    fitting = frame[frame["fits"]]
-    return fitting.loc[fitting.groupby("num_gpus")["days"].idxmin()].reset_index(drop=True)
+    """Of :func:`scaling`'s rows the one that trains soonest of those that fit, per GPU count; tight if all are."""
+    fitting = frame[frame["fits"]].sort_values(["num_gpus", "tight", "days"], kind="stable")
+    return fitting.drop_duplicates("num_gpus").reset_index(drop=True)

@@ -109,23 +109,29 @@ def at_another_count(
 ) -> Row | None:
     """What to run beside the strategies ``compared`` at another number of GPUs, if a plan fits there; or None.
 
-    The best that splits the model as the search's winner does, where that is what is recommended. Where this and the
-    strategies lose a fifth of the recommended plan's rate per GPU, up to twice the GPUs asked for, the best placement.
+    The best that splits the model as the search's winner does, where that is what is recommended. Where neither this
+    nor a strategy fits, or they lose a fifth of the recommended plan's rate per GPU, up to twice the GPUs asked for,
+    the best placement.
     """
     row = split_alike(found, compared.cluster, compared.num_gpus, compared.tokens_per_gpu)
     rates = [r.tokens_per_s_per_gpu for r in (row, compared.best) if r is not None and r.fits]
     if max(rates, default=0.0) > WORTH_SEARCHING * recommended.tokens_per_s_per_gpu:
         return row
-    if compared.num_gpus > MOST_TIMES_SEARCHED * recommended.plan["num_gpus"]:
+    if rates and compared.num_gpus > MOST_TIMES_SEARCHED * recommended.plan["num_gpus"]:
         return row
     best = best_placement(compared, request)
     return row if best is None or (row is not None and row.step_s <= best.step_s) else best
 
 
+def optimizer_fits(asked: Comparison) -> bool:
+    """Whether its states, shared out over all GPUs, leave anything of their memory."""
+    return STATE_BYTES * asked.model.num_parameters / asked.num_gpus <= asked.cluster.gpu.memory_bytes
+
+
 def best_placement(asked: Comparison, request: Request) -> Row | None:
     """The fastest plan of all placements with the settings compared under, run as 1F1B; None where none fits."""
-    if STATE_BYTES * asked.model.num_parameters / asked.num_gpus > asked.cluster.gpu.memory_bytes:
-        return None  # the optimizer alone does not
+    if not optimizer_fits(asked):
+        return None
     values = as_compared(request, asked.cluster) | {"schedule": ["1f1b"]}
     sequences = asked.num_gpus * asked.tokens_per_gpu // asked.seq_len
     space = Space(asked.model, asked.cluster, asked.num_gpus, asked.seq_len, sequences, values, (*values,))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flopcast.errors import InputError
-from flopcast.reports.document.further import best_placement
+from flopcast.reports.document.further import further, named, optimizer_fits, worth_splitting
 from flopcast.reports.scaling import unlimited
 from flopcast.simulator.compare import Comparison, compare, whole_sequences
 from flopcast.simulator.forecast import Row, best_of
@@ -16,8 +16,9 @@ MOST_DOUBLINGS = 10
 def fits_on_more(comparison: Comparison, request: Request) -> Row | None:
     """The best plan on the fewest GPUs that hold one, the asked number doubled again and again; None if none do.
 
-    A strategy, or failing that any placement. The global batch is that of
-    ``comparison`` in whole sequences per GPU, at least one; the cluster may have fewer GPUs.
+    A strategy, or a placement where no strategy fits, or none with memory to spare, or where it saves a tenth of the
+    time. The global batch is that of ``comparison`` in whole sequences per GPU, at least one; the cluster may have
+    fewer GPUs.
     """
     cluster, asked, seq_len = unlimited(comparison.cluster), comparison.num_gpus, comparison.seq_len
     batch = comparison.tokens_per_gpu * asked
@@ -26,9 +27,24 @@ def fits_on_more(comparison: Comparison, request: Request) -> Row | None:
         count = count if count <= cluster.gpus_per_node else -(-count // cluster.gpus_per_node) * cluster.gpus_per_node
         tokens = whole_sequences(batch / (count * seq_len)) * seq_len
         again = replace(comparison, cluster=cluster, num_gpus=count, tokens_per_gpu=tokens)
-        if row := _strategy(again, request) or _placement(again, request):
+        if row := _best(again, request):
             return row
     return None
+
+
+def _best(asked: Comparison, request: Request) -> Row | None:
+    try:
+        asked.cluster.check_num_gpus(asked.num_gpus)
+    except InputError:
+        return None
+    strategy = _strategy(asked, request)
+    found = further(asked, request) if optimizer_fits(asked) else None
+    if found is None:
+        return strategy
+    placed = found.winner[1]
+    if strategy is None or (strategy.tight and not placed.tight) or worth_splitting(found, strategy):
+        return named(placed)
+    return strategy
 
 
 def _strategy(asked: Comparison, request: Request) -> Row | None:
@@ -38,11 +54,3 @@ def _strategy(asked: Comparison, request: Request) -> Row | None:
     except InputError:
         return None
     return best if best.fits else None
-
-
-def _placement(asked: Comparison, request: Request) -> Row | None:
-    try:
-        asked.cluster.check_num_gpus(asked.num_gpus)
-    except InputError:
-        return None
-    return best_placement(asked, request)

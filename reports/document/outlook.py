@@ -31,9 +31,9 @@ def scaling(study: Study) -> Section:
     refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
     counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
     if counts:
-        what = "No plan fits" if max(counts) <= study.num_gpus else "No plan tried fits"
         on = ", ".join(thousands(count) for count in counts)
-        refused += (f"{what} on {on} GPU{'s' if counts != [1] else ''}.",)
+        width = study.best.plan["gradient_bits"]
+        refused += (f"No plan with gradients in {width} bits fits on {on} GPU{'s' if counts != [1] else ''}.",)
     if fastest.empty:
         return Section("scaling", "On fewer and on more GPUs", ("No strategy fits at any count.",), remarks=refused)
     shown = rows_of(fastest)
@@ -86,7 +86,8 @@ def scaling(study: Study) -> Section:
         (Table("scaling-table", "The fastest plan found that fits, at each count", headings, rows, asked),),
         (
             "The batch is that of the question rounded to whole sequences per GPU, at least one. Tried at each "
-            "count: the strategies, and where they lose a fifth per GPU, up to twice the GPUs, all placements.",
+            "count: the strategies, and all placements where none fits or, up to twice the GPUs, they lose a fifth per "
+            "GPU.",
             *refused,
         ),
     )
@@ -95,7 +96,11 @@ def scaling(study: Study) -> Section:
 def _remark(row: Any) -> str:
     """What a row of the scaling table needs to be read with."""
     batch = f"a larger batch than is published ({MOST_GLOBAL_BATCH_TOKENS / 1e6:.0f} M tokens)"
-    said = ((row.available, "more than the cluster has"), (row.tokens_per_step <= MOST_GLOBAL_BATCH_TOKENS, batch))
+    said = (
+        (row.available, "more than the cluster has"),
+        (row.tokens_per_step <= MOST_GLOBAL_BATCH_TOKENS, batch),
+        (not row.tight, "tight in memory"),
+    )
     return "; ".join(words for as_usual, words in said if not as_usual)
 
 

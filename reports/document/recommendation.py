@@ -23,6 +23,7 @@ from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.recompute import recompute_in_words
 
 NBSP = "\N{NO-BREAK SPACE}"
+CHANGED_ARITHMETIC = " The 4-bit gather changes the arithmetic of training"
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,11 @@ def _full_width(study: Study) -> str:
     if study.best.plan["gather_bits"] == 16:
         return ""
     exact = [row for row in study.contenders if row.fits and row.plan["gather_bits"] == 16]
-    words = " The 4-bit gather changes the arithmetic of training"
     if not exact:
-        return f"{words}."
+        return f"{CHANGED_ARITHMETIC}."
     days = run_cost(study.model, study.cluster, exact[0], study.num_tokens).days
     unit, per_day = time_unit(days)
-    return f"{words}; without it {exact[0].strategy} takes {digits(days * per_day)} {unit}."
+    return f"{CHANGED_ARITHMETIC}; without it {exact[0].strategy} takes {digits(days * per_day)} {unit}."
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _nothing_fits(study: Study) -> Recommendation:
     if more is None:
         mend = "more memory per GPU, a shorter sequence or a smaller model would help"
         return Recommendation(
-            f"Nothing fits {on}: {best.strategy} needs least, {need}; {mend}.",
+            f"Nothing fits {on}: of the strategies {best.strategy} needs least, {need}; {mend}.",
             (
                 Answer("What to run", "nothing fits", mend),
                 Answer("What is missing", f"{gigabytes(best.memory_bytes - card)} GB", f"{best.strategy}: {need}"),
@@ -210,7 +210,13 @@ def _nothing_fits(study: Study) -> Recommendation:
     bill = _Bill.of(study, more)
     where = f"{more.strategy} on {thousands(more.plan['num_gpus'])} GPUs"
     sentence = (
-        f"Nothing fits {on} ({best.strategy} needs least, {need}). Run {where}, {in_words(more)}: {bill.sentence}"
+        f"Nothing fits {on} (of the strategies {best.strategy} needs least, {need}). Run {where}, {in_words(more)}: "
+        f"{bill.sentence}"
     )
-    note = f"{_meaning(more)}; {in_words(more)}; {on} {best.strategy} needs {need}"
+    if more.tight:
+        sentence += f" It is tight: it needs {gigabytes(more.memory_bytes)} of {gigabytes(card)} GB."
+    if more.plan["gather_bits"] == 4:
+        sentence += CHANGED_ARITHMETIC + "."
+    tight = "tight in memory; " if more.tight else ""
+    note = f"{tight}{_meaning(more)}; {in_words(more)}; {on} {best.strategy} needs {need}"
     return Recommendation(sentence, (Answer("What to run", where, note), *bill.answers))

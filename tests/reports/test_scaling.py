@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from flopcast import Request, compare, load_cluster, load_model
@@ -40,6 +41,19 @@ def test_each_count_is_a_comparison_at_the_same_global_batch() -> None:
     assert fastest["fits"].all()
     assert list(fastest["num_gpus"]) == sorted(set(frame[frame["fits"]]["num_gpus"]))
     assert fastest["days"].is_monotonic_decreasing
+
+
+def test_a_plan_with_memory_to_spare_comes_before_a_faster_one_without() -> None:
+    frame = pd.DataFrame(
+        [
+            (8, "a", True, True, 1.0),
+            (8, "b", True, False, 2.0),
+            (16, "a", True, True, 0.5),
+            (32, "a", False, False, 0.3),
+        ],
+        columns=["num_gpus", "strategy", "fits", "tight", "days"],
+    )
+    assert list(fastest_at_each_count(frame)["strategy"]) == ["b", "a"]
 
 
 def test_the_batch_divides_into_micro_batches_at_every_count() -> None:
