@@ -94,7 +94,10 @@ def _check(name: str, value: Any) -> None:
         allowed = BITS[name]
         if value not in allowed:
             raise InputError(f"--fix {name}={value}: choose {allowed[0]} or {allowed[1]}")
-    elif name not in CHOICES and name not in FLAGS:
+    elif name in FLAGS:
+        if not isinstance(value, bool):
+            raise InputError(f"--fix {name}={value!r}: choose True or False")
+    elif name not in CHOICES:
         least = int(name not in MAY_BE_ZERO)
-        if not isinstance(value, Integral) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise InputError(f"--fix {name}={value}: it must be a whole number of at least {least}")

@@ -317,6 +317,20 @@ def test_bad_fixes(item: str, words: str) -> None:
         parse_fixed(["pp=1", "pp=2"])
 
 
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [
+        ({"compiled": ["false"]}, "--fix compiled='false': choose True or False"),
+        ({"compiled": [2]}, "--fix compiled=2: choose True or False"),
+        ({"overlap_expert": [True, "x"]}, "--fix overlap_expert='x': choose True or False"),
+        ({"tp": [True]}, "--fix tp=True: it must be a whole number of at least 1"),
+    ],
+)
+def test_text_and_numbers_are_no_flags_and_flags_no_numbers(fixed: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        found(fixed=fixed)
+
+
 def test_engine_changes_memory_and_a_little_time() -> None:
     """Megatron's buffers stay where FSDP2 drops them; its loss takes more passes and its sums kernels of their own."""
     fixed = {"strategy": ["zero1"], "micro_batch": [1], "recompute": ["full"], "sequence_parallel": [False]}
