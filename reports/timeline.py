@@ -1,7 +1,7 @@
 """A played step as a planner reads it: tables on a terminal, or one JSON document."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from rich import box
@@ -12,8 +12,11 @@ from rich.text import Text
 from flopcast.reports.comparison import assumptions
 from flopcast.reports.explain import bound_by
 from flopcast.reports.trace_comparison import TraceComparison
+from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.conventions import CONVENTIONS
+from flopcast.simulator.plan import Plan
 from flopcast.simulator.recompute import recompute_in_words
+from flopcast.simulator.request import usual_attention
 from flopcast.simulator.timeline import (
     Timeline,
     exposed_collectives,
@@ -41,6 +44,24 @@ LABELS = {
     "stragglers": "stragglers",
     "optimizer": "optimizer and gradient norm",
     "overhead": "data, logging, host",
+}
+# What is said of a field that does not have its usual value.
+IN_WORDS = {
+    "sequence_parallel": "sequence parallel",
+    "precision": "products in {}",
+    "cuda_graphs": "{} CUDA graphs",
+    "engine": "engine {}",
+    "compiled": "compiled",
+    "fused_kernels": "no fused kernels",
+    "attention": "attention {}",
+    "whole_experts": "whole experts",
+    "dispatcher": "dispatcher {}",
+    "dispatch_bits": "{}-bit dispatch",
+    "overlap_expert": "exchange with experts hidden",
+    "overlap_tensor": "tensor-parallel communication hidden",
+    "overlap_update": "parameters gathered before the forward",
+    "sliced_update": "update exchanged in slices",
+    "state_bytes": "{} bytes of optimizer state per parameter",
 }
 CHARACTERS_OF_BAR = 32
 MOST_CLASSES = 8
@@ -86,17 +107,7 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         f"{timeline.step_s:.3f} s per step",
         style="bold",
     )
-    groups = "".join(f", {name} {getattr(plan, name)}" for name in ("tp", "cp", "ep", "pp") if getattr(plan, name) > 1)
-    if plan.pp > 1:
-        groups += f", {plan.schedule}" + (f" with {plan.virtual_pp} chunks a stage" if plan.virtual_pp > 1 else "")
-    groups += ", sequence parallel" if plan.sequence_parallel else ""
-    groups += ", products in fp8" if plan.precision == "fp8" else ""
-    groups += f", {plan.cuda_graphs} CUDA graphs" if plan.cuda_graphs != "none" else ""
-    groups += f", {plan.gradient_bits}-bit gradients" if plan.shard_ranks > 1 else ""
-    yield Text(
-        f"micro-batch {plan.micro_batch} x {plan.grad_accum:,} passes of {plan.seq_len:,} tokens, recompute "
-        f"{recompute_in_words(asdict(plan))}{groups}"
-    )
+    yield Text(plan_in_words(plan, found.cluster))
     yield Text(f"The closed form says {timeline.closed_form_s:.3f} s.")
     if timeline.departs_from_closed_form:
         yield Text(f"They differ by {timeline.departs_from_closed_form}.")
@@ -124,6 +135,31 @@ def render(timeline: Timeline, comparison: TraceComparison | None) -> Iterator[R
         yield Text("\nRests on assumptions", style="bold")
         for note in notes:
             yield Text(note)
+
+
+def plan_in_words(plan: Plan, cluster: Cluster) -> str:
+    """The plan beside its strategy: micro-batches, recomputation, how the work is split, and all that is not usual.
+
+    Usual is a field's default, and of attention what PyTorch runs on the cluster's GPU.
+    """
+    words = [
+        f"micro-batch {plan.micro_batch} x {plan.grad_accum:,} passes of {plan.seq_len:,} tokens",
+        f"recompute {recompute_in_words(asdict(plan))}",
+        *(f"{name} {getattr(plan, name)}" for name in ("tp", "cp", "ep", "pp") if getattr(plan, name) > 1),
+    ]
+    if plan.pp > 1:
+        chunks = f" with {plan.virtual_pp} chunks a stage" if plan.virtual_pp > 1 else ""
+        words.append(f"{plan.schedule}{chunks}")
+    usual = {field.name: field.default for field in fields(Plan)} | {"attention": usual_attention(cluster)}
+    named = {name: text for name, text in IN_WORDS.items() if getattr(plan, name) != usual[name]}
+    words += [text.format(getattr(plan, name)) for name, text in named.items()]
+    if plan.parameter_shard > 1 and plan.prefetch != Plan.prefetch:
+        words.append(f"prefetch {plan.prefetch}" if plan.prefetch else "no prefetch")
+    if plan.shard_ranks > 1:
+        in_buckets = plan.parameter_shard == 1 and plan.bucket_bytes != Plan.bucket_bytes
+        size = f" in {plan.bucket_bytes / 2**20:,.0f} MiB buckets" if in_buckets else ""
+        words.append(f"{plan.gradient_bits}-bit gradients{size}")
+    return ", ".join(words)
 
 
 def _assumptions(timeline: Timeline) -> list[str]:

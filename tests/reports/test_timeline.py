@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import plan
@@ -12,10 +13,11 @@ from rich.console import Console
 from flopcast import InputError
 from flopcast.reports.figures.canvas import save
 from flopcast.reports.figures.timeline import draw
-from flopcast.reports.timeline import LABELS, as_json, render
+from flopcast.reports.timeline import IN_WORDS, LABELS, as_json, plan_in_words, render
 from flopcast.reports.trace import write_traces
 from flopcast.reports.trace_comparison import compare_with_trace
 from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.plan import FIELDS
 from flopcast.simulator.timeline import Disturbance, play
 from flopcast.simulator.timeline.waterfall import ORDER
 
@@ -109,11 +111,52 @@ def test_a_figure_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_the_heading_says_how_the_work_is_split_and_in_what_numbers() -> None:
-    fields = {"cp": 2, "sequence_parallel": True, "precision": "fp8", "gradient_bits": 16}
+    fields = {"cp": 2, "sequence_parallel": True, "precision": "fp8", "gradient_bits": 16, "attention": "cudnn"}
     played = play(load_model("llama-2-7b"), load_cluster("dgx-h100"), plan("tp2", 1024, **fields))
     said = " ".join(printed(played).split())
     assert "1,024 x h100-80gb" in said
     assert "tp 2, cp 2, sequence parallel, products in fp8, 16-bit gradients" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""),
+        ({"engine": "megatron"}, ", engine megatron"),
+        ({"compiled": True}, ", compiled"),
+        ({"fused_kernels": False}, ", no fused kernels"),
+        ({"attention": "flash2"}, ", attention flash2"),
+        ({"state_bytes": 0}, ", 0 bytes of optimizer state per parameter"),
+        ({"overlap_update": False}, ", parameters gathered before the forward"),
+        ({"sliced_update": True}, ", update exchanged in slices"),
+        ({"ep": 8, "dispatcher": "deepep"}, ", dispatcher deepep"),
+        ({"ep": 8, "precision": "fp8", "dispatch_bits": 8}, ", products in fp8, 8-bit dispatch"),
+        ({"ep": 8, "overlap_expert": True}, ", exchange with experts hidden"),
+        ({"strategy": "tp8", "sequence_parallel": True}, ", sequence parallel"),
+        (
+            {"strategy": "tp8", "ep": 8, "sequence_parallel": True, "whole_experts": True},
+            ", sequence parallel, whole experts",
+        ),
+        ({"strategy": "tp2", "overlap_tensor": True}, ", tensor-parallel communication hidden"),
+        ({"strategy": "zero3", "prefetch": 0}, ", no prefetch"),
+    ],
+)
+def test_the_heading_names_what_is_not_usual_and_nothing_else(fields: dict[str, Any], words: str) -> None:
+    given = plan(**{"strategy": "zero1", "num_gpus": 64, "attention": "cudnn", "grad_accum": 4, **fields})
+    degrees = "".join(f", {name} {getattr(given, name)}" for name in ("tp", "ep") if getattr(given, name) > 1)
+    machine = load_cluster("dgx-h100")
+    assert plan_in_words(given, machine) == (
+        f"micro-batch 1 x 4 passes of 2,048 tokens, recompute none{degrees}{words}, 32-bit gradients"
+    )
+    bucketed = plan_in_words(replace(given, bucket_bytes=2**31), machine)
+    assert bucketed.endswith("32-bit gradients" + (" in 2,048 MiB buckets" if given.parameter_shard == 1 else ""))
+
+
+def test_no_field_of_a_plan_goes_without_a_word() -> None:
+    strategy = {"strategy", "num_gpus", "gather_bits", "parameter_shard", "gradient_shard", "optimizer_shard"}
+    always = {"seq_len", "micro_batch", "grad_accum", "recompute", "recompute_layers", "gradient_bits"}
+    where_it_counts = {"tp", "cp", "ep", "pp", "virtual_pp", "schedule", "prefetch", "bucket_bytes"}
+    assert set(FIELDS) == strategy | always | where_it_counts | set(IN_WORDS)
 
 
 def test_labels_of_many_stages_stand_apart() -> None:
