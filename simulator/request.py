@@ -71,6 +71,11 @@ def check_request(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value not in choices:
             raise InputError(f"--{name} is '{value}'; choose one of {', '.join(choices)}")
+    if request.recompute_layers and request.recompute not in (None, "full"):
+        raise InputError(
+            f"--recompute-layers is {request.recompute_layers} with --recompute {request.recompute}, which computes no "
+            "layer again in full; use --recompute full or leave --recompute-layers out"
+        )
     if request.gradient_bits not in (16, 32):
         raise InputError(f"--gradient-bits is {request.gradient_bits}; choose 16 or 32")
 

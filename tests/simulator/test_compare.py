@@ -153,6 +153,10 @@ def test_expert_parallelism_that_cannot_be(model: str, ep: int, words: str) -> N
         (Request(480, tokens_per_gpu=5000), "multiple of"),
         (Request(480, tokens_per_gpu=-1), "at least 1"),
         (Request(480, recompute="full", recompute_layers=-1), "--recompute-layers is -1; it must be at least 0"),
+        (
+            Request(480, recompute="none", recompute_layers=4),
+            "--recompute-layers is 4 with --recompute none, which computes no layer again in full; use",
+        ),
         (Request(480, micro_batch=3), "does not divide the 2 sequences"),
         (Request(480.0), "give one whole number"),  # type: ignore[arg-type]
         (Request(480, strategies=["zero9"]), "did you mean"),
