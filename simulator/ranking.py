@@ -119,7 +119,10 @@ class Ranking:
 
     def best_of_placements(self) -> Plans:
         """The best plan of each placement, the best placement first."""
-        return self.best.plans(self._best_places())
+        places = self._best_places()
+        plans = self.best.plans(places)
+        # One cp splits sequences in several ways, by how many a micro-batch has.
+        return self.best.plans(places[_first_of_each(plans.strategy, plans.tp, plans.cp, plans.pp, plans.ep)])
 
     def best_in_full_precision(self) -> Plans | None:
         """The best plan that reduces gradients in 32 bits and gathers parameters in 16, alone; None if none does."""
@@ -143,12 +146,7 @@ class Ranking:
         # Sequences split over cp ranks where whole ones could be dealt out are a slower way to do that.
         split = plans.cp // np.gcd(plans.cp, plans.micro_batch)
         told_apart = (plans.tp, split, plans.pp, plans.ep, *(getattr(plans, name) for name in also))
-        columns = zip(*(column.tolist() for column in told_apart), plans.strategy, strict=True)
-        seen: dict[tuple[object, ...], int] = {}
-        for place, (*layout, strategy) in zip(order, columns, strict=True):
-            # hsdp is one strategy, whatever number of nodes it spans.
-            seen.setdefault((*layout, re.sub(r"^hsdp\d+", "hsdp", strategy)), place)
-        return np.array([*seen.values()], dtype=np.int64)
+        return np.asarray(order[_first_of_each(plans.strategy, *told_apart)])
 
     def _forget(self) -> None:
         """Drop what has been overtaken, once it is much."""
@@ -156,6 +154,15 @@ class Ranking:
             self.best.keep(self._best_places("gradient_bits"))
         if len(self.front) > MOST_CANDIDATES:
             self.front.keep(on_front(self.front.step_s, self.front.memory_bytes))
+
+
+def _first_of_each(strategy: NDArray[np.str_], *columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places where a strategy and values of the columns come first together."""
+    seen: dict[tuple[object, ...], int] = {}
+    for place, (name, *layout) in enumerate(zip(strategy, *(column.tolist() for column in columns), strict=True)):
+        # hsdp is one strategy, whatever number of nodes it spans.
+        seen.setdefault((re.sub(r"^hsdp\d+", "hsdp", name), *layout), place)
+    return np.array([*seen.values()], dtype=np.int64)
 
 
 def on_front(step_s: Array, memory_bytes: Array) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.cluster import Costs
 from flopcast.simulator.compare import compare
 from flopcast.simulator.fixed import checked, parse_fixed
-from flopcast.simulator.forecast import MEMORY_MARGIN, forecast
+from flopcast.simulator.forecast import MEMORY_MARGIN, Row, forecast
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.ranking import on_front
 from flopcast.simulator.request import Request
@@ -71,6 +71,20 @@ def test_rows_are_distinct_placements_in_order_and_forecast_alike_alone() -> Non
     assert all(row.fits for row in rows)
     for row in rows[:5]:
         assert forecast(MODEL, MACHINE, Plan(**row.plan)).rows()[0] == row
+
+
+def test_a_row_is_told_apart_by_what_it_is_named_by() -> None:
+    """cp 8 splits 2 sequences over 4 ranks each, and 1 over 8: one row of cp 8, the faster of them."""
+    fixed: dict[str, list[Any]] = {"strategy": ["zero1"], "tp": [1], "pp": [1], "ep": [8], "cp": [8]}
+    fixed |= {"dispatcher": ["deepep"], "overlap_expert": [True], "engine": ["megatron"]}
+
+    def rows(micro_batches: list[int]) -> tuple[Row, ...]:
+        request = SearchRequest([64], seq_len=4096, fixed={**fixed, "micro_batch": micro_batches})
+        return tuple(search(load_model("mixtral-8x7b"), load_cluster("dgx-h100"), request).found[0].rows)
+
+    alone = [*rows([1]), *rows([2])]
+    assert len(alone) == 2
+    assert rows([1, 2]) == (min(alone, key=lambda row: row.step_s),)
 
 
 def everything(num_gpus: int = 16, num_sequences: int = 32) -> tuple[np.ndarray, np.ndarray]:
