@@ -7,6 +7,7 @@ import numpy as np
 
 from flopcast.errors import InputError
 from flopcast.simulator.forecast import Row, forecast
+from flopcast.simulator.plan import Plan
 from flopcast.simulator.recompute import recompute_in_words
 from flopcast.simulator.request import usual_attention
 from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
@@ -16,6 +17,13 @@ COUNTS_TRIED = 64
 # Plans forecast at once while looking for one that fits.
 CHUNK = 50_000
 MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
+# What a model without experts has nothing of that the fields about them could change.
+WITHOUT_EXPERTS = {
+    "whole_experts": "are none to hold whole",
+    "overlap_expert": "is no exchange with them for overlap_expert to hide",
+    "dispatcher": "are no tokens for a dispatcher to send to them",
+    "dispatch_bits": "are no tokens to send to them in dispatch_bits",
+}
 
 
 def why_empty(space: Space) -> str:
@@ -26,7 +34,7 @@ def why_empty(space: Space) -> str:
         if nearest
         else "no number of GPUs nearby has one either, so change what is fixed or the global batch"
     )
-    return f"{space.model.name} on {space.num_gpus} GPUs has no legal plan: {_constraint(space)}; {mend}"
+    return f"{space.model.name} on {_gpus(space.num_gpus)} has no legal plan: {_constraint(space)}; {mend}"
 
 
 def nearest_legal(space: Space) -> int | None:
@@ -91,33 +99,31 @@ def _fits(space: Space) -> bool:
 
 def _constraint(space: Space) -> str:
     """The first condition, in the order they are checked, after which no plan is left."""
-    gpus, model = space.num_gpus, space.model
+    gpus, model = _gpus(space.num_gpus), space.model
     if not space.tensor_sizes:
         tried = space.tried("tp", [1])
         reasons = [reason for tp in tried if (reason := _splits(space, tp))]
-        return reasons[0] if reasons else f"tp={_listed(tried)} does not divide {gpus} GPUs"
+        return reasons[0] if reasons else f"tp={_listed(tried)} does not divide {gpus}"
     if not space.context_sizes:
         return f"cp leaves a rank fewer than {MIN_TOKENS_PER_RANK} of {space.seq_len} tokens"
     if not space.pipeline_sizes:
         tried = space.tried("pp", [1])
-        return (
-            f"pp={_listed(tried)} does not divide {gpus} GPUs or exceeds the {model.num_layers} layers of {model.name}"
-        )
+        return f"pp={_listed(tried)} does not divide {gpus} or exceeds the {model.num_layers} layers of {model.name}"
     if not space.expert_sizes and not model.num_experts:
         return f"{model.name} has no experts, so ep is 1"
     if not space.expert_sizes:
         return f"ep={_listed(space.tried('ep', [1]))} does not divide the {model.num_experts} experts of {model.name}"
     asked = [name for name in OF_TENSOR_PARALLEL if space.tried(name, [False]) == [True]]
-    if "whole_experts" in asked and not model.num_experts:
-        return f"{model.name} has no experts, so there are none to hold whole"
+    for name, nothing in WITHOUT_EXPERTS.items():
+        usual = getattr(Plan, name)
+        if not model.num_experts and usual not in space.tried(name, [usual]):
+            return f"{model.name} has no experts, so there {nothing}"
     if "whole_experts" in asked and max(space.expert_sizes) == 1:
         return "whole_experts=true is for several ranks that share out experts and ep is 1"
     if asked and max(space.tensor_sizes) == 1:
         return f"{asked[0]}=true is for several tensor-parallel ranks and tp is 1"
     if not space.layouts:
-        return (
-            f"no tp x cp x pp of those left divides {gpus} GPUs, cp {space.seq_len} tokens and ep the rest of the GPUs"
-        )
+        return f"no tp x cp x pp of those left divides {gpus}, cp {space.seq_len} tokens and ep the rest of the GPUs"
     regions = list(space.regions())
     if not regions:
         return "no pipeline size left has that schedule and virtual_pp, which divides a stage's layers"
@@ -150,6 +156,10 @@ def _counts(space: Space) -> Iterator[int]:
             continue
         if count != own:
             yield count
+
+
+def _gpus(number: int) -> str:
+    return "1 GPU" if number == 1 else f"{number} GPUs"
 
 
 def _listed(values: list[object]) -> str:
