@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flopcast.collectives.group import FABRICS
 from flopcast.errors import InputError
@@ -14,6 +14,7 @@ from flopcast.simulator.specification.document import (
     Figure,
     Flag,
     Number,
+    PositiveInt,
     Power,
     Section,
     Table,
@@ -38,10 +39,16 @@ class NodeTable(Section):
     nvswitch: Flag | None = None
 
 
+def _joining(number: object) -> object:
+    if number == 0 and not isinstance(number, bool):
+        raise InputError("0 NICs join no nodes; leave out [network] where nodes are not joined")
+    return number
+
+
 class NetworkTable(Section):
     """``[network]``: what joins the nodes. ``nic`` is one way, per NIC; ``sharp`` reduces in the switches."""
 
-    nics_per_node: Count = Field(examples=["4"])
+    nics_per_node: Figure[Annotated[PositiveInt, BeforeValidator(_joining)]] = Field(examples=["4"])
     nic: Bandwidth = Field(examples=['"200 Gbit/s"'])
     fabric: Figure[Annotated[str, one_of(FABRICS)]] = Field(examples=['"infiniband"'])
     sharp: Flag = Flag(value=False)
@@ -77,9 +84,7 @@ def read_cluster(path: str | Path) -> Cluster:
 def parse_cluster(text: str, origin: str, default_name: str = "cluster") -> Cluster:
     """The cluster that the text of a file describes; ``origin`` names it in errors."""
     data = parse_toml(text, origin)
-    node, network = data.get("node"), data.get("network")
-    if isinstance(network, dict) and network.get("nics_per_node") == 0:
-        raise InputError(f"{origin}: network.nics_per_node is 0; leave out [network] where nodes are not joined")
+    node = data.get("node")
     if isinstance(node, dict):
         data = _gpu_in_its_place(data, node)
     if isinstance(data.get("gpu"), dict):

@@ -57,7 +57,8 @@ def one_of(names: Sequence[str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Count = Figure[Annotated[int, Field(gt=0, le=MAX_COUNT)]]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+Count = Figure[PositiveInt]
 Number = Figure[Annotated[float, Field(gt=0, le=MAX_COUNT, allow_inf_nan=False)]]
 Flag = Figure[bool]
 Bandwidth = Figure[Annotated[float, BeforeValidator(parse_bandwidth)]]

@@ -167,6 +167,9 @@ def test_a_single_node_needs_no_network() -> None:
         ("num_gpus = 8", 'num_gpus = "eight"', "node.num_gpus is 'eight'; write a whole number"),
         ("num_gpus = 8", "num_gpus = 0", "node.num_gpus is 0; it must be greater than 0"),
         ("num_gpus = 8", "num_gpus = true", "node.num_gpus is True; write a whole number"),
+        ("num_gpus = 8", "num_gpus = 8.5", "node.num_gpus is 8.5; write a whole number"),
+        ("nics_per_node = 4", "nics_per_node = 0", "0 NICs join no nodes; leave out [network]"),
+        ("nics_per_node = 4", "nics_per_node = {value = 0}", "0 NICs join no nodes; leave out [network]"),
         ("num_gpus = 8", "num_gpus = 10000000000", "it must be at most 1000000000"),
         ("num_gpus = 8\n", "", "node.num_gpus is missing; add it, such as num_gpus = 8"),
         (
@@ -217,6 +220,9 @@ def test_every_error_is_listed_in_the_one_line() -> None:
     message = refusal(parse_cluster, text)
     assert "node.num_gpus is -1" in message
     assert "; network.nic: 200 has no unit" in message
+    message = refusal(parse_cluster, text.replace("nics_per_node = 4", "nics_per_node = 0"))
+    assert "node.num_gpus is -1" in message
+    assert "; network.nics_per_node: 0 NICs join no nodes" in message
 
 
 def test_contradictions_are_refused() -> None:
