@@ -86,6 +86,8 @@ def check_combinations(plan: "Plan") -> None:
         refuse(f"seq_len={plan.seq_len} does not divide over cp={plan.cp} (and tp={plan.tp} under sequence_parallel)")
     if plan.pp == 1 and plan.virtual_pp > 1:
         refuse(f"virtual_pp={plan.virtual_pp} with pp=1 has no pipeline to interleave; raise pp or set virtual_pp=1")
+    if plan.pp == 1 and plan.virtual_pp == 1 and plan.schedule in ("gpipe", "zero-bubble"):
+        refuse(f"schedule={plan.schedule} with pp=1 has no pipeline to schedule; raise pp or leave it out (1f1b)")
     if (plan.virtual_pp > 1) != (plan.schedule == "interleaved"):
         refuse(f"schedule={plan.schedule} with virtual_pp={plan.virtual_pp}; 'interleaved' is for virtual_pp > 1")
     if plan.schedule == "interleaved" and plan.grad_accum % plan.pp:

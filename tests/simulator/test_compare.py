@@ -188,6 +188,7 @@ def test_a_pipeline_keeps_the_tokens_and_interleaves_whole_rounds() -> None:
         ({"pp": 3}, "tp=1 x pp=3 does not divide --gpus 16"),
         ({"pp": 0}, "--pp is 0"),
         ({"pp": 2, "schedule": "dualpipe"}, "--schedule is 'dualpipe'"),
+        ({"schedule": "zero-bubble"}, "schedule=zero-bubble with pp=1 has no pipeline to schedule"),
         ({"virtual_pp": 2, "schedule": "interleaved"}, "no pipeline to interleave"),
         ({"pp": 16, "virtual_pp": 3, "schedule": "interleaved"}, "multiple of pp=16|40 layers"),
     ],

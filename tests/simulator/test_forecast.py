@@ -24,7 +24,7 @@ def plans(draw: st.DrawFn) -> Plan:
         strategy += draw(st.sampled_from(["", "+q4"]))
     tp = int(strategy[2:]) if strategy.startswith("tp") else 1
     pp = draw(st.sampled_from([1, 1, 2, 4]))
-    schedule = draw(st.sampled_from(["1f1b", "gpipe", "zero-bubble"]))
+    schedule = draw(st.sampled_from(["1f1b", "gpipe", "zero-bubble"])) if pp > 1 else "1f1b"
     accum = draw(st.sampled_from([1, 2, 4, 8]))
     fields: dict[str, Any] = {}
     if pp == 2 and accum % 2 == 0 and draw(st.booleans()):

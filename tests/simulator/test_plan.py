@@ -64,6 +64,8 @@ def test_unknown_strategies(strategy: str, words: str) -> None:
         ({"gradient_bits": 8}, ("gradient_bits=8", "32")),
         ({"sequence_parallel": True}, ("sequence_parallel", "tp=1")),
         ({"virtual_pp": 2}, ("virtual_pp=2", "pp=1")),
+        ({"schedule": "zero-bubble"}, ("schedule=zero-bubble", "pp=1")),
+        ({"schedule": "gpipe", "grad_accum": 4}, ("schedule=gpipe", "pp=1")),
         ({"pp": 2, "virtual_pp": 2}, ("schedule=1f1b", "virtual_pp=2")),
         ({"pp": 2, "virtual_pp": 2, "schedule": "interleaved", "grad_accum": 3}, ("grad_accum=3", "pp=2")),
         ({"cp": 2, "seq_len": 2049}, ("seq_len=2049", "cp=2")),

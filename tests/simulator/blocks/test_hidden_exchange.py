@@ -96,7 +96,7 @@ def test_one_more_chunk_is_in_flight(fields: dict[str, Any], expected: float) ->
         ({"grad_accum": 1}, "ep=8, grad_accum=1 has no exchange, or no other micro-batch"),
         ({"recompute": "full"}, "once more"),
         ({"pp": 2}, "pp=2 and schedule=1f1b"),
-        ({"schedule": "gpipe"}, "pp=1 and schedule=gpipe"),
+        ({"pp": 2, "schedule": "gpipe"}, "pp=2 and schedule=gpipe"),
     ],
 )
 def test_where_it_is_not_to_be_had(fields: dict[str, Any], words: str) -> None:
