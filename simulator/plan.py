@@ -293,8 +293,11 @@ class Plans:
 
     @classmethod
     def of(cls, plans: Iterable[Plan]) -> "Plans":
-        """The plans as arrays, in their order."""
-        rows = list(plans)
+        """The plans as arrays, in their order. Raises InputError where there are none, or something else."""
+        rows = list(plans) if isinstance(plans, Iterable) else [plans]
+        for row in rows:
+            if not isinstance(row, Plan):
+                raise InputError(f"plans has {row!r}; give a Plan, a list of them, or Plans")
         if not rows:
             raise InputError("there are no plans; give at least one Plan")
         return cls(**{name: as_column(name, [getattr(row, name) for row in rows]) for name in FIELDS})

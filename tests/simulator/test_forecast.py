@@ -124,6 +124,12 @@ def test_what_the_model_or_cluster_cannot_carry(change: dict[str, int], words: s
         forecast(MODEL, cluster(), Plan(**{"strategy": "ddp", "num_gpus": 16, "seq_len": 2048, **change}))
 
 
+@pytest.mark.parametrize("plans", ["x", 5, None, [Plan("ddp", 8, 2048), {"tp": 2}]])
+def test_what_is_no_plan(plans: Any) -> None:
+    with pytest.raises(InputError, match="; give a Plan, a list of them, or Plans"):
+        forecast(small_model(), cluster(), plans)
+
+
 def test_unknown_convention() -> None:
     with pytest.raises(InputError, match="choose one of 6n, causal, full"):
         forecast(MODEL, cluster(), plan(), convention="8n")
