@@ -101,7 +101,7 @@ def render(result: SearchResult, token_budget: float | None = None) -> Iterator[
     yield Text("\nThe fastest plan within a share of the GPU's memory", style="bold")
     yield _memory_steps(result, found)
     for num_gpus, reason in result.left_out.items():
-        yield Text(f"\n{num_gpus:,} GPUs: {reason}")
+        yield Text(f"\n{num_gpus:,} {'GPU' if num_gpus == 1 else 'GPUs'}: {reason}")
     for note in _assumptions(result):
         yield Text(f"\nassumed: {note}")
 
