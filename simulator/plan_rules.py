@@ -123,6 +123,11 @@ def check_combinations(plan: "Plan") -> None:
     # In a pipeline no software gathers once per micro-batch, whatever its sharding is called.
     applies = named == "optimizer_shard" or plan.pp == 1
     if named and applies and ranks > 1 and getattr(plan, named) == 1:
+        if named == "parameter_shard" and plan.strategy.lower().startswith("hsdp") and plan.tp > 1:
+            refuse(
+                f"{named}=1 with tp={plan.tp}: where tensor-parallel ranks fill a node, nothing is left to shard inside "
+                "it; take larger nodes, a smaller tp, or zero3"
+            )
         refuse(
             f"{named}=1 shards nothing over the {ranks} data-parallel ranks; take the fields that the name stands for, "
             f"Plan(**placement('{plan.strategy}', num_gpus, gpus_per_node), seq_len=...), or call it ddp"

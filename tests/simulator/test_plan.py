@@ -101,6 +101,13 @@ def test_hybrid_sharding_over_a_number_of_ranks() -> None:
         Plan(**placement("hsdp24", 64, 8), seq_len=2048)  # type: ignore[arg-type]
 
 
+def test_tensor_parallel_ranks_that_fill_a_node_leave_nothing_to_shard_in_it() -> None:
+    fields = placement("hsdp", 4, 2, tp=2)
+    with pytest.raises(InputError, match=r"tp=2: .*fill a node, .*; take larger nodes, a smaller tp, or zero3"):
+        Plan(**fields, seq_len=2048)  # type: ignore[arg-type]
+    assert Plan(**placement("hsdp", 8, 4, tp=2), seq_len=2048).parameter_shard == 2  # type: ignore[arg-type]
+
+
 def test_no_plans_are_refused() -> None:
     with pytest.raises(InputError, match="give at least one Plan"):
         Plans.of([])
