@@ -3,7 +3,7 @@
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from flopcast.errors import InputError
 from flopcast.kernels.environment import device_name
 from flopcast.simulator.catalogue import load_gpu
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.model import Model
 from flopcast.simulator.profiled_cluster import card_of
+from flopcast.trainer.agreement import everywhere
+from flopcast.trainer.files import writing
 from flopcast.trainer.settings import LogTable
 
 
@@ -67,9 +70,24 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @contextmanager
 def profiled(folder: Path, step: int, device: torch.device) -> Iterator[None]:
-    """Trace what runs inside, as ``step-S-rank-R.json.gz`` in Kineto's Chrome-trace form."""
+    """Trace what runs inside, as ``step-S-rank-R.json.gz`` in Kineto's Chrome-trace form.
+
+    Collective. Raises InputError on every rank where one cannot write its trace.
+    """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities, record_shapes=True) as trace:
         yield
-    folder.mkdir(parents=True, exist_ok=True)
-    trace.export_chrome_trace(str(folder / f"step-{step}-rank-{dist.get_rank()}.json.gz"))
+    everywhere(lambda: _write(trace, folder / f"step-{step}-rank-{dist.get_rank()}.json.gz"))
+
+
+def _write(trace: profile, path: Path) -> None:
+    partial = path.with_name(f".partial-{path.name}")  # PyTorch compresses what is named .gz
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            trace.export_chrome_trace(str(partial))
+            partial.replace(path)
+    except InputError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
