@@ -10,6 +10,7 @@ named ``step-...`` is whole, and anything else is not a checkpoint.
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
@@ -239,10 +240,23 @@ def read_manifest(folder: Path, mend: str) -> State:
 
 
 def _check_description(manifest: State, description: State, folder: Path) -> None:
-    for name, ours in description.items():
-        theirs = manifest.get(name)
-        if theirs != ours:
-            raise InputError(f"{folder}: {name} is {theirs!r}, but this run has {ours!r}; go on with the same {name}")
+    for entry, expected in description.items():
+        for name, theirs, ours in _differences(entry, manifest.get(entry), expected):
+            raise InputError(f"{folder}: {name} is {theirs!r}, but this run has {ours!r}; go on with the same {entry}")
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name and both values of all that differs.
+
+    Of a table only what both have is compared: manifests of earlier versions lack entries and fields.
+    """
+    if isinstance(ours, dict) and theirs is None:
+        return
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for field in [field for field in ours if field in theirs]:
+            yield from _differences(f"{name}.{field}", theirs[field], ours[field])
+    elif theirs != ours:
+        yield name, theirs, ours
 
 
 def _check_names(folder: Path, shards: set[str], mend: str) -> None:

@@ -9,6 +9,7 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.data.batches import Dataset
 from flopcast.trainer.numerics import Numerics
+from flopcast.trainer.pretrained import LABELS
 from flopcast.trainer.settings import Settings
 
 
@@ -38,6 +39,12 @@ def described(model: Model, numerics: Numerics) -> str:
     return shape if own == usual else f"{shape}, Numerics({words})"
 
 
+def architecture(model: Model) -> dict[str, Any]:
+    """Every field of a model that changes what it computes, as JSON holds it: shapes alone do not tell them all."""
+    fields = {name: value for name, value in dataclasses.asdict(model).items() if name not in LABELS}
+    return {**fields, "layers": {str(number): block for number, block in enumerate(fields["layers"])}}
+
+
 def warnings(settings: Settings, plan: Plan, model: Model, step: int) -> Iterator[str]:
     """What is allowed and may not be meant, of a run that goes on from ``step``."""
     table = settings.optimizer
@@ -47,4 +54,9 @@ def warnings(settings: Settings, plan: Plan, model: Model, step: int) -> Iterato
         yield (
             f"optimizer.warmup_steps = {table.warmup_steps} is more than num_steps = {table.num_steps}: the learning "
             "rate does not come to its peak"
+        )
+    if missed := [number for number in settings.log.profile if number > table.num_steps]:
+        yield (
+            f"log.profile = {settings.log.profile} has steps beyond num_steps = {table.num_steps}: "
+            f"{', '.join(map(str, missed))} will not be traced"
         )

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -15,7 +16,9 @@ import torch
 from training_runs import run_settings, write_config
 
 from flopcast.errors import InputError
+from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.conventions import model_flop_per_token
+from flopcast.simulator.model import Model
 from flopcast.trainer.__main__ import main
 from flopcast.trainer.checkpoint import complete_steps
 from flopcast.trainer.data.__main__ import main as prepare_data
@@ -27,6 +30,7 @@ from flopcast.trainer.launch import Ranks
 from flopcast.trainer.log import records, steps
 from flopcast.trainer.loop import Run, train
 from flopcast.trainer.processes import TrainingStoppedError, process_group
+from flopcast.trainer.settings import ModelTable
 from flopcast.trainer.workload import make_model
 
 TIMEOUT_S = 120.0
@@ -283,6 +287,63 @@ def test_what_does_not_fit_is_refused_before_training(
     assert complete_steps(tmp_path / "run" / "checkpoints") == [4, 6]
 
 
+@pytest.mark.parametrize(
+    ("fields", "of_attention", "words"),
+    [
+        ({"positions": "none"}, {}, "architecture.positions is 'rotary', but this run has 'none'"),
+        ({}, {"num_heads": 2, "num_kv_heads": 1, "head_dim": 32}, "layers.0.attention.num_heads is 4, but this run"),
+        ({}, {"window": 16}, "architecture.layers.0.attention.window is None, but this run has 16"),
+        ({}, {"kv_layout": "grouped"}, "layers.0.attention.kv_layout is 'tiled', but this run has 'grouped'"),
+    ],
+)
+def test_another_model_of_the_same_tensors_is_refused(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    of_attention: dict[str, Any],
+    words: str,
+) -> None:
+    def make_another(settings: ModelTable) -> Model:
+        model = make_model(settings)
+        layer = model.layers[0]
+        assert isinstance(layer, TransformerBlock)
+        layer = dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, **of_attention))
+        return dataclasses.replace(model, layers=(layer,) * model.num_layers, **fields)
+
+    start_like(whole, tmp_path)
+    shutil.copytree(whole / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    settings = run_settings(tmp_path, data__validation_sequences=6)
+    with monkeypatch.context() as patch:
+        patch.setattr("flopcast.trainer.loop.make_model", make_another)
+        with pytest.raises(InputError, match=f"{words}.*; go on with the same architecture"):
+            train(settings)
+
+
+def test_the_same_model_goes_on_from_a_manifest_that_says_less_of_it(whole: Path, tmp_path: Path) -> None:
+    start_like(whole, tmp_path)
+    shutil.copytree(whole / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
+    path = tmp_path / "run" / "checkpoints" / "step-000000006" / "manifest.json"
+    settings = run_settings(tmp_path, data__validation_sequences=6)
+    assert train(settings) == 6
+    manifest = json.loads(path.read_text())
+    del manifest["architecture"]["positions"]
+    path.write_text(json.dumps(manifest))
+    assert train(settings) == 6
+    del manifest["architecture"]
+    path.write_text(json.dumps(manifest))
+    assert train(settings) == 6
+
+
+def test_a_trace_that_cannot_be_written_is_one_sentence(whole: Path, tmp_path: Path) -> None:
+    start_like(whole, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "traces").write_text("a file")
+    fields = {"data__validation_sequences": 6, "optimizer__num_steps": 1, "log__profile": [1]}
+    with pytest.raises(InputError, match=r"traces/step-1-rank-0\.json\.gz: cannot be written \(File exists\)"):
+        train(run_settings(tmp_path, **fields))
+
+
 def test_the_command_trains_and_says_what_is_wrong_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,10 +408,11 @@ def test_two_jobs_do_not_write_into_one_folder(whole: Path, tmp_path: Path) -> N
 def test_a_run_says_what_may_not_be_meant(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start_like(whole, tmp_path)
     fields = {"data__validation_sequences": 2, "optimizer__num_steps": 1, "optimizer__warmup_steps": 100}
-    assert train(run_settings(tmp_path, plan__seq_len=300, **fields)) == 1
+    assert train(run_settings(tmp_path, plan__seq_len=300, log__profile=[1, 99], **fields)) == 1
     words = [record["words"] for record in records(tmp_path / "run") if record.get("event") == "warning"]
     assert words[0].startswith("plan.seq_len = 300 is beyond the ")
     assert words[1].startswith("optimizer.warmup_steps = 100 is more than num_steps = 1: the learning rate")
+    assert words[2] == "log.profile = [1, 99] has steps beyond num_steps = 1: 99 will not be traced"
     said = capsys.readouterr().err
     assert all(f"flopcast: {each}" in said for each in words)
     assert not any(record.get("event") == "warning" for record in records(whole / "run"))
