@@ -125,8 +125,8 @@ def check_combinations(plan: "Plan") -> None:
     if named and applies and ranks > 1 and getattr(plan, named) == 1:
         if named == "parameter_shard" and plan.strategy.lower().startswith("hsdp") and plan.tp > 1:
             refuse(
-                f"{named}=1 with tp={plan.tp}: where tensor-parallel ranks fill a node, nothing is left to shard inside "
-                "it; take larger nodes, a smaller tp, or zero3"
+                f"{named}=1 with tp={plan.tp}: where tensor-parallel ranks fill a node, nothing is left to shard; "
+                "take larger nodes, a smaller tp, or zero3"
             )
         refuse(
             f"{named}=1 shards nothing over the {ranks} data-parallel ranks; take the fields that the name stands for, "
