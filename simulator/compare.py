@@ -1,6 +1,7 @@
 """Strategies side by side: each with the micro-batch and recomputation that fit and run fastest, unless pinned."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
@@ -109,7 +110,8 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     if not candidates:
         by_reason: dict[str, list[str]] = {}
         for strategy, why in left_out.items():
-            by_reason.setdefault(why, []).append(strategy)
+            # Said once, and not of each by name.
+            by_reason.setdefault(re.sub(r"^(plan|strategy) '[^']*': ", "", why), []).append(strategy)
         raise InputError("; ".join(f"{why} (so for {', '.join(names)})" for why, names in by_reason.items()))
 
     flat = [plan for plans in candidates.values() for plan in plans]

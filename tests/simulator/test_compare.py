@@ -123,6 +123,15 @@ def test_expert_parallelism_is_chosen_and_said_or_pinned() -> None:
     assert "ep" not in compare(PLAMO, ABCI, Request(480)).chosen
 
 
+def test_what_excludes_every_strategy_is_said_once() -> None:
+    with pytest.raises(InputError) as refused:
+        compare(PLAMO, ABCI, Request(480, schedule="gpipe"))
+    words = str(refused.value)
+    assert words.startswith("schedule=gpipe with pp=1 has no pipeline to schedule")
+    assert words.count("no pipeline") == 1
+    assert "so for ddp, zero1, zero2" in words
+
+
 def test_to_recompute_no_number_of_layers_is_to_recompute_all() -> None:
     every, said = (
         compare(PLAMO, ABCI, Request(480, strategies=["zero3"], recompute="full", **layers)).rows[0]
