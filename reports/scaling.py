@@ -15,19 +15,8 @@ from flopcast.simulator.model import Model
 from flopcast.simulator.request import Request
 
 COLUMNS = (
-    *(
-        "num_gpus",
-        "strategy",
-        "fits",
-        "tight",
-        "step_s",
-        "low_s",
-        "high_s",
-        "tokens_per_step",
-        "tokens_per_s_per_gpu",
-        "mfu",
-    ),
-    *("days", "gpu_hours", "available"),
+    *("num_gpus", "strategy", "fits", "tight", "step_s", "low_s", "high_s", "tokens_per_step"),
+    *("tokens_per_s_per_gpu", "mfu", "days", "gpu_hours", "available"),
 )
 MOST_TIMES_ASKED = 10
 

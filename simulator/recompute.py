@@ -116,19 +116,19 @@ def expand(
     forward_kernels = nothing + piece.forward_kernels
     fixed = section == "layer" and not piece.dynamic
     if piece.forward is not None:
-        rest = (saved, working, 0.0, piece.forward_inner, fixed)
-        yield Operation(name, section, "forward", "every", count, forward_kernels, piece.forward, *rest)
+        work = (forward_kernels, piece.forward)
+        launched: dict[str, Any] = {"inner_launches": piece.forward_inner, "fixed": fixed}
+        yield Operation(name, section, "forward", "every", count, *work, saved, working, **launched)
         if kept_selectively is not None:
-            redone_work = (again, forward_kernels, piece.forward, nothing, nothing)
-            yield Operation(name, section, "recompute", "every", *redone_work, 0.0, piece.forward_inner, fixed)
-    for index, work in enumerate(piece.backward):
+            yield Operation(name, section, "recompute", "every", again, *work, nothing, nothing, **launched)
+    for index, gradient in enumerate(piece.backward):
         kernels = nothing + piece.backward_kernels / len(piece.backward)
         suffix = f".{index + 1}" if len(piece.backward) > 1 else ""
         held = nothing + piece.backward_bytes / len(piece.backward)
-        needed = piece.input_bytes if isinstance(work, Gemm) and work.of_weights else 0.0
-        inner = piece.backward_inner / len(piece.backward)
-        launched = (nothing, held, needed, inner, fixed)
-        yield Operation(name + suffix, section, "backward", "every", count, kernels, work, *launched)
+        needed = piece.input_bytes if isinstance(gradient, Gemm) and gradient.of_weights else 0.0
+        launched = {"inner_launches": piece.backward_inner / len(piece.backward), "fixed": fixed}
+        held_of = (nothing, held, needed)
+        yield Operation(name + suffix, section, "backward", "every", count, kernels, gradient, *held_of, **launched)
 
 
 def checkpoint(name: str, load: Workload, count: Array, in_full: Array) -> Operation:

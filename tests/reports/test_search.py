@@ -20,6 +20,7 @@ from flopcast.reports.runner_up import why_behind
 from flopcast.reports.search import as_json, memory_steps, render
 from flopcast.reports.verdict import exchange_remark, launch_remark, verdict
 from flopcast.simulator.forecast import Row, forecast
+from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.search import SearchRequest, SearchResult, search
 
@@ -115,12 +116,13 @@ def test_what_the_terminal_shows() -> None:
     assert "kept of the" in several
 
 
-def test_a_mixture_that_waits_for_its_exchange_is_told_what_helps() -> None:
-    model = load_model("mixtral-8x7b")
+def row_of(model: Model, seq_len: int, **fields: Any) -> Row:
+    return forecast(model, MACHINE, Plan("ddp", 16, seq_len, grad_accum=8, **fields)).rows()[0]
 
+
+def test_a_mixture_that_waits_for_its_exchange_is_told_what_helps() -> None:
     def row(**fields: Any) -> Row:
-        plan = Plan("ddp", 16, 4096, grad_accum=8, ep=8, **fields)
-        return forecast(model, MACHINE, plan).rows()[0]
+        return row_of(load_model("mixtral-8x7b"), 4096, ep=8, **fields)
 
     waits = row()
     share = 100 * waits.seconds["expert_communication"] / waits.step_s
@@ -131,14 +133,11 @@ def test_a_mixture_that_waits_for_its_exchange_is_told_what_helps() -> None:
 
 
 def test_passes_that_wait_for_the_host_are_told_of_cuda_graphs() -> None:
-    def row(**fields: Any) -> Row:
-        return forecast(MODEL, MACHINE, Plan("ddp", 16, 256, grad_accum=8, **fields)).rows()[0]
-
-    waits = row()
+    waits = row_of(MODEL, 256)
     share = 100 * waits.seconds["launch"] / waits.step_s
     assert share > 2
     assert f"{share:.0f} %. Software that replays them from CUDA graphs" in launch_remark(waits)
-    assert launch_remark(row(cuda_graphs="full")) == ""
+    assert launch_remark(row_of(MODEL, 256, cuda_graphs="full")) == ""
     assert launch_remark(RESULT.found[0].rows[0]) == ""
 
 

@@ -16,6 +16,7 @@ from flopcast.simulator.blocks.transformer import Attention
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.model import Model
+from flopcast.simulator.operation import Collective
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.space import Space
 from flopcast.simulator.timeline import play
@@ -83,6 +84,26 @@ def test_a_list_of_plans_is_forecast_as_each_alone() -> None:
     np.testing.assert_allclose(Batch.of(cases).step_time().total, alone, rtol=1e-12)
 
 
+def test_a_plan_without_a_kind_of_send_has_its_own_host() -> None:
+    """Two stages to a node send within it, one to a node do not: what is replayed there says nothing of these."""
+    both, across = short("full", pp=4, grad_accum=8), short("none", pp=2, grad_accum=8)
+    cases = [Case(MODEL, WHERE, both), Case(replace(MODEL, layers=MODEL.layers[:4]), WHERE, across)]
+    alone = [forecast(case.model, WHERE, case.plan).step_s[0] for case in cases]
+    np.testing.assert_allclose(Batch.of(cases).step_time().total, alone, rtol=1e-12)
+
+
+def test_a_kernel_takes_a_time_of_its_own_on_the_device() -> None:
+    one = plan("ddp", 1, seq_len=256, grad_accum=4, cuda_graphs="full")
+    found = forecast(MODEL, WHERE, one)
+    without = forecast(MODEL, WHERE, one, constants=C.with_values(kernel_s=0.0))
+    kernels = {"step": 0.0, "passes": 0.0}
+    for o in found.operations:
+        if not isinstance(o.work, Collective):
+            kernels["step" if o.phase == "step" else "passes"] += float((o.count * o.num_kernels)[0])
+    expected = C.kernel_s * (kernels["step"] + 4 * kernels["passes"])
+    assert found.step_s[0] - without.step_s[0] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("graphs", ["none", "partial", "full"])
 @pytest.mark.parametrize("fields", [{}, PIPELINE, {"ep": 8}, {"engine": "huggingface", "strategy": "zero3"}])
 def test_the_timeline_replays_them_too(graphs: str, fields: dict[str, Any]) -> None:
@@ -105,6 +126,10 @@ def test_a_layer_that_a_graph_holds_is_not_computed_again() -> None:
         found += [plans.describe(index) for index in range(len(plans))]
     assert all(Plan(**fields) for fields in found)
     kept = {(fields["cuda_graphs"], fields["recompute"]) for fields in found}
+    mixtures = Space(MIXTURE, WHERE, 16, 256, 64, {**values, "dispatcher": ["alltoall", "deepep"], "pp": [1]})
+    for region in mixtures.regions():
+        plans = region.plans.pick(np.nonzero(region.legal))
+        assert all(Plan(**plans.describe(index)) for index in range(len(plans)))
     every = {(graphs, again) for graphs in values["cuda_graphs"] for again in ("none", "selective", "full")}
     assert kept == every - {("partial", "full")}
 
@@ -126,6 +151,8 @@ def test_experts_that_follow_each_other_are_launched_each(precision: Any, launch
         found = forecast(MIXTURE, WHERE, plans).operations
         return sum(float(np.sum(o.inner_launches * o.count)) for o in found if o.phase == phase)
 
+    replayed = Plans.of([short("full", ep=8, precision=precision, engine="megatron")])
+    assert not any(np.any(o.inner_launches) for o in forecast(MIXTURE, WHERE, replayed).operations)
     for phase, each in zip(("forward", "backward"), launches, strict=True):
         assert inner("megatron", phase) == 4 * 2 * 2 * each
         assert inner("fsdp2", phase) == 0

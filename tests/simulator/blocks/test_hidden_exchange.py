@@ -77,6 +77,17 @@ def test_the_timeline_plays_it_event_by_event(fields: dict[str, Any]) -> None:
     assert saved == pytest.approx(said, abs=0.02 * open_.step_s)
 
 
+@pytest.mark.parametrize("engine", ["fsdp2", "megatron"])
+def test_where_the_host_sets_the_pace_hiding_costs_next_to_nothing(engine: Any) -> None:
+    """What is left of an exchange is waited for while the host launches, as an open one is."""
+    fields: dict[str, Any] = {"ep": 8, "grad_accum": 8, "seq_len": 512, "engine": engine}
+    open_, hidden = (
+        forecast(MODEL, cluster(H100), plan("zero1", 16, **fields, overlap_expert=overlap)) for overlap in (False, True)
+    )
+    assert open_.step.parts["launch"][0] > 0.3 * open_.step_s[0]
+    assert hidden.step_s[0] <= 1.01 * open_.step_s[0]
+
+
 def test_a_step_whose_micro_batches_all_warm_up_hides_nothing() -> None:
     fields = {"ep": 4, **INTERLEAVED, "grad_accum": 2}
     open_, hidden = (parts(**fields, overlap_expert=overlap) for overlap in (False, True))
