@@ -25,7 +25,7 @@ TOKENS_PER_PARAMETER = 20
 LONG_CONTEXT = 16384
 EVENLY = "mixture of experts: tokens are assumed to fall evenly on the experts{alone}; of NVIDIA's published mixtures "
 LAUNCHED = (
-    "those launched kernel by kernel took 1.2 times the forecast in the median, and up to 1.7 times in nine of ten; "
+    "those launched kernel by kernel took 1.2 times the forecast in the median, and up to 1.5 times in nine of ten; "
     "those that CUDA graphs replay took as long as forecast (search --fix cuda_graphs=full dispatcher=deepep "
     "overlap_expert=true; docs/models.md)"
 )

@@ -28,7 +28,7 @@ def regime(plans: Plans, gpus_per_node: NDArray[np.int64] | int) -> NDArray[np.i
 REGIMES = ("one_node", "many_nodes")
 # The 90 % quantile of measured / predicted over the 125 steps of mixtures that NVIDIA publishes, those launched kernel
 # by kernel and those replayed by CUDA graphs (docs/models.md): no constant is fitted to them.
-MIXTURE_LAUNCHED, MIXTURE_REPLAYED = 1.72, 1.34
+MIXTURE_LAUNCHED, MIXTURE_REPLAYED = 1.53, 1.34
 
 
 def band(

@@ -42,7 +42,7 @@ class Habits:
     gathered for a pass is gathered matrix by matrix, and its gradients are reduced in buckets, where others do both
     layer by layer. ``reduces_whole``: of parameters that are not sharded each rank receives the whole gradient, to
     keep its part. ``eager_router``: a mixture's router runs operation by operation.
-    ``experts_in_turn``: a rank's experts are multiplied one after the other.
+    ``experts_in_turn``: a rank's experts are multiplied one after the other, and get their biases so.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
     ranks share the vocabulary, if it differs; ``compiled_logit_bytes`` where a compiler makes one pass of the loss and

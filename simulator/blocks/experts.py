@@ -22,7 +22,7 @@ class Experts:
     every token passes through besides, all of them together (DeepSeekMoE, Qwen2-MoE); ``shared_gate``: their result
     is weighted by a sigmoid of the token (Qwen2-MoE). ``num_groups``, ``groups_per_token``: a token's experts are all
     in so many of these groups of neighbours (DeepSeek's node-limited routing, arXiv:2412.19437, section 2.1.2).
-    ``bias``: router and experts have biases (gpt-oss).
+    ``bias``: router and experts have biases, and what enters the activation is clamped (gpt-oss).
     """
 
     num_experts: int

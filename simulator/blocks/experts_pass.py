@@ -11,6 +11,7 @@ import numpy as np
 from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.simulator.blocks import experts_exchange as exchange
+from flopcast.simulator.blocks import experts_in_turn
 from flopcast.simulator.blocks.computation import ACTIVATION_BYTES, Computation, Workload, linear, pointwise
 from flopcast.simulator.blocks.transformer_pass import GATED_EAGER, GATED_FUSED, mlp
 from flopcast.simulator.engines import has_habit
@@ -24,10 +25,6 @@ ROUTE_FORWARD, ROUTE_BACKWARD = Pass(24, 6), Pass(16, 4)
 # Launches where each is an operation of its own: Megatron Core 0.13, moe/moe_utils.py, topk_softmax_with_capacity, 11,
 # and the balancing loss with scores of its own, 14; backward those that have one.
 EAGER_ROUTE_KERNELS = 25, 10
-# Launches per expert where its products follow those of the one before, forward and backward, in 16 bits: they, and as
-# much again for a buffer, a view and a hook of each weight (Transformer Engine 2.9, module/grouped_linear.py and
-# common/gemm, multi_stream_cublas_gemm).
-IN_TURN = 2.0, 3.0
 
 
 def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Computation]:
@@ -71,6 +68,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
         exchange.sort(experts, load, "sort", copies),
         grouped(experts, load, "experts.gate", hidden, inner, copies * hidden * ACTIVATION_BYTES),
         grouped(experts, load, "experts.up", hidden, inner, 0.0, shares_input=True),
+        *experts_in_turn.clamp(experts, load, copies * inner),
         replace(
             pointwise(
                 "experts.activation",
@@ -88,6 +86,7 @@ def computations(experts: "Experts", load: Workload, own_input: bool) -> list[Co
             dynamic=True,
         ),
         grouped(experts, load, "experts.down", inner, hidden, copies * inner * ACTIVATION_BYTES),
+        *experts_in_turn.biases(experts, load, copies * hidden),
         exchange.sort(experts, load, "unsort", copies),
         exchange.within_an_expert(load, "exchange.scatter", "reduce_scatter", "all_gather", copies),
         exchange.all_to_all(experts, load, "combine", routed),
@@ -136,18 +135,16 @@ def grouped(
     busy = np.minimum(experts.num_experts / plans.ep, copies)
     rows, inner, outer = copies / busy, num_in + plans.zeros, num_out + plans.zeros
     fp8 = plans.has(precision="fp8")
-    # Of two halves of one projection the second comes with the first. Where all passes are replayed the host cannot
-    # know each expert's rows, and one kernel works on all of them.
-    one_by_one = has_habit("experts_in_turn", plans.engine) & ~plans.has(cuda_graphs="full")
-    in_turn = one_by_one * (0.0 if shares_input else experts.num_experts / plans.ep)
+    # Of two halves of one projection the second comes with the first.
+    each = experts_in_turn.in_turn(load) * (0.0 if shares_input else experts.num_experts / plans.ep)
     return Computation(
         name,
         Gemm(rows, outer, inner, fp8, busy, shares_input=shares_input),
         (Gemm(rows, inner, outer, fp8, busy), Gemm(inner, outer, rows, fp8, busy, of_weights=True)),
         forward_kernels=1.0,
         backward_kernels=3.0 if experts.bias else 2.0,
-        forward_inner=in_turn * (IN_TURN[0] + fp8),
-        backward_inner=in_turn * (IN_TURN[1] + fp8),
+        forward_inner=each * (experts_in_turn.PRODUCT[0] + fp8),
+        backward_inner=each * (experts_in_turn.PRODUCT[1] + fp8),
         dynamic=True,
         saved_bytes=input_bytes,
         input_bytes=input_bytes,

@@ -42,7 +42,7 @@ ORDER = (
     *("tensor_parallel1.sum", "tensor_parallel1.scatter", "norm3", "residual1"),
     *("norm2", "tensor_parallel2.gather"),
     *("router", "route", "permute", "dispatch_counts", "dispatch", "exchange.gather", "sort"),
-    *("experts.gate", "experts.up", "experts.activation", "experts.down"),
+    *("experts.gate", "experts.up", "experts.clamp", "experts.activation", "experts.down", "experts.bias"),
     *("unsort", "exchange.scatter", "combine", "unpermute"),
     *("shared.gate", "shared.up", "shared.activation", "shared.down", "shared_gate", "shared.add"),
     *("gate", "up", "activation", "down", "tensor_parallel2.sum", "tensor_parallel2.scatter"),
