@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from flopcast.reports.document.numbers import digits
-from flopcast.simulator.forecast import Row
+from flopcast.simulator.forecast import Row, best_of
 from flopcast.simulator.recompute import recompute_in_words
 
 # What each part of a step is called in a sentence, and what would shorten it.
@@ -111,6 +111,16 @@ def equals(rows: Sequence[Row]) -> list[Row]:
     near = [row for row in rows[1:] if row.fits and row.tight == best.tight and row.step_s < within]
     same = {row.strategy for row in same_plan(rows)}
     return [row for row in near if row.strategy not in same]
+
+
+def recommended(rows: Sequence[Row]) -> Row:
+    """The best of rows, or of those not told apart from it the first that gathers in 16 bits.
+
+    What cannot be measured is not worth other arithmetic in training.
+    """
+    best = best_of(rows)
+    near = equals(ranked(rows)) if best.fits else []
+    return next((row for row in (best, *near) if row.plan["gather_bits"] == 16), best)
 
 
 def same_plan(rows: Sequence[Row]) -> list[Row]:

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from flopcast.errors import InputError
+from flopcast.reports import explain
 from flopcast.reports.document.numbers import millions
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, compare
-from flopcast.simulator.forecast import Row, best_of
+from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.request import Request
@@ -84,7 +85,7 @@ def sensitivity(
         try:
             rows = compare(model, item.cluster, item.request).rows
             more = also(item.cluster, comparison.num_gpus, item.request.tokens_per_gpu or comparison.tokens_per_gpu)
-            best = best_of([*rows, *([] if more is None else [more])])
+            best = explain.recommended([*rows, *([] if more is None else [more])])
             if not best.fits:
                 raise InputError(NOTHING_FITS)
             days = run_cost(model, item.cluster, best, num_tokens).days

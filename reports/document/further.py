@@ -7,7 +7,7 @@ from typing import Any
 from flopcast.errors import InputError
 from flopcast.reports.document.numbers import JOULES_PER_MWH, digits, gigabytes, percent, rounded, time_unit
 from flopcast.reports.document.table import Cell, Table, band, number, text
-from flopcast.reports.explain import NOT_TOLD_APART
+from flopcast.reports.explain import NOT_TOLD_APART, recommended
 from flopcast.reports.placements import described, settings
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison
@@ -70,17 +70,22 @@ def as_compared(request: Request, cluster: Cluster) -> dict[str, list[Any]]:
     return SCHEDULES | {name: [value] for name, value in given.items() if value is not None}
 
 
+def choice(found: SearchResult) -> Row:
+    """The plan to recommend of a search for one number of GPUs."""
+    return recommended(found.found[0].rows)
+
+
 def faster(found: SearchResult | None, best: Row) -> Row | None:
     """The search's best plan where it is told apart from the one recommended."""
     if found is None:
         return None
-    _, row = found.winner
+    row = choice(found)
     return row if row.step_s < best.step_s / NOT_TOLD_APART else None
 
 
 def worth_splitting(found: SearchResult, best: Row) -> bool:
     """Whether the search's best plan gains enough on a strategy that fits to set up a pipeline or split sequences."""
-    return found.winner[1].step_s < WORTH_SPLITTING * best.step_s
+    return choice(found).step_s < WORTH_SPLITTING * best.step_s
 
 
 def named(row: Row) -> Row:
@@ -89,13 +94,13 @@ def named(row: Row) -> Row:
 
 
 def split_alike(found: SearchResult | None, cluster: Cluster, num_gpus: int, tokens_per_gpu: int) -> Row | None:
-    """The best plan that splits the model as the search's winner does, on another cluster, other GPUs, another batch.
+    """The best plan that splits the model as the search's choice does, on another cluster, other GPUs, another batch.
 
     None where such a plan is not legal or does not fit, or the search found nothing.
     """
     if found is None:
         return None
-    plan = found.winner[1].plan
+    plan = choice(found).plan
     values = {**found.request.fixed, **{name: [plan[name]] for name in PLACEMENT}}
     sequences = num_gpus * tokens_per_gpu // found.seq_len
     row = fastest_plan(
@@ -109,7 +114,7 @@ def at_another_count(
 ) -> Row | None:
     """What to run beside the strategies ``compared`` at another number of GPUs, if a plan fits there; or None.
 
-    The best that splits the model as the search's winner does, where that is what is recommended. Where neither this
+    The best that splits the model as the search's choice does, where that is what is recommended. Where neither this
     nor a strategy fits, or they lose a fifth of the recommended plan's rate per GPU, up to twice the GPUs asked for,
     the best placement.
     """
@@ -182,7 +187,7 @@ def further_words(found: SearchResult | None, best: Row) -> str:
     """One sentence on what the search found beside the best strategy."""
     if found is None:
         return "flopcast search finds no plan that fits either."
-    row = found.winner[1]
+    row = choice(found)
     plan = f"{described(row)} at {digits(row.step_s)} s"
     if not best.fits:
         return f"None of the strategies fits by itself; of all placements, {plan} is the fastest that does."

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from flopcast.errors import InputError
-from flopcast.reports.document.further import further, named, optimizer_fits, worth_splitting
+from flopcast.reports.document.further import choice, further, named, optimizer_fits, worth_splitting
+from flopcast.reports.explain import recommended
 from flopcast.reports.scaling import unlimited
 from flopcast.simulator.compare import Comparison, compare, whole_sequences
-from flopcast.simulator.forecast import Row, best_of
+from flopcast.simulator.forecast import Row
 from flopcast.simulator.request import Request
 
 # How often the GPUs asked for are doubled before the report gives up.
@@ -41,7 +42,7 @@ def _best(asked: Comparison, request: Request) -> Row | None:
     found = further(asked, request) if optimizer_fits(asked) else None
     if found is None:
         return strategy
-    placed = found.winner[1]
+    placed = choice(found)
     if strategy is None or (strategy.tight and not placed.tight) or worth_splitting(found, strategy):
         return named(placed)
     return strategy
@@ -50,7 +51,7 @@ def _best(asked: Comparison, request: Request) -> Row | None:
 def _strategy(asked: Comparison, request: Request) -> Row | None:
     try:
         request = replace(request, num_gpus=asked.num_gpus, tokens_per_gpu=asked.tokens_per_gpu)
-        best = best_of(compare(asked.model, asked.cluster, request).rows)
+        best = recommended(compare(asked.model, asked.cluster, request).rows)
     except InputError:
         return None
     return best if best.fits else None

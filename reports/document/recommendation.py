@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flopcast.reports.document.further import faster
+from flopcast.reports.document.further import choice, faster
 from flopcast.reports.document.numbers import (
     JOULES_PER_MWH,
     digits,
@@ -87,9 +87,10 @@ def _alike_of_the_search(study: Study) -> list[str]:
     """The best placement of all where it is another than the recommended strategy and not told apart from it."""
     if study.searched or study.further is None or faster(study.further, study.best):
         return []
-    plan, best = study.further.winner[1].plan, study.best.plan
-    apart = any(plan[name] != best[name] for name in ("tp", "cp", "pp", "ep", "parameter_shard", "gradient_shard"))
-    name = described(study.further.winner[1])
+    found = choice(study.further)
+    splits = ("tp", "cp", "pp", "ep", "parameter_shard", "gradient_shard")
+    apart = any(found.plan[name] != study.best.plan[name] for name in splits)
+    name = described(found)
     return [name] if apart and name not in study.equals else []
 
 

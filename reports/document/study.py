@@ -12,6 +12,7 @@ from flopcast.reports.document.effects import effects
 from flopcast.reports.document.further import (
     SHOWN,
     at_another_count,
+    choice,
     further,
     named,
     split_alike,
@@ -19,7 +20,7 @@ from flopcast.reports.document.further import (
 )
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
-from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, runs_as, same_plan
+from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, recommended, runs_as, same_plan
 from flopcast.reports.scaling import fastest_at_each_count, scaling, unlimited
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
@@ -102,14 +103,18 @@ class Study:
     @cached_property
     def ranked(self) -> list[Row]:
         """The plan recommended and the strategies, best first; those that do not fit last."""
-        return [*([self.best] if self.searched else []), *ranked(self.comparison.rows)]
+        return self._first(ranked(self.comparison.rows))
 
     @property
     def contenders(self) -> list[Row]:
         """The best and what it won against: strategies, or the placements shown of the search."""
         if self.searched and self.further is not None:
-            return [named(row) for row in self.further.found[0].rows[:SHOWN]]
+            return self._first([named(row) for row in self.further.found[0].rows[:SHOWN]])
         return self.ranked
+
+    def _first(self, rows: list[Row]) -> list[Row]:
+        """The plan recommended, then the others in their order."""
+        return [self.best, *(row for row in rows if row != self.best)]
 
     @property
     def equals(self) -> list[str]:
@@ -212,12 +217,12 @@ def study(
     tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
     progress("comparing strategies")
     comparison = compare(model, cluster, request)
-    best = comparison.best
+    best = recommended(comparison.rows)
     progress("searching beyond the strategies")
     found = further(comparison, request)
     searched = None
     if found is not None and (not best.fits or worth_splitting(found, best)):
-        best = searched = named(found.winner[1])
+        best = searched = named(choice(found))
     alike = partial(split_alike, found if searched else None)
     more = None if best.fits else fits_on_more(comparison, request)
     costed = more or best

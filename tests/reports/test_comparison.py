@@ -13,7 +13,7 @@ from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.comparison import FITTED, as_json, assumptions, nodes_in_words, render
 from flopcast.reports.document.numbers import digits
 from flopcast.reports.document.recommendation import in_words
-from flopcast.reports.explain import apart, bound_by, ranked, runs_as, verdict
+from flopcast.reports.explain import apart, bound_by, ranked, recommended, runs_as, verdict
 from flopcast.reports.published_efficiency import PUBLISHED, forecasts, table
 from flopcast.reports.runs import published_runs
 from flopcast.simulator.calibrated import Calibrated
@@ -106,6 +106,26 @@ def test_the_verdict_says_what_is_one_plan_and_what_is_tight() -> None:
     assert f"faster but tight in memory: {fast.strategy}" in verdict(tight, 80 * 2**30)
     assert best_of(tight) == tight[0]
     assert "tight: " in verdict(tight[1:], 80 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("longer", "changes", "exact"),
+    [(1.02, {}, True), (1.04, {}, False), (1.02, {"tight": True}, False), (1.02, {"fits": False}, False)],
+)
+def test_four_bits_are_recommended_where_they_are_clearly_faster(
+    longer: float, changes: dict[str, bool], exact: bool
+) -> None:
+    """Within 3 %, at as much room in memory, the plan that gathers in 16 bits."""
+    row = forecast(small_model(), cluster(), plan("zero3", 16)).rows()[0]
+    narrow = replace(row, strategy="zero3+q4", plan=row.plan | {"gather_bits": 4})
+    wide = replace(row, step_s=longer * row.step_s, **changes)  # type: ignore[arg-type]
+    assert recommended([wide, narrow]) == recommended([narrow, wide]) == (wide if exact else narrow)
+
+
+def test_where_nothing_fits_the_smallest_is_named() -> None:
+    row = replace(forecast(small_model(), cluster(), plan("zero3", 16)).rows()[0], fits=False)
+    smaller = replace(row, memory_bytes=row.memory_bytes / 2, step_s=2 * row.step_s)
+    assert recommended([row, smaller]) == smaller
 
 
 def test_no_table_is_cut_short_on_a_narrow_terminal() -> None:

@@ -29,7 +29,7 @@ ROW = replace(COMPARISON.best, step_s=1.0, fits=True, tight=False)
 def test_a_placement_is_named_where_it_is_needed_or_saves_a_tenth(
     monkeypatch: pytest.MonkeyPatch, strategy: Any, placed: Any, expected: str
 ) -> None:
-    found = None if placed is None else SimpleNamespace(winner=("", placed))
+    found = None if placed is None else SimpleNamespace(found=[SimpleNamespace(rows=[placed])])
     monkeypatch.setattr(on_more, "_strategy", lambda *_: strategy)
     monkeypatch.setattr(on_more, "further", lambda *_: found)
     answer = {"strategy": strategy, "placed": placed and further.named(placed), "neither": None}[expected]
