@@ -37,6 +37,7 @@ COLUMNS = (
 )
 TOKENS, HIDDEN = tuple(2**n for n in range(10, 18)), (2048, 4096, 5120, 8192)
 CPU_TOKENS, CPU_HIDDEN = (256, 1024), (1024,)
+FAILED = "failed: "  # what begins the reason why a row of ours has no time, where that is a fault
 _COPY = "copy"
 _MOST_COPIED_BYTES = 2.0**30  # read and written: more go no faster
 _SET_BYTES = 24e9  # that all sets of inputs of one comparison may take
@@ -166,9 +167,9 @@ def _compare(
                 runs["forward"][name], runs["backward"][name] = forward, backward
                 errors["forward", name], errors["backward", name] = error
         except Exception as failure:
-            if name == OURS and not isinstance(failure, torch.OutOfMemoryError):
-                raise
             reason = _first_line(failure)
+            if name == OURS and not isinstance(failure, torch.OutOfMemoryError):
+                reason = f"{FAILED}{reason}"
         if reason is not None:
             rows.append(_skipped(key, "all", name, reason))
     for which, functions in runs.items():
@@ -243,6 +244,15 @@ def _skipped(key: Row, which: str, provider: str, reason: str) -> Row:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """Ops of ours that raised or gave what is not a number, in a line each."""
+    return [
+        f"{row['op']} of {row['tokens']} x {row['hidden']} {row['dtype']}: {row['skipped'].removeprefix(FAILED)}"
+        for row in result["rows"]
+        if str(row.get("skipped", "")).startswith(FAILED)
+    ]
 
 
 def best_of_the_others(rows: Iterable[Row]) -> list[Row]:

@@ -61,6 +61,7 @@ def run(out: Path, device: torch.device, seconds: float = 420.0, quick: bool = F
         started = time.monotonic()
         try:
             found: Any = {"result": step()} if left() > 0 else {"skipped": "the time was spent"}
+            json.dumps(found, allow_nan=False)  # a NaN fails its step alone
         except Exception:
             found = {"failed": traceback.format_exc()}
         document["steps"][name] = {**found, "elapsed_s": time.monotonic() - started}
@@ -76,7 +77,9 @@ def failures(document: dict[str, Any]) -> list[str]:
     steps = document["steps"]
     raised = [f"{name}: {_last_line(step['failed'])}" for name, step in steps.items() if "failed" in step]
     checks = steps.get("correctness", {}).get("result", [])
-    return raised + [f"{record['check']}: {record['reason']}" for record in checks if not record["ok"]]
+    raised += [f"{record['check']}: {record['reason']}" for record in checks if not record["ok"]]
+    tables = [steps.get(name, {}).get("result") or {"rows": []} for name in ("judged", "sweep")]
+    return raised + [line for table in tables for line in benchmark.failures(table)]
 
 
 def _compile_all(device: torch.device) -> dict[str, Any]:
@@ -85,6 +88,8 @@ def _compile_all(device: torch.device) -> dict[str, Any]:
         return {"skipped": backend().reason}
     rows: list[dict[str, Any]] = []
     for variant in tabulated():
+        if variant.dynamic_shared_bytes > launch.most_shared_bytes(device):
+            continue  # a GPU with less takes another variant
         needed = launch.load(variant, device.index or 0)
         rows.append({"kernel": variant.kernel, "constants": " ".join(variant.defines), **needed})
     return {"variants": rows, "with_local_memory": sum(row["local_bytes"] > 0 for row in rows)}

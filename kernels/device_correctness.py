@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flopcast.kernels import timing
 from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, operations
 from flopcast.kernels.cross_entropy.op import gradient_in_place, log_z_and_picked
 from flopcast.kernels.nf4 import op as nf4
@@ -48,7 +49,8 @@ def run(device: torch.device, hidden: tuple[int, ...] = HIDDEN, tokens: int = 10
             checks["rows beyond 2^31 elements"] = partial(_large_rows, device)
             checks["heads beyond 2^31 elements"] = partial(_large_heads, device)
             checks["nf4 beyond 2^31 elements"] = partial(_large_nf4, device)
-    return [_record(name, check) for name, check in checks.items()]
+    with timing.selected(device):
+        return [_record(name, check) for name, check in checks.items()]
 
 
 def _record(name: str, check: Callable[[], None]) -> Record:

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from flopcast.kernels.backend import backend
 
@@ -18,15 +19,21 @@ def register(schema: str, reference: Callable[..., Any], kernel: Callable[..., A
     torch.compile traces through it.
     """
     name = schema.split("(")[0]
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    declared = getattr(torch.ops.flopcast, name).default._schema.arguments
+    written = [n for n, argument in enumerate(declared) if argument.alias_info and argument.alias_info.is_write]
 
     @cache
     def chosen() -> Callable[..., Any]:
         return kernel if backend().name == "cupy" else reference
 
     def on_gpu(*arguments: Any) -> Any:
-        return chosen()(*arguments)
+        made = chosen()(*arguments)
+        # A kernel writes by address, which autograd does not see: what was kept of such a tensor is stale now.
+        if written:
+            increment_version([arguments[n] for n in written])
+        return made
 
-    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, reference, "CPU")  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, on_gpu, "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flopcast::{name}", fake, lib=_LIBRARY)

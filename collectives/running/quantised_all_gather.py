@@ -68,7 +68,13 @@ def quantised_all_gather(
         return Pending(None, lambda: None) if async_op else None
     chosen = layout or Layout.whole(values.numel(), values.dtype)
     payloads, gathering = gather_payloads(chosen.quantise(values), group)
-    pending = Pending(gathering, lambda: chosen.dequantise(payloads, output.view(-1)))
+
+    def finish() -> None:
+        if payloads.is_cuda:  # made on the stream of the call, and read on that of the wait
+            payloads.record_stream(torch.cuda.current_stream(payloads.device))
+        chosen.dequantise(payloads, output.view(-1))
+
+    pending = Pending(gathering, finish)
     if async_op:
         return pending
     pending.wait()

@@ -14,7 +14,8 @@ from flopcast.kernels.swiglu import kernel, reference
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """The product gate * sigmoid(gate) * up of two tensors of one shape, of which the backward needs no more.
 
-    fp32, fp16 or bf16, computed in fp32 and rounded once. Raises InputError. Source: Shazeer (arXiv:2002.05202).
+    fp32, fp16 or bf16, computed in fp32 and rounded once; on a GPU what is not contiguous, such as a half of one
+    product, is copied first. Raises InputError. Source: Shazeer (arXiv:2002.05202).
     """
     check_element_type("swiglu", "gate", gate)
     check_same("swiglu", "up", up, "gate", gate)

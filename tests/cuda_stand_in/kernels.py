@@ -17,13 +17,15 @@ from flopcast.kernels import backend
 from flopcast.kernels.cross_entropy.op import gradient_in_place, log_z_and_picked
 from flopcast.kernels.nf4.op import dequantise, quantise
 from flopcast.kernels.rmsnorm.op import add_rms_norm, rms_norm
-from flopcast.kernels.rope.op import rope, rotary_tables
+from flopcast.kernels.rope.op import rope, rope_, rotary_tables
 from flopcast.kernels.swiglu.op import swiglu
 from flopcast.kernels.tolerances import assert_near
 
 TOKENS, HIDDEN, VOCABULARY = 33, 64, 101
 DTYPE = torch.bfloat16
 DEVICE = torch.device("cuda", 1)  # not the current one
+HEADS = (1, TOKENS, 2, 16)
+WRITTEN = {"logits": (TOKENS, VOCABULARY), "q": HEADS, "k": HEADS, "values": (TOKENS, HIDDEN)}
 
 
 def loss(logits: Tensor, targets: Tensor) -> Sequence[Tensor]:
@@ -94,7 +96,23 @@ def record(function: Callable[..., Sequence[Tensor]], num_leaves: int, inputs: S
     return made
 
 
+def unseen_writes() -> list[str]:
+    """Of the tensors that ops write in their place, those that autograd takes to be what they were."""
+    logits, q, k, values = (torch.randn(*shape).to(DTYPE).to(DEVICE) for shape in WRITTEN.values())
+    payload = torch.empty_like(quantise(values))
+    tensors = {"logits": logits, "q": q, "k": k, "payload": payload, "values": values}
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    ones, targets = torch.ones(TOKENS).to(DEVICE), torch.zeros(TOKENS, dtype=torch.long).to(DEVICE)
+    gradient_in_place(logits, targets, ones, ones, ones)
+    rope_(q, k, *(table.to(DEVICE) for table in rotary_tables(16, TOKENS)))
+    quantise(values, out=payload)
+    dequantise(payload, values.numel(), DTYPE, out=values.view(-1))
+    return [name for name, tensor in tensors.items() if tensor._version == before[name]]
+
+
 def main(arguments: Sequence[str]) -> None:
     found = {name: record(*case) for name, case in cases().items()}
     current = torch.cuda.current_device()
-    Path(arguments[0]).write_text(json.dumps({"backend": backend().name, "current": current, "ops": found}))
+    unseen = unseen_writes()
+    made = {"backend": backend().name, "current": current, "ops": found, "unseen_writes": unseen}
+    Path(arguments[0]).write_text(json.dumps(made))

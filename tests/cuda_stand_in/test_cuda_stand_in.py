@@ -83,6 +83,11 @@ def test_an_op_is_right_and_waits_for_nothing(op: str, kernels: dict[str, Any]) 
     assert kernels["ops"][op]["waits"] == []
 
 
+def test_autograd_sees_what_a_kernel_writes_in_place(kernels: dict[str, Any]) -> None:
+    """A kernel writes by address: a tensor that was kept for a backward pass would go stale unnoticed."""
+    assert kernels["unseen_writes"] == []
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_training_is_that_of_the_cpu(strategy: str, training: list[dict[str, Any]]) -> None:
     for rank in training:
@@ -115,8 +120,10 @@ def test_training_runs_the_kernels_once(strategy: str, training: list[dict[str, 
 
 
 def test_a_profile_of_the_device_is_a_cluster(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
-    run("profiling", str(path))
+    path, waits = tmp_path / "profile.json", tmp_path / "waits.json"
+    run("profiling", str(path), str(waits))
+    # A layer whose launches are timed must not make the host wait for the GPU.
+    assert not [wait for wait in json.loads(waits.read_text()) if "attention" in wait]
     found = read_profile(path)
     assert found.device_type == "cuda"
     assert {sample.kind for sample in found.samples} == set(KINDS) - {"collective"}

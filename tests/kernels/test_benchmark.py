@@ -5,8 +5,9 @@ from collections import deque
 import pytest
 import torch
 
+from flopcast.cli import main
 from flopcast.errors import InputError
-from flopcast.kernels import benchmark, benchmark_calls, roofline, timing
+from flopcast.kernels import benchmark, benchmark_calls, device_check, roofline, timing
 from flopcast.kernels.benchmark_cases import operations
 
 
@@ -45,6 +46,30 @@ def test_every_op_and_pass_has_our_row(result):
 def test_who_is_not_installed_is_a_row_with_the_reason(result):
     missing = rows(result, op="rms_norm", provider="quack", tokens=16)
     assert [r["skipped"] for r in missing] == ["quack-kernels is not installed"]
+
+
+def test_a_fault_of_ours_is_told_and_costs_no_other_row(monkeypatch, capsys):
+    prepare = benchmark.prepare
+
+    def broken(operation, name, *rest):
+        if operation.name == "swiglu" and name == "flopcast":
+            raise RuntimeError("the result is not a number")
+        return prepare(operation, name, *rest)
+
+    monkeypatch.setattr(benchmark, "prepare", broken)
+    found = benchmark.run("cpu", (16,), (256,), ops=("rms_norm", "swiglu"), providers=("flopcast", "eager"), samples=1)
+    assert benchmark.failures(found) == ["swiglu of 16 x 256 bfloat16: RuntimeError: the result is not a number"]
+    assert device_check.failures({"steps": {"judged": {"result": found}}}) == benchmark.failures(found)
+    assert {(r["op"], r["provider"]) for r in found["rows"] if "median_s" in r} == {
+        ("rms_norm", "flopcast"),
+        ("rms_norm", "eager"),
+        ("swiglu", "eager"),
+    }
+    monkeypatch.setattr(benchmark, "run", lambda *_, **__: found)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "kernels", "--device", "cpu"])
+    assert stopped.value.code == 1
+    assert "swiglu of 16 x 256 bfloat16: RuntimeError" in capsys.readouterr().err
 
 
 def test_the_environment_says_which_path_ran(result):

@@ -51,6 +51,15 @@ def test_a_check_that_does_not_hold_is_told(monkeypatch):
     assert device_check.failures({"steps": {"correctness": {"result": records}}})
 
 
+def test_what_is_not_a_number_fails_its_step_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(block_benchmark, "run", lambda *_, **__: {"difference": float("nan"), "saved": 0.1})
+    document = device_check.run(tmp_path, CPU, quick=True)
+    assert [name for name, step in document["steps"].items() if "failed" in step] == ["block"]
+    (told,) = device_check.failures(document)
+    assert told.startswith("block: ValueError: Out of range float values are not JSON compliant")
+    assert (tmp_path / "kernels.csv").exists()
+
+
 def test_the_checks_of_large_tensors_hold_for_small_ones(monkeypatch):
     monkeypatch.setattr(device_correctness, "MANY", 2**16)
     for check in (device_correctness._large_rows, device_correctness._large_heads, device_correctness._large_nf4):

@@ -183,3 +183,6 @@ def kernels(
         from flopcast.reports.kernel_table import render
 
         show(render(result))
+    if wrong := benchmark.failures(result):
+        print(*wrong, sep="\n", file=sys.stderr)
+        sys.exit(1)
