@@ -72,7 +72,8 @@ def apart(value: float, limit: float) -> tuple[str, str]:
 
 def efficiency_words(peak_flop_per_s: float, row: Row) -> str:
     """What MFU and HFU are shares of: the 16-bit peak, whatever products have."""
-    peak = f"{peak_flop_per_s / 1e12:,.0f} dense"
+    teraflops = peak_flop_per_s / 1e12
+    peak = f"{teraflops:,.0f} dense" if teraflops >= 10 else f"{digits(teraflops)} dense"
     if row.plan["precision"] == "fp8":
         return f"Products have 8 bits; MFU and HFU are shares of {peak} 16-bit TFLOP/s"
     return f"MFU and HFU are shares of {peak} TFLOP/s"

@@ -193,15 +193,18 @@ def _collectives(timeline: Timeline) -> Table:
 def _classes(timeline: Timeline) -> Table:
     table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "communication\noverlapped, %")
     found = streams(timeline)
-    shown = found if len(found) <= MOST_CLASSES else sorted(found, key=lambda row: -row.compute)[:MOST_CLASSES]
+    if len(found) > MOST_CLASSES:  # the slowed ones are what is looked for
+        found = sorted(found, key=lambda row: (row.speed * row.link == 1, -row.compute))
+    shown = found[:MOST_CLASSES]
     for row in shown:
         alike = f"rank {row.rank}" + (f" and {row.num_ranks - 1} like it" if row.num_ranks > 1 else "")
         alike += f", stage {row.stage}" if timeline.plan.pp > 1 else ""
         alike += f", speed {row.speed:g}" if row.speed < 1 else ""
+        alike += f", link {row.link:g}" if row.link < 1 else ""
         shares = (row.compute, row.communication, row.idle, row.overlap)
         table.add_row(alike, *(f"{100 * share:.1f}" for share in shares))
     if len(found) > MOST_CLASSES:
-        table.add_row(f"and {len(found) - MOST_CLASSES} classes that compute less")
+        table.add_row(f"and {len(found) - MOST_CLASSES} more classes")
     return table
 
 

@@ -55,6 +55,8 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[Model, Plans], Array]]] = MappingP
         "seq_len": ("tokens per sequence", lambda model, plans: np.asarray(plans.seq_len, dtype=np.float64)),
     }
 )  # fmt: skip
+# The band reaches no further from the forecast than this factor, or than the runs' own: beyond it says nothing.
+MOST_WIDENED = 10.0
 # Beyond a range by less than this factor is still inside it: repeats of a size are not the same size.
 TOLERANCE = 1.01
 
@@ -105,10 +107,14 @@ class Calibrated:
         return np.asarray(np.maximum(outside, 0.0))
 
     def widened(self, published: tuple[Array, Array], model: Model, plans: Plans) -> tuple[Array, Array]:
-        """Factors on the step time: the runs' band, or the published one, wider by its width for each doubling out."""
+        """Factors on the step time: the runs' band, or the published one, wider by its width for each doubling out.
+
+        No wider than :data:`MOST_WIDENED` either way, unless it is so to begin with.
+        """
         logs = tuple(np.log(factor) for factor in published) if self.band is None else self.band
         wider = 1 + self.doublings_outside(model, plans)
-        low, high = (np.exp(wider * log) for log in logs)
+        most = np.log(MOST_WIDENED)
+        low, high = (np.exp(np.clip(wider * log, np.minimum(log, -most), np.maximum(log, most))) for log in logs)
         return np.asarray(low + 0 * published[0]), np.asarray(high + 0 * published[1])
 
     def notes(self, model: Model, plans: Plans) -> list[str]:
@@ -119,7 +125,7 @@ class Calibrated:
             values = np.atleast_1d(value_of(model, plans))
             found += [
                 f"{value:,.0f} {words}: outside the {self.num_runs} runs calibrated on ({least:,.0f} to {most:,.0f}), "
-                "so the band is wider"
+                f"so the band is wider, at most {MOST_WIDENED:g} times the forecast and as much below"
                 for value in (float(values.min()), float(values.max()))
                 if not least / TOLERANCE <= value <= most * TOLERANCE
             ]

@@ -86,11 +86,13 @@ def compare(model: Model, cluster: Cluster, request: Request) -> Comparison:
     Raises InputError where no strategy is legal, or where one that was asked for by name is not.
     """
     check_specifications(model, cluster)
+    if not isinstance(request, Request):
+        raise InputError(f"request is {request!r}; give a Request, e.g. Request(8)")
     cluster.check_num_gpus(request.num_gpus)
     check_request(request)
     names = request.strategies
-    if isinstance(names, str):
-        raise InputError(f"strategies is {names!r}; give a list, [{names!r}]")
+    if isinstance(names, str) or not isinstance(names, Sequence | None):
+        raise InputError(f"strategies is {names!r}; give a list, [{str(names)!r}]")
     if not all(isinstance(name, str) for name in names or ()):
         raise InputError(f"strategies is {names!r}; give a list of names, e.g. ['zero3', 'tp8']")
     if request.attention:

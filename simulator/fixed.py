@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.plan import CHOICES, FLAGS, MAY_BE_ZERO, Plan, placement
+from flopcast.simulator.plan import CHOICES, FLAGS, LEAST, MOST, Plan, placement
 
 # What has an option of its own.
 OPTIONS = {"num_gpus": "--gpus", "seq_len": "--seq-len"}
@@ -86,7 +86,10 @@ def _check(name: str, value: Any) -> None:
         if not isinstance(value, str):
             raise InputError(f"--fix strategy={value!r}: it must be a name, e.g. zero3")
         if "tp" in value:
-            raise InputError(f"--fix strategy={value}: it stands for tp={value[2:]} strategy=zero1; fix those")
+            raise InputError(
+                f"--fix strategy={value}: it stands for tp={value[2:]} strategy=zero1; fix those (strategy=ddp where "
+                "that is all GPUs)"
+            )
         placement(value, 1, 1)
     elif name in CHOICES and value not in CHOICES[name]:
         raise InputError(f"--fix {name}={value}: choose of {', '.join(CHOICES[name])}")
@@ -98,6 +101,7 @@ def _check(name: str, value: Any) -> None:
         if not isinstance(value, bool):
             raise InputError(f"--fix {name}={value!r}: choose True or False")
     elif name not in CHOICES:
-        least = int(name not in MAY_BE_ZERO)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise InputError(f"--fix {name}={value}: it must be a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < LEAST[name]:
+            raise InputError(f"--fix {name}={value}: it must be a whole number of at least {LEAST[name]}")
+        if int(value) > MOST[name]:
+            raise InputError(f"--fix {name}={value}: it must be at most {MOST[name]:,}")

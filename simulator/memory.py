@@ -162,6 +162,9 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
     shares = width * total(unit.count * unit.sharded_elements(o) for unit in parts)
     reduced = shares * np.where(accumulates & (g > 1), 1.0, share_of_layers)
     payloads = sharded * (plans.gather_bits == 4) * payload_bytes(layer.astype(np.int64)) * 1.0
+    num_layers = total(unit.count for unit in layers if not unit.of_experts)
+    # No more layers are gathered ahead than there are.
+    prefetch = np.minimum(plans.prefetch, np.maximum(num_layers - 1, 0))
     moments = [
         moment(
             parameters=copies(np.where(sharded, root, 0.0)),
@@ -171,25 +174,22 @@ def _moments(model: Model, plans: Plans, parts: Sequence[Unit], held: Activation
             logits=held.logits,
         ),
         moment(
-            parameters=copies(
-                np.where(sharded, root + layer * (1 + plans.prefetch), np.where(kept | added, 0.0, layer))
-            ),
+            parameters=copies(np.where(sharded, root + layer * (1 + prefetch), np.where(kept | added, 0.0, layer))),
             gradients=np.where(accumulates, gradients, gradients * layer / whole),
             activations=held.results + np.maximum(held.layers - held.last_layer, held.turned - held.one_put_off),
             workspace=held.workspace_of_last,
-            gathered=gathered(root + gathered_layer * (1 + plans.prefetch))
+            gathered=gathered(root + gathered_layer * (1 + prefetch))
             + np.where(added, np.maximum(~static * width / o - 2.0, 0.0) * layer, reduction)
             + growing_of_last
             + head,
             quantised=payloads,
         ),
     ]
-    num_layers = total(unit.count for unit in layers if not unit.of_experts)
     second_layer = np.where(plans.recompute_layers == 1, held.last_layer, held.first_layer)
     for first in (1, 2):
         left = np.minimum(first, num_layers)
         kept_of_them = held.first_layer + np.where(left > 1, second_layer, 0.0)
-        ahead = plans.prefetch * (left > 1)
+        ahead = prefetch * (left > 1)
         last = (root + left * layer) / whole
         added_up = np.where(added, last * gradients + (1 - last) * shares, gradients)
         moments.append(

@@ -7,7 +7,7 @@ import numpy as np
 
 from flopcast.errors import InputError
 from flopcast.simulator.forecast import Row, forecast
-from flopcast.simulator.plan import Plan
+from flopcast.simulator.plan import Plan, placement
 from flopcast.simulator.recompute import recompute_in_words
 from flopcast.simulator.request import usual_attention
 from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
@@ -17,6 +17,14 @@ COUNTS_TRIED = 64
 # Plans forecast at once while looking for one that fits.
 CHUNK = 50_000
 MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
+# Strategies that do what one does where there is one node, or one rank to shard over.
+PLAINER = {
+    "zero1": ("ddp",),
+    "zero2": ("ddp",),
+    "zero3": ("ddp",),
+    "zero3-node": ("zero3", "ddp"),
+    "hsdp": ("zero3", "ddp"),
+}
 # What a model without experts has nothing of that the fields about them could change.
 WITHOUT_EXPERTS = {
     "whole_experts": "are none to hold whole",
@@ -27,7 +35,12 @@ WITHOUT_EXPERTS = {
 
 
 def why_empty(space: Space) -> str:
-    """The constraint that left no plan, and the nearest GPU count that has one."""
+    """The constraint that left no plan, and the nearest GPU count that has one; or a strategy's plainer name there."""
+    if name := _known_as(space):
+        given = space.values["strategy"][0]
+        return (
+            f"{space.model.name} on {_gpus(space.num_gpus)}: {given} does what {name} does there; use strategy={name}"
+        )
     nearest = nearest_legal(space)
     mend = (
         f"the nearest number of GPUs with a legal plan is {nearest:,}"
@@ -35,6 +48,29 @@ def why_empty(space: Space) -> str:
         else "no number of GPUs nearby has one either, so change what is fixed or the global batch"
     )
     return f"{space.model.name} on {_gpus(space.num_gpus)} has no legal plan: {_constraint(space)}; {mend}"
+
+
+def _known_as(space: Space) -> str | None:
+    """Of a lone strategy the plainer one that does the same on the ranks there are, as zero3 on one node for hsdp."""
+    if "strategy" not in space.fixed or len(space.values["strategy"]) > 1:
+        return None
+    given = space.values["strategy"][0]
+    plainer = PLAINER.get(given.partition("+")[0], ())
+    suffix = given[given.index("+") :] if "+" in given else ""
+    names = (name + suffix * (name == "zero3") for name in plainer)
+    return next((n for n in names if _alike(space, given, n) and has_plan(_under(space, n))), None)
+
+
+def _alike(space: Space, one: str, other: str) -> bool:
+    """Whether two strategies shard alike however the model is split."""
+    gpus, node = space.num_gpus, space.cluster.gpus_per_node
+    splits = [(tp, pp) for tp in space.tensor_sizes for pp in space.pipeline_sizes if tp * pp <= gpus]
+    pairs = ([placement(name, gpus, node, *split) | {"strategy": ""} for name in (one, other)] for split in splits)
+    return all(first == second for first, second in pairs)
+
+
+def _under(space: Space, strategy: str) -> Space:
+    return replace(space, values={**space.values, "strategy": [strategy]})
 
 
 def nearest_legal(space: Space) -> int | None:

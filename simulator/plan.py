@@ -1,5 +1,6 @@
 """A plan: where parameters, gradients, optimizer state and work are placed. :class:`Plans` holds many, as arrays."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -154,8 +155,13 @@ class Plan:
 
 
 FIELDS = tuple(field.name for field in fields(Plan))
-# The least that each number of a plan may be.
-_LEAST = {name: int(name not in MAY_BE_ZERO) for name in FIELDS if name not in {"strategy", *CHOICES, *FLAGS}}
+# The least and the most that each number of a plan may be: more is a slip, and would not fit the arithmetic.
+LEAST = {name: int(name not in MAY_BE_ZERO) for name in FIELDS if name not in {"strategy", *CHOICES, *FLAGS}}
+MOST = dict.fromkeys(LEAST, 10**6) | {
+    **dict.fromkeys(("num_gpus", "parameter_shard", "gradient_shard", "optimizer_shard"), 10**8),
+    **{"seq_len": 10**9, "grad_accum": 10**12, "bucket_bytes": 10**12},
+}
+MOST_TOKENS_PER_STEP = 10**15
 
 
 def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp: int = 1) -> dict[str, int | str]:
@@ -184,6 +190,9 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
             else nearest(name, [*STRATEGIES, *(f"{q}+q4" for q in QUANTISABLE)])
         )
         raise InputError(f"strategy '{strategy}' is unknown; {offer}")
+    for degree, value in (("tp", tp), ("pp", pp)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{degree} is {value!r}; it must be a whole number of at least 1")
     world = max(num_gpus // (tp * pp), 1)
     node = min(max(gpus_per_node // tp, 1), world)
     hybrid_ranks = int(hybrid[1]) if hybrid else node
@@ -214,9 +223,19 @@ def _check_fields(plan: Plan) -> None:
     for name in FLAGS:
         if not isinstance(flag := getattr(plan, name), bool | np.bool_):
             raise InputError(f"plan {name} is {flag!r}; it must be True or False")
-    for name, least in _LEAST.items():
+    if not isinstance(plan.strategy, str):
+        raise InputError(f"plan strategy is {plan.strategy!r}; it must be a name, e.g. 'zero3'")
+    for name, least in LEAST.items():
         if not isinstance(value := getattr(plan, name), int | np.integer) or value < least:
             raise InputError(f"plan {name} is {value!r}; it must be a whole number of at least {least}")
+        if value > MOST[name]:
+            raise InputError(f"plan {name} is {value}; it must be at most {MOST[name]:,}")
+    tokens = math.prod(int(n) for n in (plan.num_gpus, plan.seq_len, plan.micro_batch, plan.grad_accum))
+    if tokens > MOST_TOKENS_PER_STEP * plan.tp * plan.cp * plan.pp:
+        raise InputError(
+            f"plan seq_len={plan.seq_len} x micro_batch={plan.micro_batch} x grad_accum={plan.grad_accum} on "
+            f"{plan.num_gpus} GPUs is more than {MOST_TOKENS_PER_STEP:,} tokens per step; lower one of them"
+        )
 
 
 def as_column(name: str, values: Iterable[Any]) -> Column:

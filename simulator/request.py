@@ -8,6 +8,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import CHOICES, MAY_BE_ZERO, AttentionKernel, Precision, Recompute, Schedule
+from flopcast.simulator.plan import MOST as MOST_OF_PLAN
 
 # What PyTorch's scaled_dot_product_attention runs on each architecture.
 USUAL_ATTENTION: dict[str, AttentionKernel] = {
@@ -22,10 +23,7 @@ ATTENTION_RUNS_ON: dict[str, tuple[str, ...]] = {
     "flash3": ("hopper",),
     "flash4": ("hopper", "blackwell"),
 }
-MOST = {
-    **{"tokens_per_gpu": 10**12, "seq_len": 10**9},
-    **dict.fromkeys(("micro_batch", "ep", "pp", "virtual_pp", "recompute_layers"), 10**6),
-}
+MOST = MOST_OF_PLAN | {"tokens_per_gpu": 10**12}
 
 
 @dataclass(frozen=True)

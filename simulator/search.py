@@ -23,7 +23,7 @@ from flopcast.simulator.forecast import (
 )
 from flopcast.simulator.model import Model
 from flopcast.simulator.no_plan import has_plan, too_large, why_empty
-from flopcast.simulator.plan import Plans
+from flopcast.simulator.plan import MOST_TOKENS_PER_STEP, Plans
 from flopcast.simulator.ranking import Ranking
 from flopcast.simulator.region import Region
 from flopcast.simulator.request import check_attention, check_whole, checked_seq_len, usual_attention
@@ -280,6 +280,8 @@ def default_batch_sequences(num_gpus: int, seq_len: int) -> int:
 
 
 def _check(cluster: Cluster, request: SearchRequest) -> None:
+    if not isinstance(request, SearchRequest):
+        raise InputError(f"request is {request!r}; give a SearchRequest, e.g. SearchRequest([512])")
     if request.objective not in OBJECTIVES:
         raise InputError(f"--objective is '{request.objective}'; choose of {', '.join(OBJECTIVES)}")
     costs = cluster.costs
@@ -303,6 +305,10 @@ def _check(cluster: Cluster, request: SearchRequest) -> None:
         check_whole("global-batch-tokens", request.global_batch_tokens)
         if request.global_batch_tokens < 1:
             raise InputError(f"--global-batch-tokens is {request.global_batch_tokens}; it must be at least 1")
+        if request.global_batch_tokens > MOST_TOKENS_PER_STEP:
+            raise InputError(
+                f"--global-batch-tokens is {request.global_batch_tokens}; it must be at most {MOST_TOKENS_PER_STEP:,}"
+            )
 
 
 def _pieces(space: Space) -> Iterator[tuple[Region, int]]:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
+from flopcast.simulator.busy_links import Links
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.operation import Array, Collective, Operation
-from flopcast.simulator.overlap import Compute, Links, Traffic, Waits, exposed_beside
+from flopcast.simulator.overlap import Compute, Traffic, Waits, exposed_beside
 from flopcast.simulator.pipeline import Layers, Sent, Stage
 from flopcast.simulator.plan import Plans
 
@@ -170,14 +171,27 @@ class Stages:
 class Moves:
     """Gathers and reductions by the passes they occur in: of all layers of the fullest stage, and of the root."""
 
-    def __init__(self, moved: Sequence[tuple[Operation, Array]], zeros: Array) -> None:
-        self._of: defaultdict[tuple[str, bool], Links] = defaultdict(lambda: Links(zeros))
+    def __init__(self, moved: Sequence[tuple[Operation, Array]], plans: Plans) -> None:
+        nothing = plans.zeros
+        kinds: defaultdict[tuple[str, bool], dict[str, Links]] = defaultdict(dict)
+        sent: dict[tuple[str, bool], Array] = {}
         for operation, time in moved:
             work = operation.work
             assert isinstance(work, Collective)
             backward = work.purpose == "gather" and operation.phase == "backward"
-            key = "backward" if backward else f"{work.purpose} {operation.when}"
-            self._of[key, operation.section == "head"].add(time, operation.count, work.group.num_nodes > 1)
+            key = "backward" if backward else f"{work.purpose} {operation.when}", operation.section == "head"
+            links = kinds[key].setdefault(operation.name.partition(".")[0], Links(nothing))
+            links.add(time, operation.count, work.group.num_nodes > 1)
+            sent[key] = sent.get(key, nothing) + work.tensor_bytes * operation.count
+
+        def mixed(key: tuple[str, bool]) -> Links:
+            in_one_piece = (
+                (plans.parameter_shard == 1) & key[0].startswith("reduce") & (sent[key] <= plans.bucket_bytes)
+            )
+            return Links.mixed([*kinds[key].values()], in_one_piece)
+
+        self._of: defaultdict[tuple[str, bool], Links] = defaultdict(lambda: Links(nothing))
+        self._of.update({key: mixed(key) for key in kinds})
 
     def of_first(self, plans: Plans) -> Traffic:
         """Those of the first stage: the embedding opens a forward pass and closes a backward one."""

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.broadcast import Sum, joined, only_axis
+from flopcast.simulator.busy_links import Links
 from flopcast.simulator.constants import Constants
 from flopcast.simulator.cost import Costs, host_seconds
 from flopcast.simulator.engines import has_habit
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.operation import Array, AttentionCore, Collective, Gemm, Operation
-from flopcast.simulator.overlap import Communication, Compute, Links, Passes, Traffic, Waits
+from flopcast.simulator.overlap import Communication, Compute, Passes, Traffic, Waits
 from flopcast.simulator.pipeline import SCHEDULES, Pipeline
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.sends import Sends
@@ -106,7 +107,7 @@ def step_time(
         direction = "forward" if operation.phase == "forward" else "weight" if operation.of_weights else "inputs"
         _charge(passes[section, direction], operation, time * _exposed_share(operation, plans), constants)
 
-    moves = Moves(moved, zeros)
+    moves = Moves(moved, plans)
     alone = hide_exchanges(passes, exchanges, moves, plans, constants)
     stages = Stages(passes, plans, num_layers)
     schedules = _Schedules(stages, moves, sends, plans, constants)

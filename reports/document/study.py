@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from flopcast.errors import InputError
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER
 from flopcast.reports.document.effects import effects
 from flopcast.reports.document.further import (
@@ -217,6 +218,12 @@ def study(
     tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
     progress("comparing strategies")
     comparison = compare(model, cluster, request)
+    batch = comparison.tokens_per_gpu * comparison.num_gpus
+    if num_tokens is None and tokens < batch:
+        raise InputError(
+            f"{TOKENS_PER_PARAMETER} tokens per parameter are {tokens:,.0f}, less than one step of {batch:,}; "
+            "give --tokens, or lower --tokens-per-gpu"
+        )
     best = recommended(comparison.rows)
     progress("searching beyond the strategies")
     found = further(comparison, request)

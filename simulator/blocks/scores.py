@@ -63,7 +63,7 @@ def scores(
     plans = load.plans
     unfused = plans.has(attention="unfused")
     length = plans.seq_len.astype(np.float64)
-    attended_to = reach.span(length)
+    attended_to = np.where(unfused, length, reach.span(length))
     keys = np.where(unfused, length, reach.keys(length))
     heads = num_heads / plans.tp
     flop = 2 * load.tokens * keys * heads * (key_dim + value_dim)

@@ -157,7 +157,7 @@ class _Game:
 
     def _rank(self, number: int, stage: int, disturbance: Disturbance) -> Rank:
         plan, replicas = self._plan, self._replicas[number]
-        speed, _, node = replicas.traits[stage]
+        speed, link, node = replicas.traits[stage]
         width = plan.tp * plan.cp
         first = (stage * plan.dp + replicas.index) * width
         jitter: Callable[[], float] | None = None
@@ -167,7 +167,7 @@ class _Game:
             jitter = lambda: float(np.exp(spread * random.standard_normal()))  # noqa: E731
         return Rank(
             self.env,
-            Place(stage, first, replicas.num * width, speed, number),
+            Place(stage, first, replicas.num * width, speed, link, number),
             Device(self.env, self._leaks, self._link_shares),
             plan.prefetch,
             plan.parameter_shard > 1,

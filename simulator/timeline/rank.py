@@ -52,12 +52,16 @@ class Reductions:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a class stands: ``stage`` of the pipeline, ``rank`` its first, ``num_ranks`` folded into it."""
+    """Where a class stands: ``stage`` of the pipeline, ``rank`` its first, ``num_ranks`` folded into it.
+
+    ``speed``, ``link``: the shares of their usual rates at which it computes and its NICs send.
+    """
 
     stage: int
     rank: int
     num_ranks: int
     speed: float
+    link: float
     replica: int
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.simulator.blocks.residual import ResidualBlock
+from flopcast.simulator.blocks.state_space import StateSpace
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.forecast import Forecast
+from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Gemm
 from flopcast.simulator.timeline.events import Event, events_of
 from flopcast.simulator.timeline.play import Timeline, mean_seconds
@@ -44,13 +47,14 @@ class Streams:
 
     ``compute``: a computation runs. ``communication``: only a collective does. ``idle``: nothing does; the three add
     up to 1. ``overlap``: of the time of collectives, that beside a computation. ``speed``: the share of its usual speed
-    at which the rank computes; ``stage``: of the pipeline.
+    at which the rank computes, ``link`` that at which its NICs send; ``stage``: of the pipeline.
     """
 
     rank: int
     num_ranks: int
     stage: int
     speed: float
+    link: float
     compute: float
     communication: float
     idle: float
@@ -84,8 +88,10 @@ def waterfall(timeline: Timeline) -> list[Part]:
     products = model_flop_per_token(found.model, plan.seq_len, "6n").total * tokens / peak
     ideal = model_flop_per_token(found.model, plan.seq_len, "causal").total * tokens / peak
     seconds["fp8"] = -_gained_in_8_bits(found) * products
-    seconds["gemm_efficiency"] = seconds.pop("gemm", 0.0) - products - seconds["fp8"]
-    seconds["attention_efficiency"] = seconds.pop("attention", 0.0) - (ideal - products)
+    # A state space's recurrence runs as matrix products.
+    recurrences = 3 * _recurrence_flop_per_token(found.model, plan.seq_len) * tokens / peak
+    seconds["gemm_efficiency"] = seconds.pop("gemm", 0.0) - products - recurrences - seconds["fp8"]
+    seconds["attention_efficiency"] = seconds.pop("attention", 0.0) - (ideal - products - recurrences)
     assert set(seconds) <= set(ORDER), sorted(set(seconds) - set(ORDER))
     parts = [Part(name, seconds[name]) for name in ORDER if abs(seconds[name]) > 1e-12 * timeline.step_s]
     rest = timeline.step_s - ideal - sum(part.seconds for part in parts)
@@ -93,6 +99,15 @@ def waterfall(timeline: Timeline) -> list[Part]:
     largest = max(range(len(parts)), key=lambda i: parts[i].seconds)
     parts[largest] = Part(parts[largest].name, parts[largest].seconds + rest)
     return [Part("ideal_at_peak", ideal), *parts]
+
+
+def _recurrence_flop_per_token(model: Model, seq_len: int) -> float:
+    """Forward FLOPs per token that no parameter accounts for, and no attention does."""
+    return sum(
+        number * block.score_flop_per_token(seq_len, causal=True)
+        for block, number in model.kinds.items()
+        if isinstance(block, ResidualBlock) and isinstance(block.parts()[0], StateSpace)
+    )
 
 
 def _gained_in_8_bits(found: Forecast) -> float:
@@ -151,6 +166,7 @@ def _shares(place: Place, found: Sequence[Event]) -> Streams:
         num_ranks=place.num_ranks,
         stage=place.stage,
         speed=place.speed,
+        link=place.link,
         compute=computing / whole,
         communication=(any_kernel - computing) / whole,
         idle=1 - any_kernel / whole,

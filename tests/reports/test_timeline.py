@@ -63,6 +63,18 @@ def test_the_tables_say_what_stragglers_cost_and_who_is_alike() -> None:
     assert "stragglers" not in printed(EVEN)
 
 
+def test_slow_links_are_named_and_slow_nodes_come_first() -> None:
+    text = printed(play(SLOW.forecast.model, SLOW.forecast.cluster, SLOW.plan, Disturbance({7: 0.8}, {3: 0.5})))
+    assert "rank 24 and 7 like it, link 0.5" in text
+    where = SLOW.forecast.cluster
+    many = play(SLOW.forecast.model, where, plan("zero3", 128), Disturbance({7: 0.8}, {3: 0.5}, jitter=0.02))
+    rows = [row for row in printed(many).splitlines() if row.startswith(("rank ", "and "))]
+    assert {row.split("  ")[0] for row in rows[:2]} == {
+        "rank 24 and 7 like it, link 0.5",
+        "rank 56 and 7 like it, speed 0.8",
+    }
+
+
 def test_what_it_rests_on_is_said_as_compare_says_it() -> None:
     (assumed,) = EVEN.forecast.cluster.assumptions
     assert as_json(EVEN)["assumptions"] == [assumed]

@@ -85,6 +85,14 @@ def test_each_doubling_outside_widens_the_band_by_its_width() -> None:
         assert float(high.flat[0]) == pytest.approx(np.exp(0.08 * (1 + doublings)), rel=2e-3)
 
 
+def test_the_band_of_a_far_plan_ends_at_ten_times_the_forecast_either_way() -> None:
+    far = plans(seq_len=2**20)
+    low, high = Calibrated.of(calibration([-1.4, 1.4])).widened(band(plans(), 2), MODEL, far)
+    assert (float(low.flat[0]), float(high.flat[0])) == pytest.approx((0.1, 10.0))
+    low, high = Calibrated.of(calibration([-3.0, 0.1])).widened(band(plans(), 2), MODEL, far)
+    assert (float(low.flat[0]), float(high.flat[0])) == pytest.approx((np.exp(-3.0), np.exp(0.1 * 11)), rel=0.02)
+
+
 def test_without_runs_left_out_the_published_band_is_widened() -> None:
     found = Calibrated.of(calibration(None))
     published = band(plans(), 2)

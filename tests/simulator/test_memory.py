@@ -27,6 +27,13 @@ def test_nccl_holds_nothing_on_a_lone_gpu() -> None:
         assert memory.total[0] - memory.reserved[0] == pytest.approx(outside)
 
 
+def test_no_more_layers_are_gathered_ahead_than_there_are() -> None:
+    model = small_model(hidden=4096, num_heads=32, num_kv_heads=32, intermediate=11008)
+    plans = [plan("zero3", 16, prefetch=n, recompute="full", seq_len=64) for n in (1, 3, 4, 10**6)]
+    ahead = [float(forecast(model, cluster(), p).memory.parts["gathered"][0]) for p in plans]
+    assert ahead[0] < ahead[1] == ahead[2] == ahead[3]
+
+
 def test_states_of_every_strategy() -> None:
     """fp32 gradients and 12 bytes of optimizer state, each over its shard; nothing needs padding."""
     per = PARAMETERS

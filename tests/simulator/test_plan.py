@@ -72,6 +72,9 @@ def test_unknown_strategies(strategy: str, words: str) -> None:
         ({"recompute": "some"}, ("recompute", "selective")),
         ({"micro_batch": 0}, ("micro_batch", "at least 1")),
         ({"micro_batch": float("nan")}, ("micro_batch", "whole number")),
+        ({"micro_batch": 2**53}, ("micro_batch", "at most 1,000,000")),
+        ({"grad_accum": 10**12, "micro_batch": 10**5}, ("grad_accum=1000000000000", "lower one of them")),
+        ({"strategy": 2}, ("strategy is 2", "a name")),
     ],
 )
 def test_illegal_combinations_name_both_fields(fields: dict[str, Any], both_named: tuple[str, str]) -> None:

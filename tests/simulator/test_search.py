@@ -234,8 +234,8 @@ def test_progress_ends_at_one_and_counts_plans() -> None:
         ({"fixed": {"tp": [3]}}, "tp=3 does not divide num_heads=16"),
         ({"fixed": {"pp": [9]}}, "pp=9 does not divide 16 GPUs or exceeds the 8 layers"),
         ({"fixed": {"pp": [3]}}, "nearest number of GPUs with a legal plan is 24"),
-        ({"fixed": {"strategy": ["hsdp"], "tp": [8]}}, "no plan is left where strategy is hsdp"),
-        ({"num_gpus": [8], "fixed": {"strategy": ["zero3-node"]}}, "nearest number of GPUs with a legal plan is 16"),
+        ({"fixed": {"strategy": ["hsdp"], "tp": [8]}}, "hsdp does what ddp does there; use strategy=ddp"),
+        ({"num_gpus": [8], "fixed": {"strategy": ["zero3-node"]}}, "zero3-node does what zero3 does there"),
         ({"fixed": {"tp": [1], "sequence_parallel": [True]}}, "sequence_parallel=true is for several tensor-parallel"),
         ({"fixed": {"whole_experts": [True]}}, "has no experts, so there are none to hold whole"),
         ({"fixed": {"overlap_expert": [True]}}, "no experts, so there is no exchange with them for overlap_expert"),
@@ -245,6 +245,7 @@ def test_progress_ends_at_one_and_counts_plans() -> None:
         ({"global_batch_tokens": 33 * 2048, "fixed": {"tp": [1], "pp": [1], "cp": [1]}}, "global batch divides"),
         ({"fixed": {"micro_batch": [1], "grad_accum": [64]}}, "no plan is left where grad_accum is 64"),
         ({"fixed": {"ep": [2]}}, "has no experts, so ep is 1"),
+        ({"global_batch_tokens": 10**18}, "at most 1,000,000,000,000,000"),
         ({"global_batch_tokens": 3000}, "a whole number is needed, e.g. 32768"),
         ({"global_batch_tokens": -1}, "at least 1"),
         ({"objective": "cost"}, "no gpu_hour_price"),
@@ -296,7 +297,7 @@ def test_the_kernel_that_a_gpu_runs_anyway_is_no_advice() -> None:
 def test_one_count_without_a_plan_is_left_out_beside_others() -> None:
     result = found(num_gpus=[8, 16], fixed={"strategy": ["zero3-node"]})
     assert [f.num_gpus for f in result.found] == [16]
-    assert "strategy is zero3-node" in result.left_out[8]
+    assert "zero3-node does what zero3 does there" in result.left_out[8]
 
 
 def test_what_is_fixed() -> None:
@@ -315,6 +316,8 @@ def test_what_is_fixed() -> None:
         ("pp", "write a field of a plan"),
         ("pp=", "write a field of a plan"),
         ("pp=a", "whole number"),
+        (f"micro_batch={10**23}", "it must be at most 1,000,000"),
+        (f"bucket_bytes={10**30}", "it must be at most 1,000,000,000,000"),
         ("pp=0", "at least 1"),
         ("num_gpus=8", "use --gpus"),
         ("seq_len=8", "use --seq-len"),
@@ -332,6 +335,16 @@ def test_bad_fixes(item: str, words: str) -> None:
         parse_fixed([item])
     with pytest.raises(InputError, match="given twice"):
         parse_fixed(["pp=1", "pp=2"])
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "strategy", "plainer"),
+    [(1, "zero3", "ddp"), (8, "hsdp", "zero3"), (8, "zero3-node+q4", r"zero3\+q4"), (8, "zero2", "ddp")],
+)
+def test_a_strategy_that_is_another_there_is_said_to_be(num_gpus: int, strategy: str, plainer: str) -> None:
+    fixed = {"strategy": [strategy]} | ({"tp": [8]} if strategy == "zero2" else {})
+    with pytest.raises(InputError, match=f"does what {plainer} does there; use strategy={plainer}"):
+        search(small_model(), cluster(), SearchRequest([num_gpus], seq_len=2048, fixed=fixed))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from builders import A100, H100, cluster, plan, small_model
 
 from flopcast.collectives import COLLECTIVES
 from flopcast.collectives.group import Group
+from flopcast.simulator.blocks.transformer import TransformerBlock
 from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.constants import default_constants
 from flopcast.simulator.cost import attention_seconds, gemm_seconds, work_seconds
@@ -135,6 +136,33 @@ def test_unfused_attention_over_misaligned_heads_runs_where_fp32_does() -> None:
 
     assert seconds(108, "unfused") == pytest.approx(seconds(104, "unfused") * 312 / 19.5, rel=0.01)
     assert seconds(108, "flash2") == pytest.approx(seconds(104, "flash2"), rel=0.01)
+
+
+def test_a_window_changes_nothing_of_unfused_attention() -> None:
+    """It computes every score whatever the mask hides; a flash kernel is the faster for it."""
+    whole = small_model()
+    block = whole.layers[0]
+    assert isinstance(block, TransformerBlock)
+    narrow = replace(whole, layers=(replace(block, attention=replace(block.attention, window=256)),) * 4)
+    for kernel in ("unfused", "flash2"):
+        p = plan("zero3", 16, attention=kernel)
+        seconds = [forecast(model, cluster(), p).step.parts["attention"][0] for model in (whole, narrow)]
+        assert (seconds[1] == seconds[0]) if kernel == "unfused" else (seconds[1] < seconds[0])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "zero3-node", "hsdp"])
+@pytest.mark.parametrize("kinds", [2, 4])
+def test_layers_that_are_alike_but_in_name_take_the_time_of_one_kind(strategy: str, kinds: int) -> None:
+    """A window longer than the sequence makes a kind of layer and nothing else."""
+    one = small_model(hidden=4096, num_heads=32, num_kv_heads=32, intermediate=11008)
+    block = one.layers[0]
+    assert isinstance(block, TransformerBlock)
+    layers = tuple(
+        replace(block, attention=replace(block.attention, window=10**5 + index % kinds)) for index in range(4)
+    )
+    p = plan(strategy, 64, recompute="full", bucket_bytes=25 * 2**20)
+    alike, mixed = (forecast(m, cluster(), p).step.total[0] for m in (one, replace(one, layers=layers)))
+    assert mixed == pytest.approx(alike, rel=2e-3)
 
 
 def test_tensor_parallelism_in_chunks_exposes_one_of_them() -> None:

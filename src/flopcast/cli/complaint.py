@@ -1,6 +1,12 @@
 """What is wrong with a command line, in a sentence that says how to mend it."""
 
-from cyclopts import CoercionError, CycloptsError, MissingArgumentError
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnusedCliTokensError,
+)
 
 
 def complaint(error: CycloptsError) -> str:
@@ -12,6 +18,11 @@ def complaint(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None and "Did you mean" not in str(error):
         command = " ".join(["flopcast", *(error.command_chain or ())])
         return f"{error.argument.name} is missing or has no value; '{command} --help' says what it takes"
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given twice; give it once"
+    if isinstance(error, UnusedCliTokensError):
+        command = " ".join(["flopcast", *(error.command_chain or ())])
+        return f"nothing takes '{' '.join(error.unused_tokens or ())}'; '{command} --help' says what each flag takes"
     return str(error).replace('"', "'")
 
 

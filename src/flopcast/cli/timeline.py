@@ -127,8 +127,9 @@ def timeline(
     if trace is not None:
         from flopcast.reports.trace import write_traces
 
-        for path in write_traces(step, trace):
-            print(f"flopcast: wrote {path}", file=sys.stderr)
+        written = write_traces(step, trace)
+        rest = f" and {len(written) - 1} more, one for each class of ranks" if len(written) > 1 else ""
+        print(f"flopcast: wrote {written[0]}{rest}", file=sys.stderr)
     if figure is not None:
         from flopcast.reports.figures.canvas import save
         from flopcast.reports.figures.timeline import draw

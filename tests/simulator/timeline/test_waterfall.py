@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from builders import plan
 
+from flopcast.simulator.blocks.residual import MixedBlock
+from flopcast.simulator.blocks.state_space import StateSpace
+from flopcast.simulator.blocks.transformer import Mlp
 from flopcast.simulator.catalogue import load_cluster, load_model
+from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.timeline import (
     Disturbance,
@@ -44,6 +48,16 @@ def test_products_in_8_bits_gain_half_of_the_products_at_peak() -> None:
     tokens = timeline.plan.seq_len * timeline.plan.global_batch_sequences / 16
     products = 6 * (MODEL.num_parameters - MODEL.vocab_size * MODEL.hidden) * tokens / 989e12
     assert seconds["fp8"] == pytest.approx(-products / 2, rel=2e-3)
+    assert seconds["gemm_efficiency"] > 0
+
+
+def test_a_recurrence_is_no_attention() -> None:
+    """Twelve layers of a state space: what grows with the sequence runs as products, and no attention is below peak."""
+    layer = MixedBlock(StateSpace(num_heads=32, head_dim=64, state_dim=64, rank=128), Mlp(8192))
+    model = Model("recurrent", 2048, 32000, 2048, (layer,) * 12)
+    timeline = play(model, load_cluster("dgx-h100"), plan("zero1", 8, seq_len=2048))
+    seconds = {part.name: part.seconds for part in waterfall(timeline)}
+    assert "attention_efficiency" not in seconds
     assert seconds["gemm_efficiency"] > 0
 
 
