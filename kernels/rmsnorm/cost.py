@@ -2,8 +2,6 @@
 
 from flopcast.kernels.pointwise import Pass
 
-FLOP_PER_ELEMENT, BACKWARD_FLOP_PER_ELEMENT = 4, 10  # a square and its sum, two products; backward a sum, dw and dx
-
 # Fused: read x, write y; backward reads x and dy, writes dx (one read or write of a 16-bit element is 2 bytes).
 FORWARD, BACKWARD = Pass(4, 1), Pass(6, 2)
 # w * (x.float() * rsqrt(mean(x.float()^2) + eps)).bfloat16() op by op, with fp32 between the ops.

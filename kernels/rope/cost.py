@@ -2,8 +2,6 @@
 
 from flopcast.kernels.pointwise import Pass
 
-FLOP_PER_ELEMENT = 3  # two products and a sum for each of a pair
-
 # One launch turns q and k in place: read, write; backward is the same kernel with -sin.
 FORWARD, BACKWARD = Pass(4, 1), Pass(4, 1)
 # x * cos + rotate_half(x) * sin op by op, for q and for k.
