@@ -13,6 +13,7 @@ IntArray: TypeAlias = "NDArray[np.int64] | int"
 BoolArray: TypeAlias = "NDArray[np.bool_] | bool"
 
 ARCHITECTURES = ("volta", "ampere", "hopper", "blackwell", "other")
+HOPPER, BLACKWELL = ARCHITECTURES.index("hopper"), ARCHITECTURES.index("blackwell")
 # NCCL 2.27, of PyTorch 2.8 and 2.9.
 USUAL_NCCL_MINOR = 27
 FABRICS = ("infiniband", "roce", "efa", "gpudirect-tcp", "slingshot", "ethernet")
@@ -23,6 +24,12 @@ def architecture_code(name: str) -> int:
     if name not in ARCHITECTURES:
         raise InputError(f"architecture '{name}' is unknown; {nearest(name, list(ARCHITECTURES))}")
     return ARCHITECTURES.index(name)
+
+
+def hopper_or_later(architecture: IntArray) -> NDArray[np.bool_]:
+    """Which codes of ``ARCHITECTURES`` are of Hopper or Blackwell."""
+    code = np.asarray(architecture)
+    return np.asarray((code == HOPPER) | (code == BLACKWELL))
 
 
 def fabric_code(name: str) -> int:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from flopcast.collectives import nccl
 from flopcast.collectives.constants import Constants
 from flopcast.collectives.cost import Floats
-from flopcast.collectives.group import FABRICS, Fabric, Group
+from flopcast.collectives.group import BLACKWELL, FABRICS, HOPPER, Fabric, Group, hopper_or_later
 
 _EFA, _TCP = FABRICS.index("efa"), FABRICS.index("gpudirect-tcp")
-_HOPPER, _BLACKWELL = 2, 3
 # FABRICS, then EFA of the first generation and GPUDirect-TCPX.
 _ORDERED = np.array([True, True, True, False, False, False, False, False])
 
@@ -76,12 +75,12 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     slot = nccl.SLOT_BYTES_PER_S[architecture]
     node_rate = np.where(multi, np.minimum(usable * nic, slot * per_node), 1.0)
     minor = np.asarray(fabric.nccl_minor)
-    wide = (architecture == _BLACKWELL) & (minor >= nccl.RACK_CHANNELS_MINOR)
+    wide = (architecture == BLACKWELL) & (minor >= nccl.RACK_CHANNELS_MINOR)
     channels = np.where(wide, nccl.RING_CHANNELS, nccl.NODE_CHANNELS) * np.maximum(
         1.0, nccl.CHANNEL_BYTES_PER_S / np.maximum(np.asarray(fabric.nic_bytes_per_s), 1.0)
     )
     default = np.where(minor >= nccl.RING_CHANNELS_MINOR, nccl.RING_CHANNELS, nccl.OLD_RING_CHANNELS)
-    bounding = multi & (architecture == _HOPPER)
+    bounding = multi & (architecture == HOPPER)
     channel_rate = np.where(multi, np.minimum(np.minimum(usable, channels) * nic, slot * per_node), 1.0)
     # All the ranks of a node may send at once, and so may the ranks of the other groups.
     speaking = np.asarray(group.groups_per_node) * per_node
@@ -98,7 +97,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
     chain_bus = bus * np.where(multi, np.where(per_node > 1, leaving, np.inf), 1.0)
     each = nccl.TREE_CHANNEL_BYTES_PER_S[architecture, np.where(nodes > 2, 1, 0)]
     tree_rate = _tree_channels(usable, np.asarray(fabric.nic_bytes_per_s), architecture) * each
-    base = constants.protocol_base_s * np.where(_is_hopper(architecture), constants.hopper_base_scale, 1.0)
+    base = constants.protocol_base_s * np.where(hopper_or_later(architecture), constants.hopper_base_scale, 1.0)
     return Links(
         ranks=ranks,
         ranks_per_node=per_node,
@@ -119,7 +118,7 @@ def links(group: Group, fabric: Fabric, constants: Constants) -> Links:
         crossing_s=np.asarray(crossing * fabric.hop_scale),
         # NCCL runs LL128 by default where NVLink joins the node's GPUs (tuning.cc, "Enable LL128 by default").
         ll128=np.asarray((ordered | ~multi) & (~pcie | (per_node == 1))),
-        ll128_share=np.where(_is_hopper(architecture), constants.ll128_share_hopper, constants.ll128_share),
+        ll128_share=np.where(hopper_or_later(architecture), constants.ll128_share_hopper, constants.ll128_share),
         tree_bus=np.minimum(
             chain_bus * nccl.TREE_SHARE[architecture], np.where(multi & (per_node > 1), tree_rate, np.inf)
         ),
@@ -134,14 +133,9 @@ def _tree_channels(usable: Floats, line_bytes_per_s: Floats, architecture: NDArr
     moves.
     """
     doubled = np.where(line_bytes_per_s > nccl.DOUBLED_BYTES_PER_S, 2, 1)
-    single = (architecture == _BLACKWELL) & (line_bytes_per_s <= nccl.CHANNEL_BYTES_PER_S)
+    single = (architecture == BLACKWELL) & (line_bytes_per_s <= nccl.CHANNEL_BYTES_PER_S)
     most = np.where(single, nccl.NODE_CHANNELS, 2 * nccl.NODE_CHANNELS)
     return np.asarray(np.minimum(np.maximum(usable, 1) * doubled, most))
-
-
-def _is_hopper(architecture: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Hopper or Blackwell."""
-    return np.asarray((architecture == _HOPPER) | (architecture == _BLACKWELL))
 
 
 def network(fabric: Fabric, constants: Constants) -> tuple[Floats, Floats, NDArray[np.bool_]]:

@@ -6,11 +6,9 @@ from numpy.typing import NDArray
 from flopcast.collectives import nccl
 from flopcast.collectives.constants import Constants
 from flopcast.collectives.cost import NVLS, NVLS_TREE, SIMPLE, Candidate, Floats
-from flopcast.collectives.group import Fabric
+from flopcast.collectives.group import BLACKWELL, Fabric, hopper_or_later
 from flopcast.collectives.links import Links
 from flopcast.collectives.pipeline import fill
-
-_HOPPER, _BLACKWELL = 2, 3
 
 
 def nvls(tensor_bytes: Floats, on: Links, fabric: Fabric, constants: Constants) -> list[Candidate]:
@@ -21,8 +19,7 @@ def nvls(tensor_bytes: Floats, on: Links, fabric: Fabric, constants: Constants) 
     1.75 (1 - 1/n) / (1 - 1/h) with h heads in one node, by NCCL's own model (tuning.cc), and 2 (n-1)/n over several. A
     SHARP network is one hop, and a node sends S whatever their number.
     """
-    architecture = np.asarray(fabric.architecture)
-    blackwell = architecture == _BLACKWELL
+    blackwell = np.asarray(fabric.architecture) == BLACKWELL
     share = np.where(blackwell, constants.nvls_share_blackwell, constants.nvls_share_hopper)
     rate = share * fabric.nvlink_bytes_per_s * fabric.nvlink_scale
     heads = np.minimum(on.ranks_per_node, nccl.NVLS_MAX_HEADS)
@@ -55,7 +52,7 @@ def _lengthened(size: Floats, heads: Floats, on: Links, fabric: Fabric, constant
 
     Short ones up to a size that grows with channels and heads; messages just below it take no longer than it does.
     """
-    blackwell = np.asarray(fabric.architecture) == _BLACKWELL
+    blackwell = np.asarray(fabric.architecture) == BLACKWELL
     new = np.asarray(fabric.nccl_minor) >= nccl.NVLS_CHANNELS_MINOR
     channels = np.where(new, nccl.NVLS_CHANNELS_BLACKWELL, nccl.NVLS_OLD_CHANNELS_BLACKWELL)
     channels = np.where(blackwell, channels, nccl.NVLS_CHANNELS_HOPPER)
@@ -70,10 +67,9 @@ def before_rings(on: Links, fabric: Fabric) -> NDArray[np.bool_]:
 
 
 def _able(on: Links, fabric: Fabric) -> NDArray[np.bool_]:
-    architecture = np.asarray(fabric.architecture)
     return np.asarray(
         np.asarray(fabric.nvswitch)
-        & ((architecture == _HOPPER) | (architecture == _BLACKWELL))
+        & hopper_or_later(fabric.architecture)
         & (on.ranks_per_node >= nccl.NVLS_MIN_RANKS)
         & ((on.nodes <= nccl.NVLS_TREE_MAX_NODES) | np.asarray(fabric.sharp))
     )
