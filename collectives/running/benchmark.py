@@ -235,7 +235,6 @@ def _measure(
         wrong = torch.tensor([case.num_wrong(in_place)], dtype=torch.int64, device=device)
         dist.all_reduce(wrong)
         median = statistics.median(times)
-        low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (median,) * 3
         rows.append(
             Row(
                 collective=name,
@@ -248,7 +247,7 @@ def _measure(
                 time_s=median,
                 algbw_bytes_per_s=case.num_bytes / median,
                 busbw_bytes_per_s=case.num_bytes / median * case.bus_factor(ranks),
-                spread=(high - low) / median,
+                spread=results.quartile_spread(times),
                 num_wrong=int(wrong),
                 forecast=forecast,
             )

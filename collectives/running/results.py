@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,6 +72,14 @@ class Report:
         """One document: ``about``'s keys, ``num_wrong`` and ``rows``."""
         rows = [{**asdict(row), "ratio": row.ratio} for row in self.rows]
         return {**self.about, "num_wrong": self.num_wrong, "rows": rows}
+
+
+def quartile_spread(times: Sequence[float]) -> float:
+    """The distance between the quartiles of the times over their median; 0 of a single one."""
+    if len(times) < 2:
+        return 0.0
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return (high - low) / median
 
 
 def introduction(about: dict[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from flopcast.collectives.running.payload import Layout
 from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.collectives.running.quantised_all_gather import quantised_all_gather
-from flopcast.collectives.running.results import write_json
+from flopcast.collectives.running.results import quartile_spread, write_json
 from flopcast.collectives.running.surroundings import processor, versions
 from flopcast.errors import InputError
 
@@ -69,7 +69,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         _run_ranks(setting, namespaces, Path(folder))
         found = json.loads((Path(folder) / "times.json").read_text(encoding="utf-8"))
     medians = {name: statistics.median(times) for name, times in found["times_s"].items()}
-    spreads = {name: _spread(times) for name, times in found["times_s"].items()}
+    spreads = {name: quartile_spread(times) for name, times in found["times_s"].items()}
     layout = Layout.whole(setting.elements, torch.bfloat16)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -210,14 +210,6 @@ def _rank(setting: Setting, rank: int, folder: Path) -> None:
     if rank == 0:
         write_json(folder / "times.json", {"times_s": times, "num_wrong": int(wrong)})
     leave_process_group()
-
-
-def _spread(times: list[float]) -> float:
-    """The distance between the quartiles over the median."""
-    if len(times) < 2:
-        return 0.0
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return (high - low) / median
 
 
 def main(arguments: list[str] | None = None) -> None:
