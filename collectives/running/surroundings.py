@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import HashStore
 from flopcast.collectives.running.agreement import reporting
 from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.errors import InputError
+from flopcast.kernels.environment import device_name
 from flopcast.version import __version__
 
 _TEXT_BYTES = 256
@@ -97,8 +98,7 @@ class Topology:
 
 def topology(device: torch.device) -> Topology:
     """Hosts and devices of all ranks, told to all ranks."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    hosts, devices = gather_text(socket.gethostname(), device), gather_text(name, device)
+    hosts, devices = gather_text(socket.gethostname(), device), gather_text(device_name(device), device)
     return Topology(tuple(hosts), tuple(devices))
 
 
@@ -116,16 +116,6 @@ def versions() -> dict[str, str]:
 def nccl_settings() -> dict[str, str]:
     """The environment's NCCL_ variables, which change what is measured."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith("NCCL_")}
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def gather_text(text: str, device: torch.device) -> list[str]:

@@ -32,8 +32,9 @@ from flopcast.collectives.running.payload import Layout
 from flopcast.collectives.running.pytorch import all_gather_single, leave_process_group
 from flopcast.collectives.running.quantised_all_gather import quantised_all_gather
 from flopcast.collectives.running.results import quartile_spread, write_json
-from flopcast.collectives.running.surroundings import processor, versions
+from flopcast.collectives.running.surroundings import versions
 from flopcast.errors import InputError
+from flopcast.kernels.environment import device_name
 
 _MODULE = "flopcast.collectives.running.throttled_link"
 _NETWORK = "10.231.77"
@@ -240,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
             "what": "all-gather of bf16 values, 16 bits against 4 bits on the wire, gloo ranks over a throttled link",
             "tool": f"python -m {_MODULE}",
             "link": f"veth and bridge in network namespaces, tc tbf both ways, burst {_BURST_BYTES} bytes",
-            "device": f"{processor()}, {os.cpu_count()} cores shared by all ranks",
+            "device": f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores shared by all ranks",
             "load_average_at_start": os.getloadavg()[0],
             "versions": versions(),
             "runs": [measure(setting) for setting in settings],
