@@ -85,15 +85,6 @@ def measure(setting: Setting) -> dict[str, Any]:
     }
 
 
-def obstacle() -> str:
-    """Why no link can be throttled here, or "" where it can."""
-    try:
-        with _links(Setting()):
-            return ""
-    except LinkRefusedError as error:
-        return str(error)
-
-
 @contextmanager
 def _links(setting: Setting) -> Iterator[list[str]]:
     """The ranks' namespaces, their links throttled; all of it gone afterwards."""
