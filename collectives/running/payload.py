@@ -1,7 +1,7 @@
 """One packed payload for several tensors: matrices as NF4, one-dimensional parameters raw, each part on 16 bytes."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,20 +42,6 @@ class Layout:
     def whole(cls, numel: int, dtype: torch.dtype) -> "Layout":
         """A single quantised segment."""
         return cls((Segment(numel),), dtype)
-
-    @classmethod
-    def of_shapes(cls, shapes: Iterable[Sequence[int]], ranks: int, dtype: torch.dtype) -> "Layout":
-        """Parameters of these shapes, dim 0 of each split over ``ranks`` as FSDP2 does: ceil(dim0 / n) rows each.
-
-        One-dimensional parameters travel raw: they are few, and norms are what 4 bits would hurt.
-        """
-        segments = []
-        for shape in shapes:
-            rest = 1
-            for size in shape[1:]:
-                rest *= size
-            segments.append(Segment(-(-shape[0] // ranks) * rest, raw=len(shape) == 1))
-        return cls(tuple(segments), dtype)
 
     @cached_property
     def numel(self) -> int:

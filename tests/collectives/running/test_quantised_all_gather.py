@@ -30,8 +30,7 @@ def test_on_four_ranks(four_ranks: dict[str, list[str]], case: str) -> None:
 
 
 def test_layout_counts_what_it_packs() -> None:
-    layout = Layout.of_shapes([(10, 33), (10,), (7, 5)], 4, torch.bfloat16)
-    assert layout.segments == (Segment(99), Segment(3, raw=True), Segment(10))
+    layout = Layout((Segment(99), Segment(3, raw=True), Segment(10)), torch.bfloat16)
     payload = layout.quantise(torch.randn(layout.numel).bfloat16())
     assert payload.numel() == layout.num_bytes == int(payload_bytes(99)) + 16 + int(payload_bytes(10))
     with pytest.raises(InputError, match="at least one segment"):
@@ -66,12 +65,14 @@ def test_plamo_13b_at_480_ranks_sends_at_most_26_percent_of_bf16() -> None:
     assert sum(int(np.prod(shape)) for unit in units for shape in unit) == 13_099_545_600
 
     ranks = 480
-    layouts = [Layout.of_shapes(unit, ranks, torch.bfloat16) for unit in units]
+    # Dim 0 over the ranks; one-dimensional parameters travel raw.
+    per_rank = [[(-(-s[0] // ranks) * int(np.prod(s[1:])), len(s) == 1) for s in unit] for unit in units]
+    layouts = [Layout(tuple(Segment(*part) for part in parts), torch.bfloat16) for parts in per_rank]
     quantised = sum(ranks * layout.num_bytes for layout in layouts)
     raw = sum(ranks * layout.numel * 2 for layout in layouts)
     assert raw == sum(ranks * -(-s[0] // ranks) * int(np.prod(s[1:])) * 2 for unit in units for s in unit)
     assert quantised / raw <= 0.2600
     assert quantised / raw == pytest.approx(0.25807, abs=1e-4)
     # The same from the format alone, without the code that packs.
-    per_rank = [(-(-s[0] // ranks) * int(np.prod(s[1:])), len(s) == 1) for unit in units for s in unit]
-    assert quantised == ranks * sum(int(aligned(2 * n) if one else payload_bytes(n)) for n, one in per_rank)
+    sizes = (int(aligned(2 * n) if raw else payload_bytes(n)) for parts in per_rank for n, raw in parts)
+    assert quantised == ranks * sum(sizes)
