@@ -73,8 +73,6 @@ def collectives(
     from flopcast.collectives.running.results import records, write_csv
     from flopcast.collectives.running.sizes import parse_size
 
-    if csv and not csv.absolute().parent.is_dir():
-        raise InputError(f"--csv: there is no folder {csv.absolute().parent}; make it first")
     fabric = None
     if cluster:
         from flopcast.simulator.catalogue import load_cluster
