@@ -44,7 +44,7 @@ def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 
     names = sorted({row.collective for row in rows})
     if len(names) > 1:
         raise InputError(f"the rows are of {' and '.join(names)}; fit one collective at a time")
-    used = [row for row in rows if not row.in_place and row.num_bytes > 0]
+    used = _usable(rows)
     if not used:
         raise InputError("no out-of-place row is there to fit to, only in-place ones or of 0 bytes; give a log of some")
     return fit_piecewise(
@@ -52,9 +52,14 @@ def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 
     )
 
 
+def _usable(rows: Sequence[Row]) -> list[Row]:
+    """Those that tell of the machine: out of place, and not of 0 bytes."""
+    return [row for row in rows if not row.in_place and row.num_bytes > 0]
+
+
 def as_json(rows: Sequence[Row], fitted: PiecewiseFit) -> dict[str, Any]:
     """The same as a document; the last range's end, a single row's latency and a rate that no row tells are None."""
-    used = [row for row in rows if not row.in_place and row.num_bytes > 0]
+    used = _usable(rows)
     within = np.searchsorted(fitted.edges[:-1], [row.num_bytes for row in used])
     last = len(fitted.edges) - 1
     return {
@@ -88,7 +93,7 @@ def residual_table(rows: Sequence[Row], fitted: PiecewiseFit) -> list[str]:
     no bandwidth.
     """
     lines = [f"# {'up to (B)':>14}  {'alpha (us)':>10}  {'B (GB/s)':>10}"]
-    used = [row for row in rows if not row.in_place and row.num_bytes > 0]
+    used = _usable(rows)
     within = np.searchsorted(fitted.edges[:-1], [row.num_bytes for row in used])
     for k, (edge, alpha, rate) in enumerate(zip(fitted.edges, fitted.alpha_s, fitted.bytes_per_s, strict=True)):
         if num_rows := np.sum(within == k):
