@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from flopcast.kernels.benchmark_cases import OURS
-from flopcast.kernels.nf4 import cost as nf4_cost
 from flopcast.kernels.nf4 import op as nf4
 from flopcast.kernels.nf4 import reference as nf4_reference
+from flopcast.kernels.nf4.format import payload_bytes
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,4 @@ def transfers(dtype: torch.dtype) -> list[Transfer]:
 
 def moved_bytes(numel: int, dtype: torch.dtype) -> float:
     """What either way must move: the values once and the payload once."""
-    return float(numel * dtype.itemsize + int(nf4_cost.payload_bytes(numel)))
+    return float(numel * dtype.itemsize + int(payload_bytes(numel)))

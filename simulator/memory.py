@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from flopcast.kernels.nf4.cost import payload_bytes
+from flopcast.kernels.nf4.format import payload_bytes
 from flopcast.simulator.activations import Activations, activations, head_gradient_bytes
 from flopcast.simulator.broadcast import Sum, largest, total
 from flopcast.simulator.constants import Constants

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.collectives.group import Group
-from flopcast.kernels.nf4 import cost as nf4
+from flopcast.kernels.nf4.cost import conversion_bytes
 from flopcast.kernels.pointwise import Pass
 from flopcast.kernels.rmsnorm import cost as norm_cost
 from flopcast.simulator import placement
@@ -155,8 +155,8 @@ def _gathers(unit: Unit, gpus_per_node: NDArray[np.int64]) -> Iterator[Operation
         if not np.any(quantised):
             continue
         # What is gathered in the node was quantised when it was gathered over all.
-        fresh = np.where(shard == o, nf4.quantise_bytes(elements / shard), 0.0)
-        restore = Pointwise(fresh + nf4.dequantise_bytes(elements), counted=True)
+        fresh = np.where(shard == o, conversion_bytes(elements / shard), 0.0)
+        restore = Pointwise(fresh + conversion_bytes(elements), counted=True)
         name = f"{unit.name}.dequantise"
         yield Operation(name, unit.section, phase, when, quantised, nothing + 2.0, restore, nothing, nothing)
 

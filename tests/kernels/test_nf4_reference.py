@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flopcast.errors import InputError
-from flopcast.kernels.nf4 import cost, reference
 from flopcast.kernels.nf4 import format as layout
+from flopcast.kernels.nf4 import reference
 from flopcast.kernels.nf4.reference import dequantise, quantise
 
 # Relative error (Frobenius norm) of torchao 0.18.0's NF4Tensor on torch 2.13.0, CPU: to_nf4(w, 64, 256) of
@@ -76,7 +76,7 @@ def relative_error(x: torch.Tensor) -> float:
 @pytest.mark.parametrize("numel", SIZES)
 def test_size_of_payload(numel: int) -> None:
     payload = quantise(torch.ones(numel))
-    assert payload.numel() == int(cost.payload_bytes(numel)) == int(layout.payload_bytes(np.array([numel]))[0])
+    assert payload.numel() == int(layout.payload_bytes(numel)) == int(layout.payload_bytes(np.array([numel]))[0])
     assert payload.numel() % layout.ALIGNMENT == 0
     assert layout.constants_offset(numel) % 16 == 0
     assert layout.scales_offset(numel) % 8 == 0
