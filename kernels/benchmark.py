@@ -12,7 +12,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -69,18 +68,23 @@ def run(
     copy_rate = copied["bytes"] / copied["median_s"]
     rows: list[Row] = []
     for count, size, dtype in product(tokens, hidden, dtypes):
-        arguments = (count, size, dtype, device, providers, samples, deadline)
         # Those of the fewest providers first, as they take the least time.
-        comparisons = {t.name: partial(_compare_transfer, t, *arguments) for t in transfers(dtype)}
-        comparisons |= {o.name: partial(_compare, o, *arguments) for o in operations()}
-        for name, compare in comparisons.items():
-            if ops is not None and name not in ops:
+        comparisons: list[Transfer | Operation] = [*transfers(dtype), *operations()]
+        for compared in comparisons:
+            if ops is not None and compared.name not in ops:
+                continue
+            key = {"op": compared.name, "dtype": str(dtype).removeprefix("torch."), "tokens": count, "hidden": size}
+            wanted = [name for name in compared.functions if providers is None or name in providers]
+            if time.monotonic() > deadline:
+                rows += [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
                 continue
             try:
                 with timing.selected(device):
-                    rows += compare()
+                    if isinstance(compared, Transfer):
+                        rows += _compare_transfer(compared, key, wanted, dtype, device, samples)
+                    else:
+                        rows += _compare(compared, key, wanted, dtype, device, samples)
             except torch.OutOfMemoryError:
-                key = {"op": name, "dtype": str(dtype).removeprefix("torch."), "tokens": count, "hidden": size}
                 rows.append(_skipped(key, "all", "all", "not enough memory for all providers at once"))
                 torch.cuda.empty_cache()
     datasheet = datasheet_bytes_per_s(device)
@@ -138,20 +142,10 @@ def _check(
 
 
 def _compare(
-    operation: Operation,
-    tokens: int,
-    hidden: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    providers: Sequence[str] | None,
-    samples: int,
-    deadline: float,
+    operation: Operation, key: Row, wanted: Sequence[str], dtype: torch.dtype, device: torch.device, samples: int
 ) -> list[Row]:
-    """Forward, backward and host time of one operation at one shape, all providers in turns."""
-    key = {"op": operation.name, "dtype": str(dtype).removeprefix("torch."), "tokens": tokens, "hidden": hidden}
-    wanted = [name for name in operation.functions if providers is None or name in providers]
-    if time.monotonic() > deadline:
-        return [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
+    """Forward, backward and host time of one operation at one shape, the providers ``wanted`` in turns."""
+    tokens, hidden = key["tokens"], key["hidden"]
     moved = operation.passes(tokens, hidden, dtype.itemsize)
     count = timing.num_inputs(moved["forward"], device, limit_bytes=_SET_BYTES / 6) if moved["forward"] < 2**30 else 1
     sets = [inputs_of(operation, tokens, hidden, dtype, device) for _ in range(count)]
@@ -182,21 +176,10 @@ def _compare(
 
 
 def _compare_transfer(
-    transfer: Transfer,
-    tokens: int,
-    hidden: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    providers: Sequence[str] | None,
-    samples: int,
-    deadline: float,
+    transfer: Transfer, key: Row, wanted: Sequence[str], dtype: torch.dtype, device: torch.device, samples: int
 ) -> list[Row]:
-    """The NF4 payload of ``tokens`` x ``hidden`` values; ``error`` is the share that differs from the reference."""
-    key = {"op": transfer.name, "dtype": str(dtype).removeprefix("torch."), "tokens": tokens, "hidden": hidden}
-    wanted = {name: f for name, f in transfer.functions.items() if providers is None or name in providers}
-    if time.monotonic() > deadline:
-        return [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
-    numel = tokens * hidden
+    """The NF4 payload of tokens x hidden values; ``error`` is the share that differs from the reference."""
+    numel = key["tokens"] * key["hidden"]
     moved = moved_bytes(numel, dtype)
     sets = []
     for _ in range(timing.num_inputs(moved, device, limit_bytes=_SET_BYTES / 6)):
@@ -206,7 +189,8 @@ def _compare_transfer(
         sets.append((values, payload))
     functions: dict[str, Callable[[int], object]] = {}
     errors = {}
-    for name, function in wanted.items():
+    for name in wanted:
+        function = transfer.functions[name]
         found, exact = ([t.clone() for t in sets[0]] for _ in range(2))
         function(*found)
         transfer.functions["eager"](*exact)
