@@ -1,12 +1,11 @@
 """What a request fixes of the plans it searches: "pp=1", "tp=2,4", checked field by field."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from numbers import Integral
 from typing import Any
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.plan import CHOICES, FLAGS, LEAST, MOST, Plan, placement
+from flopcast.simulator.plan import CHOICES, FIELDS, FLAGS, LEAST, MOST, placement
 
 # What has an option of its own.
 OPTIONS = {"num_gpus": "--gpus", "seq_len": "--seq-len"}
@@ -56,12 +55,11 @@ def checked(fixed: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 
 
 def _known(name: str) -> None:
-    names = [field.name for field in fields(Plan)]
     if name in OPTIONS:
         raise InputError(f"--fix {name}: use {OPTIONS[name]}")
-    if name not in names:
+    if name not in FIELDS:
         known_as = KNOWN_AS.get(name.strip("-").replace("-", "_").lower())
-        offer = f"it is called '{known_as}' here" if known_as else nearest(name, names)
+        offer = f"it is called '{known_as}' here" if known_as else nearest(name, list(FIELDS))
         raise InputError(f"--fix {name}: a plan has no such field; {offer}")
 
 

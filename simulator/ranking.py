@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.simulator.operation import Array
-from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.plan import FIELDS, Plans
 from flopcast.simulator.region import SHARDING
 
 # The fastest plan is sought on GPUs of at most so many times the memory: with more than that none is to be had.
@@ -59,8 +58,7 @@ class Candidates:
 
     def plans(self, order: Sequence[int] | NDArray[np.int64]) -> Plans:
         """Those plans, in that order."""
-        names = [field.name for field in fields(Plan)]
-        return Plans(**{name: np.concatenate([getattr(p, name) for p in self._plans])[order] for name in names})
+        return Plans(**{name: self.column(name)[order] for name in FIELDS})
 
 
 class Ranking:

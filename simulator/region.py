@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flopcast.simulator.plan import Plan, Plans
+from flopcast.simulator.plan import FIELDS, Plans
 
 AXES = LAYOUT, SHARDING, SCHEDULE, WORK = range(4)
 
@@ -63,6 +63,5 @@ class Region:
         def taken(column: Any) -> Any:
             return column.take(places, axis) if column.shape[axis] > 1 else column
 
-        names = [field.name for field in fields(Plan)]
-        plans = Plans(**{name: taken(getattr(self.plans, name)) for name in names})
+        plans = Plans(**{name: taken(getattr(self.plans, name)) for name in FIELDS})
         return Region(plans, {name: taken(where) for name, where in self.conditions.items()})
