@@ -4,13 +4,13 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.engines import ENGINES, Engine
+from flopcast.simulator.engines import Engine
 from flopcast.simulator.plan_rules import check_combinations
 
 Recompute = Literal["none", "selective", "full"]
@@ -28,13 +28,13 @@ FLAGS = (
 
 # The choices of each named field, in the order of the integer codes that Plans holds.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "recompute": ("none", "selective", "full"),
-    "precision": ("bf16", "fp8"),
-    "schedule": ("1f1b", "gpipe", "interleaved", "zero-bubble"),
-    "dispatcher": ("alltoall", "deepep"),
-    "cuda_graphs": ("none", "partial", "full"),
-    "attention": ("unfused", "triton", "flash1", "flash2", "flash3", "flash4", "cudnn"),
-    "engine": tuple(ENGINES),
+    "recompute": get_args(Recompute),
+    "precision": get_args(Precision),
+    "schedule": get_args(Schedule),
+    "dispatcher": get_args(Dispatcher),
+    "cuda_graphs": get_args(CudaGraphs),
+    "attention": get_args(AttentionKernel),
+    "engine": get_args(Engine),
 }
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "tp8")
 # What others call a strategy, for whoever types that.
