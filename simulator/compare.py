@@ -21,12 +21,7 @@ from flopcast.simulator.forecast import (
     shown_in_a_notebook,
 )
 from flopcast.simulator.model import Model
-from flopcast.simulator.plan import (
-    CHOICES,
-    STRATEGIES,
-    Plan,
-    placement,
-)
+from flopcast.simulator.plan import CHOICES, QUANTISED, STRATEGIES, Plan, placement
 from flopcast.simulator.plan_rules import nests
 from flopcast.simulator.request import Request, check_attention, check_request, checked_seq_len, usual_attention
 from flopcast.simulator.space import micro_batches
@@ -35,7 +30,7 @@ from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT_STRATEGIES = (*STRATEGIES, "zero3+q4", "zero3-node+q4", "hsdp+q4")
+DEFAULT_STRATEGIES = (*STRATEGIES, *QUANTISED)
 # The global batch that published models of 10 to 100 billion parameters train with (LLaMA: 4 Mi tokens).
 DEFAULT_GLOBAL_BATCH_TOKENS = 4 * 2**20
 # Above this published batches end (Llama 3: 16 Mi tokens; DeepSeek-V3's 60 Mi are the exception).

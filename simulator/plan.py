@@ -53,6 +53,7 @@ KNOWN_AS = {
     "zero++": "zero3-node",
 }
 QUANTISABLE = ("zero3", "zero3-node", "hsdp")
+QUANTISED = tuple(f"{name}+q4" for name in QUANTISABLE)
 # Of the other numbers of a plan none is below 1.
 MAY_BE_ZERO = ("recompute_layers", "prefetch", "state_bytes")
 
@@ -176,7 +177,7 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
     if plus and (suffix != "q4" or name not in QUANTISABLE):
         raise InputError(
             f"strategy '{strategy}': '+q4' is for strategies that gather parameters in every pass: "
-            + ", ".join(f"{q}+q4" for q in QUANTISABLE)
+            + ", ".join(QUANTISED)
         )
     if tensor:
         if tp not in (1, int(tensor[1])):
@@ -184,11 +185,7 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
         tp = int(tensor[1])
     elif name not in STRATEGIES:
         known_as = KNOWN_AS.get(name.replace("_", "-"))
-        offer = (
-            f"it is called '{known_as}' here"
-            if known_as
-            else nearest(name, [*STRATEGIES, *(f"{q}+q4" for q in QUANTISABLE)])
-        )
+        offer = f"it is called '{known_as}' here" if known_as else nearest(name, [*STRATEGIES, *QUANTISED])
         raise InputError(f"strategy '{strategy}' is unknown; {offer}")
     for degree, value in (("tp", tp), ("pp", pp)):
         if not isinstance(value, int | np.integer) or value < 1:
