@@ -2,15 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+from flopcast.collectives.group import BoolArray, IntArray
 from flopcast.errors import InputError
 
 if TYPE_CHECKING:
     from flopcast.simulator.plan import Plan
 
 
-def nests(ep: int, shard: int) -> bool:
+def nests(ep: IntArray, shard: IntArray) -> BoolArray:
     """Whether the ranks that share out experts fill shards evenly, or shards them."""
-    return max(ep, shard) % min(ep, shard) == 0
+    return (ep % shard == 0) | (shard % ep == 0)
 
 
 # What a strategy's name says is sharded: a plan of that name that has one copy of it on every rank is another.

@@ -27,6 +27,7 @@ from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import CHOICES, Column, Plan, Plans, as_column
+from flopcast.simulator.plan_rules import nests
 from flopcast.simulator.region import AXES, LAYOUT, SCHEDULE, SHARDING, WORK, Region
 
 # Context parallelism leaves every rank at least so many tokens of a sequence.
@@ -271,7 +272,7 @@ class Space:
             ),
             "ep nests with the sizes of the shards": np.logical_and.reduce(
                 [
-                    _nests(plans.ep, plans.folded * shard)
+                    np.asarray(nests(plans.ep, plans.folded * shard))
                     for shard in (plans.parameter_shard, plans.gradient_shard, plans.optimizer_shard)
                 ]
             ),
@@ -333,11 +334,6 @@ def divisors(number: int) -> list[int]:
     """Every divisor, in order."""
     small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
-
-
-def _nests(ep: NDArray[np.int64], shard: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """:func:`flopcast.simulator.plan_rules.nests` for arrays."""
-    return np.asarray(np.maximum(ep, shard) % np.minimum(ep, shard) == 0)
 
 
 def _along(axis: int, name: str, values: Sequence[Any]) -> Column:
