@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.collectives.group import Group
 from flopcast.kernels.pointwise import Pass, traffic
 from flopcast.simulator import placement
 from flopcast.simulator.engines import has_habit
@@ -50,6 +51,12 @@ class Workload:
         """What products keep of a norm's result: all of it where it is gathered once, else this rank's part."""
         gathered = self.tokens * self.hidden * ACTIVATION_BYTES
         return np.where(has_habit("regathers_inputs", self.plans.engine), self.residual_bytes, gathered)
+
+    @property
+    def tensor_group(self) -> Group:
+        """Ranks that share out one layer's tensors: neighbours."""
+        plans = self.plans
+        return placement.group(plans.tp, np.ones_like(plans.tp), self.gpus_per_node, plans.num_gpus)
 
     def per_tensor_rank(self, function: Callable[[int], int]) -> Array:
         """A quantity that depends on tp only, evaluated once for each tp that occurs."""
@@ -206,8 +213,7 @@ def _regather(
     present = present & has_habit("regathers_inputs", plans.engine)
     if not np.any(present):
         return []
-    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
-    work = Collective("all_gather", load.tokens * load.hidden * gather_bytes, group, "tp", "regather")
+    work = Collective("all_gather", load.tokens * load.hidden * gather_bytes, load.tensor_group, "tp", "regather")
     return [Computation(name, None, (work,), 0.0, 0.0, present=present)]
 
 
@@ -221,9 +227,7 @@ def _exchange(
     gather_bytes: Array | int = ACTIVATION_BYTES,
 ) -> Computation:
     """Collectives of (T, D) between tensor-parallel ranks, one each way; elements are gathered as ``gather_bytes``."""
-    plans = load.plans
-    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
-    elements = load.tokens * load.hidden
+    group, elements = load.tensor_group, load.tokens * load.hidden
 
     def work(kind: str) -> Collective:
         element_bytes = gather_bytes if kind == "all_gather" else ACTIVATION_BYTES
@@ -237,11 +241,9 @@ def _exchange(
 
 def shared_loss(load: Workload) -> Sequence[Computation]:
     """The loss over a vocabulary that tensor-parallel ranks share: maxima [T], then sums and targets' logits [2, T]."""
-    plans = load.plans
-    group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
 
     def sum_of(name: str, numbers: int) -> Computation:
-        work = Collective("all_reduce", numbers * 4 * load.tokens, group, "tp", "tensor")
-        return Computation(name, work, (), 1.0, 0.0, present=plans.tp > 1)
+        work = Collective("all_reduce", numbers * 4 * load.tokens, load.tensor_group, "tp", "tensor")
+        return Computation(name, work, (), 1.0, 0.0, present=load.plans.tp > 1)
 
     return [sum_of("loss_maxima", 1), sum_of("loss_sums", 2)]

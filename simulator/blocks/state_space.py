@@ -143,10 +143,8 @@ class StateSpace:
 
     def _sum(self, load: Workload, small_bytes: Array) -> Computation:
         """Each tensor-parallel rank has part of the features from which step, B and C come: summed over them."""
-        plans = load.plans
-        group = placement.group(plans.tp, np.ones_like(plans.tp), load.gpus_per_node, plans.num_gpus)
-        work = Collective("all_reduce", small_bytes, group, "tp", "tensor")
-        return Computation("bcdt_sum", work, (work,), 1.0, 1.0, present=plans.tp > 1)
+        work = Collective("all_reduce", small_bytes, load.tensor_group, "tp", "tensor")
+        return Computation("bcdt_sum", work, (work,), 1.0, 1.0, present=load.plans.tp > 1)
 
     def _hand_on(self, load: Workload) -> Computation:
         """Context-parallel ranks need the states that the tokens before theirs leave: all have all of them."""
