@@ -35,10 +35,11 @@ from flopcast.simulator.operation import (
     SmallCopies,
     When,
 )
+from flopcast.simulator.placement import IntArray
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.recompute import checkpoint, expand, selectively, shares_in_full
 from flopcast.simulator.sends import send_operations
-from flopcast.simulator.sharding import IntArray, Unit, layers_by_kind, units
+from flopcast.simulator.sharding import Unit, layers_by_kind, units
 
 # Cross-entropy, bytes per logit where its passes are compiled into one; engines say what theirs move (engines.py).
 LOSS_FUSED = (Pass(4, 2), Pass(6, 2))

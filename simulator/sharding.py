@@ -14,9 +14,8 @@ from flopcast.simulator.broadcast import total
 from flopcast.simulator.engines import has_habit
 from flopcast.simulator.model import Block, Model, ParameterTensor
 from flopcast.simulator.operation import Array, Section
+from flopcast.simulator.placement import IntArray
 from flopcast.simulator.plan import Plans
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
