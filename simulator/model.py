@@ -37,10 +37,7 @@ class ParameterTensor:
     @property
     def num_parameters(self) -> int:
         """Elements of the whole tensor."""
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+        return math.prod(self.shape)
 
     @property
     def num_active_parameters(self) -> int:
@@ -170,7 +167,7 @@ class Model:
 
     @property
     def num_layer_parameters(self) -> int:
-        """Parameters of the first layer; the layer that the report's traffic table is about."""
+        """Parameters of the first layer."""
         return count_parameters(self.layers[0], self.hidden)
 
     @property
