@@ -133,8 +133,6 @@ class Measured:
 
         Blom's approximation of that expectation, Phi^-1((n - 3/8) / (n + 1/4)) (Blom 1958, equation 6.10.4).
         """
-        if not self.straggler:
-            return np.zeros(num_ranks.shape)
         normal = NormalDist()
         values, where = np.unique(num_ranks, return_inverse=True)
         largest = np.array([normal.inv_cdf((n - 0.375) / (n + 0.25)) if n > 1 else 0.0 for n in values.tolist()])
