@@ -62,30 +62,24 @@ def cluster_of(profile: Profile, folder: Path, name: str) -> Cluster:
 def _base(profile: Profile, folder: Path, name: str) -> Cluster:
     if profile.device_type == "cpu":
         return _host(profile, name)
-    gpu = catalogue_name(profile)
+    card = card_of(profile.device, profile.memory_bytes)
     if profile.cluster:
         from flopcast.simulator.catalogue import load_cluster
 
         beside = folder / profile.cluster
         base = load_cluster(beside if beside.suffix == ".toml" and beside.exists() else profile.cluster)
-        if gpu is not None and base.gpu.name != gpu:
+        if card is not None and base.gpu.name != card.name:
             raise InputError(
                 f"{name}: is of '{profile.device}', but cluster '{profile.cluster}' has {base.gpu.name}; name its own"
             )
-    elif gpu is not None:
-        base = generic_cluster(gpu, profile.ranks_per_node if profile.ranks_per_node > 1 else None)
+    elif card is not None:
+        base = generic_cluster(card.name, profile.ranks_per_node if profile.ranks_per_node > 1 else None)
     else:
         raise InputError(
             f"{name}: '{profile.device}' is not in the catalogue; profile with --cluster FILE.toml that describes it"
         )
     memory = replace(base.gpu, memory_bytes=profile.memory_bytes)
     return replace(base, name=f"{base.name}, measured", gpu=memory)
-
-
-def catalogue_name(profile: Profile) -> str | None:
-    """The catalogue's name of the GPU that was measured, None where it has none."""
-    card = card_of(profile.device, profile.memory_bytes)
-    return None if card is None else card.name
 
 
 def card_of(device: str, memory_bytes: float) -> Gpu | None:
