@@ -13,7 +13,7 @@ def summary(profile: Profile) -> Iterator[str]:
         f"host{'s' if hosts > 1 else ''}, {profile.date}"
     )
     for kind in KINDS:
-        samples = profile.of_kind(kind)  # type: ignore[arg-type]
+        samples = profile.of_kind(kind)
         if samples:
             spread = sorted(sample.spread for sample in samples)[len(samples) // 2]
             yield f"{kind:<11}{len(samples):>4} samples, {_best(samples):<32} median spread {spread:.0%}"

@@ -42,7 +42,7 @@ def odd_devices(profile: Profile) -> list[OddDevice]:
 
     Needs three devices: of two nobody can say which is odd.
     """
-    found = [odd for kind in KINDS for odd in _odd_of_kind(profile, kind)]  # type: ignore[arg-type]
+    found = [odd for kind in KINDS for odd in _odd_of_kind(profile, kind)]
     return sorted(found, key=lambda odd: -odd.slower)
 
 

@@ -8,7 +8,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -19,9 +19,9 @@ from flopcast.simulator.textfile import read_text
 
 FORMAT: Literal["flopcast profile 1"] = "flopcast profile 1"
 EXPECTED = "a profile (the JSON that 'flopcast profile' writes)"
-KINDS = ("gemm", "attention", "copy", "launch", "optimizer", "kernel", "collective")
 
 Kind = Literal["gemm", "attention", "copy", "launch", "optimizer", "kernel", "collective"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Scalar = bool | int | float | str | None
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]

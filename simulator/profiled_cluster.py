@@ -20,7 +20,7 @@ from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.measured import Correction, Measured
 from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Pointwise, Work
 from flopcast.simulator.plan import CHOICES
-from flopcast.simulator.profile import Profile, Sample
+from flopcast.simulator.profile import Kind, Profile, Sample
 
 # Which of PyTorch's backends measures a plan's attention kernel, in order; "packed" is the call of our own trainer.
 BACKENDS = {
@@ -275,7 +275,7 @@ def _whole(sample: Sample, name: str) -> int:
 
 def _words(profile: Profile) -> Iterator[str]:
     """What was measured, in words that stand under an answer."""
-    names = {
+    names: dict[Kind, str] = {
         "gemm": "matrix products",
         "attention": "attention",
         "copy": "memory bandwidth",
@@ -286,6 +286,6 @@ def _words(profile: Profile) -> Iterator[str]:
     }
     hosts, day = len({device.host for device in profile.devices}), profile.date[:10]
     for kind, words in names.items():
-        number = len(profile.of_kind(kind))  # type: ignore[arg-type]
+        number = len(profile.of_kind(kind))
         if number:
             yield f"{words}: {number} samples on {len(profile.devices)} devices of {hosts} hosts, {day}"
