@@ -162,9 +162,8 @@ class Transfer:
 class Communicator:
     """One rank class's end of a communicator: its transfers run one after the other, in the order they were posted."""
 
-    def __init__(self, device: Device, name: str) -> None:
+    def __init__(self, device: Device) -> None:
         self.device = device
-        self.name = name
         self.waiting_for: Transfer | None = None
         self.reached: list[tuple[Transfer, float]] = []
         self._queue: deque[Transfer] = deque()
@@ -176,11 +175,7 @@ class Communicator:
         """Queue a transfer behind those posted before it."""
         self._queue.append(transfer)
         if not self._busy:
-            self._next()
-
-    def advance(self) -> None:
-        """The transfer under way is over."""
-        self._next()
+            self.advance()
 
     def waited_s(self) -> float:
         """Seconds so far in which this rank had come to a transfer and others had not."""
@@ -190,7 +185,8 @@ class Communicator:
         until = self.device.env.now if waiting.started_s is None else waiting.started_s
         return self._waited_s + until - self._since_s
 
-    def _next(self) -> None:
+    def advance(self) -> None:
+        """Come to the next transfer, as none is under way any more."""
         self._waited_s = self.waited_s()
         self.waiting_for = None
         self._busy = bool(self._queue)

@@ -229,20 +229,15 @@ class Rank:
         transfer = self._meet(self, (kind, layer, micro_batch, part), kind.seconds * calls)
         name = (kind.group, kind.link)
         if name not in self._communicators:
-            self._communicators[name] = Communicator(self.device, kind.group)
+            self._communicators[name] = Communicator(self.device)
         self._communicators[name].post(transfer)
         sent = Sent(kind, layer, micro_batch, calls, transfer)
         self.sent.append(sent)
         return sent
 
     def _wait_for_all(self, chain: list[Sent]) -> Process:
-        index = 0
-        while index < len(chain):
-            yield from self._wait_for(chain[index])
-            index += 1
-
-    def _wait_for(self, sent: Sent) -> Process:
-        yield from self._wait(sent.transfer.done, f"{sent.kind.purpose}_communication", sent.transfer.label, sent)
+        for sent in chain:  # which may grow meanwhile: a bucket's end posts what follows it
+            yield from self._wait(sent.transfer.done, f"{sent.kind.purpose}_communication", sent.transfer.label, sent)
 
     def _wait(
         self,

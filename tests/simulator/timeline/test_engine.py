@@ -25,7 +25,7 @@ def test_overlap_exposes_the_leak_of_the_shorter(compute: float, communicate: fl
     gpu = device(env)
     activity = gpu.compute(compute)
     moved = transfer(env, communicate)
-    Communicator(gpu, "node").post(moved)
+    Communicator(gpu).post(moved)
 
     def rest(_: simpy.Event) -> None:
         gpu.rest()
@@ -41,7 +41,7 @@ def test_beside_computation_a_transfer_has_only_its_share_of_the_network() -> No
     gpu = device(env)
     gpu.compute(100.0)
     moved = transfer(env, 4.0, "between-nodes")
-    Communicator(gpu, "world").post(moved)
+    Communicator(gpu).post(moved)
     env.run(until=moved.done)
     assert env.now == pytest.approx(4.0 * (1 + NETWORK_LEAK) / 0.8)
 
@@ -50,8 +50,8 @@ def test_of_two_links_the_one_that_slows_the_computation_more_counts() -> None:
     env = simpy.Environment()
     gpu = device(env)
     activity = gpu.compute(9.0)
-    for name, link in (("node", "in-node"), ("world", "between-nodes")):
-        Communicator(gpu, name).post(transfer(env, 100.0, link))  # type: ignore[arg-type]
+    Communicator(gpu).post(transfer(env, 100.0, "in-node"))
+    Communicator(gpu).post(transfer(env, 100.0, "between-nodes"))
     env.run(until=activity.done)
     assert env.now == pytest.approx(9.0 * (1 + LEAK))
 
@@ -61,15 +61,15 @@ def test_communicators_share_a_link_and_not_another() -> None:
     gpu = device(env)
     one, two = transfer(env, 3.0), transfer(env, 1.0)
     other = transfer(env, 3.0, "between-nodes")
-    for name, moved in (("node", one), ("tp", two), ("world", other)):
-        Communicator(gpu, name).post(moved)
+    for moved in (one, two, other):
+        Communicator(gpu).post(moved)
     env.run(until=simpy.AllOf(env, [one.done, two.done, other.done]))
     assert (two.ended_s, one.ended_s, other.ended_s) == pytest.approx((2.0, 4.0, 3.0))
 
 
 def test_a_communicator_runs_its_transfers_in_order() -> None:
     env = simpy.Environment()
-    communicator = Communicator(device(env), "node")
+    communicator = Communicator(device(env))
     moved = [transfer(env, work) for work in (2.0, 1.0, 3.0)]
     for each in moved:
         communicator.post(each)
@@ -80,7 +80,7 @@ def test_a_communicator_runs_its_transfers_in_order() -> None:
 def test_a_transfer_starts_with_its_last_member_and_runs_at_the_pace_of_the_busiest() -> None:
     env = simpy.Environment()
     early, late = device(env), device(env)
-    ends = [Communicator(early, "world"), Communicator(late, "world")]
+    ends = [Communicator(early), Communicator(late)]
     moved = transfer(env, 2.0, num_members=2)
     ends[0].post(moved)
     late.compute(100.0)
