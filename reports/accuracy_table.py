@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.accuracy import Accuracy
 from flopcast.reports.memory_accuracy import memory_table
+from flopcast.reports.terminal_table import terminal_table
 from flopcast.simulator.constants import Constants, entries
 
 
@@ -25,8 +25,6 @@ def render(accuracy: Accuracy) -> Iterator[RenderableType]:
 
 
 def _render_errors(accuracy: Accuracy) -> Iterator[RenderableType]:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("source", no_wrap=True)
     headings = (
         "rows",
         "skipped",
@@ -37,8 +35,7 @@ def _render_errors(accuracy: Accuracy) -> Iterator[RenderableType]:
         "null model\nmedian %",
         "in the\nband %",
     )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = terminal_table(["source"], headings)
     for source, row in accuracy.sources.iterrows():
         errors = [f"{100 * row[name]:.1f}" for name in ("median", "mean", "p90", "bias", "null_median")]
         table.add_row(
@@ -70,10 +67,7 @@ def _render_errors(accuracy: Accuracy) -> Iterator[RenderableType]:
 
 def render_constants(before: Constants, after: Constants) -> Table:
     """Every constant before and after a fit, with its range and unit."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("constant", no_wrap=True)
-    for heading in ("before", "after", "range"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = terminal_table(["constant"], ("before", "after", "range"))
     table.add_column("unit")
     for entry in entries():
         if entry.fitted:

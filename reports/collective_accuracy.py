@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from flopcast.collectives.columns import tidy
@@ -18,6 +16,7 @@ from flopcast.collectives.machines import gpu
 from flopcast.collectives.measured import forecast_rows
 from flopcast.errors import InputError
 from flopcast.reports.table_file import read_table
+from flopcast.reports.terminal_table import terminal_table
 
 PUBLISHED_COLLECTIVES = Path(__file__).parent / "measurements" / "collectives.csv"
 _DESCRIBED = "reports/measurements/collectives.md"
@@ -99,17 +98,15 @@ def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccurac
 
 def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
     """The error by size, from specifications and after each series' latency is calibrated; what is skipped and why."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("size of the tensor", no_wrap=True)
-    for heading in (
+    headings = (
         "rows",
         "mean\n|error| %",
         "median\n%",
         "bias\n%",
         "calibrated\nmean %",
         "twin machines\ndiffer by %",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    )
+    table = terminal_table(["size of the tensor"], headings)
     for name, row in accuracy.bins.iterrows():
         shares = [f"{100 * row[column]:.1f}" for column in ("mean", "median", "bias", "calibrated_mean")]
         twins = "-".join(f"{100 * row[column]:.3g}" for column in ("twins_least", "twins_most"))

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.document.numbers import counted, digits, millions, time_unit, tokens
 from flopcast.reports.explain import bound_by, efficiency_words, ranked, runs_as, verdict
+from flopcast.reports.terminal_table import terminal_table
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison
 from flopcast.simulator.conventions import CONVENTIONS
@@ -206,17 +206,9 @@ def _unit(rows: Sequence[Row], budget: float) -> tuple[str, float]:
 
 
 def _strategies(rows: list[Row], budget: float) -> Table:
-    table = _table("strategy")
     unit, per_day = _unit(rows, budget)
-    for heading in (
-        "step, s\n(80 % band)",
-        "tokens/s\nper GPU",
-        "MFU\n%",
-        "HFU\n%",
-        "memory\nGB per GPU",
-        unit,
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("step, s\n(80 % band)", "tokens/s\nper GPU", "MFU\n%", "HFU\n%", "memory\nGB per GPU", unit)
+    table = terminal_table(["strategy"], headings)
     table.add_column("micro-batch x passes,\nrecompute", overflow="fold")
     for row in rows:
         table.add_row(
@@ -234,9 +226,8 @@ def _strategies(rows: list[Row], budget: float) -> Table:
 
 
 def _communication(rows: list[Row], memory_bytes: float) -> Table:
-    table = _table("strategy")
-    for heading in ("GB per step\nbetween nodes", "GB per step\nin the node", "exposed\nof step, s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("GB per step\nbetween nodes", "GB per step\nin the node", "exposed\nof step, s")
+    table = terminal_table(["strategy"], headings)
     table.add_column("what bounds it", overflow="fold")
     for row in rows:
         table.add_row(
@@ -252,9 +243,8 @@ def _communication(rows: list[Row], memory_bytes: float) -> Table:
 
 def _memory(rows: list[Row]) -> Table:
     """By what holds it; a layer's activations while it is recomputed count as activations, NF4 payloads as gathered."""
-    table = _table("strategy")
-    for heading in ("params", "gradients", "optimizer", "activations", "gathered", "logits", "slack", "total"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("params", "gradients", "optimizer", "activations", "gathered", "logits", "slack", "total")
+    table = terminal_table(["strategy"], headings)
     for row in rows:
         held = row.memory
         parts = [
@@ -263,12 +253,6 @@ def _memory(rows: list[Row]) -> Table:
             *(held["logits"], held["slack"], row.memory_bytes),
         ]
         table.add_row(row.strategy, *(_gigabytes(part) for part in parts), style="" if row.fits else "dim")
-    return table
-
-
-def _table(first: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first, no_wrap=True)
     return table
 
 
@@ -292,7 +276,7 @@ def _room(row: Row) -> str:
 
 
 def _layer_traffic(comparison: Comparison) -> Table:
-    table = _table("strategy")
+    table = terminal_table(["strategy"])
     table.add_column("collective")
     for heading in ("elements", "tensor, MiB", "moved, MiB"):
         table.add_column(heading, justify="right")

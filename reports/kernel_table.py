@@ -3,24 +3,22 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
+
+from flopcast.reports.terminal_table import terminal_table
 
 
 def render(result: dict[str, Any]) -> Iterator[RenderableType]:
     """The document of ``kernels.benchmark.run``: a line on the machine, a row per operation, pass and provider."""
     machine = result["environment"]
     yield Text(f"{machine.get('device', 'cpu')}; copy {result['copy_bytes_per_s'] / 1e9:,.0f} GB/s", style="bold")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for heading in ("operation", "pass", "provider"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (
+    headings = (
         *("tokens", "hidden", "median\nus", "spread\n%", "GB/s", "% of\ncopy", "of same\nbytes", "of data-\nsheet"),
         "error",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    )
+    table = terminal_table(("operation", "pass", "provider"), headings)
+    table.collapse_padding = True
     skipped = []
     for row in result["rows"]:
         if "median_s" not in row:

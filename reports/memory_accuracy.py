@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.table import Table
 
 from flopcast.reports.memory_rows import MemoryRows
+from flopcast.reports.terminal_table import terminal_table
 
 COLUMNS = ["id", "source", "counter", "measured_bytes", "predicted_bytes", "error"]
 
@@ -70,11 +70,7 @@ def memory_accuracy(stated: MemoryRows) -> MemoryAccuracy:
 
 def memory_table(accuracy: MemoryAccuracy) -> Table:
     """Errors of the peak of memory by source, with the counter that was compared."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("memory at the peak", "counter"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("rows", "median\n|error| %", "bias\n%", "90th\n%"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = terminal_table(("memory at the peak", "counter"), ("rows", "median\n|error| %", "bias\n%", "90th\n%"))
     for source, row in accuracy.sources.iterrows():
         errors = [f"{100 * row[name]:.1f}" for name in ("median", "bias", "p90")]
         table.add_row(str(source), str(row["counter"]), str(int(row["rows"])), *errors)

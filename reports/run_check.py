@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.run_shards import zero_stage
 from flopcast.reports.run_words import width_in
 from flopcast.reports.runs import NEEDED, Run, read_runs
 from flopcast.reports.table_file import read_table
+from flopcast.reports.terminal_table import terminal_table
 from flopcast.simulator.conventions import CONVENTIONS, model_flop_per_token
 from flopcast.simulator.plan import CHOICES
 
@@ -206,9 +205,7 @@ def render(checked: Checked) -> Iterator[RenderableType]:
     yield Text(f"{checked.num_rows} rows, {len(checked.faults)} faults, {len(checked.cautions)} cautions")
     for name, words in checked.cautions:
         yield Text(f"caution: {name}: {words}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading, justify in (("source", "left"), ("published FLOP/s are by", "left"), ("rows", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    table = terminal_table(("source", "published FLOP/s are by"), ["rows"])
     for row in checked.conventions.to_dict("records"):
         table.add_row(str(row["source"]), str(row["convention"]), str(row["rows"]))
     yield table

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from flopcast.reports.comparison import (
 )
 from flopcast.reports.placements import described, gigabytes, seconds, settings, varied
 from flopcast.reports.runner_up import why_behind
+from flopcast.reports.terminal_table import terminal_table
 from flopcast.reports.verdict import COSTED, remarks, verdict
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.search import Found, SearchResult
@@ -138,8 +138,7 @@ def _question(result: SearchResult) -> Iterator[Text]:
 
 
 def _placements(result: SearchResult, found: Found) -> Table:
-    figures = ("step, s\n(80 % band)", "MFU\n%", "GB per\nGPU")
-    table = _table(("placement", "left"), *((figure, "right") for figure in figures))
+    table = terminal_table(["placement"], ("step, s\n(80 % band)", "MFU\n%", "GB per\nGPU"))
     table.add_column("runs as (micro-batch x passes, ...),\nand why it is behind the first", overflow="fold")
     for row, why in top(result, found):
         table.add_row(
@@ -160,7 +159,8 @@ def memory_steps(result: SearchResult, found: Found) -> list[int]:
 
 
 def _memory_steps(result: SearchResult, found: Found) -> Table:
-    table = _table(("GB per\nGPU", "right"), ("step, s", "right"), ("slower by\n%", "right"), ("placement", "left"))
+    table = terminal_table((), ("GB per\nGPU", "step, s", "slower by\n%"))
+    table.add_column("placement", no_wrap=True)
     table.add_column("runs as", overflow="fold")
     rows = found.front.rows()
     for place in memory_steps(result, found):
@@ -177,12 +177,9 @@ def _memory_steps(result: SearchResult, found: Found) -> Table:
 
 def _scaling(result: SearchResult) -> Table:
     """The best plan on every GPU count, and the throughput kept of the smallest count's."""
-    table = _table(("GPUs", "right"), ("step, s\n(80 % band)", "right"), ("tokens/s\nper GPU", "right"))
-    for heading in ("kept of the\nfirst, %", "MFU\n%", "GB per\nGPU"):
-        table.add_column(heading, justify="right", no_wrap=True)
     heading, _, scale = COSTED.get(result.request.objective, ("", "", 0.0))
-    if heading:
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("step, s\n(80 % band)", "tokens/s\nper GPU", "kept of the\nfirst, %", "MFU\n%", "GB per\nGPU")
+    table = terminal_table((), ("GPUs", *figures, *([heading] if heading else ())))
     table.add_column("placement", overflow="fold")
     first = result.found[0].rows[0]
     for found in result.found:
@@ -197,13 +194,6 @@ def _scaling(result: SearchResult) -> Table:
             *([f"{result.objective(row) * scale:,.4g}"] if heading else []),
             f"{described(row)}: {settings(row, varied(result))}",
         )
-    return table
-
-
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading, justify in columns:
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     return table
 
 

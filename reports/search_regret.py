@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 
 from flopcast.errors import InputError
 from flopcast.reports.global_fit import RunSet
 from flopcast.reports.runs import PUBLISHED_RUNS, Run, read_runs
+from flopcast.reports.terminal_table import terminal_table
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,6 @@ def regret(path: Path = PUBLISHED_RUNS) -> Regret:
 
 def render(found: Regret) -> RenderableType:
     """Regret by source, beside that of a run drawn at random."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("source", no_wrap=True)
     headings = (
         "sweeps",
         "runs",
@@ -90,8 +87,7 @@ def render(found: Regret) -> RenderableType:
         "at random,\nmedian %",
         "worst\n%",
     )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = terminal_table(["source"], headings)
     for source, row in found.sources.iterrows():
         counts = [str(int(row[name])) for name in ("sweeps", "runs", "hits")]
         shares = [f"{100 * row[name]:.1f}" for name in ("median", "worst", "random_median", "random_worst")]

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from flopcast.reports.comparison import assumptions
 from flopcast.reports.explain import bound_by
+from flopcast.reports.terminal_table import terminal_table
 from flopcast.reports.trace_comparison import TraceComparison
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.conventions import CONVENTIONS
@@ -170,7 +170,7 @@ def _assumptions(timeline: Timeline) -> list[str]:
 
 
 def _waterfall(timeline: Timeline) -> Table:
-    table = _table("", "s", "%")
+    table = terminal_table([""], ("s", "%"))
     table.add_column(no_wrap=True)
     done = 0.0
     for part in waterfall(timeline):
@@ -183,7 +183,7 @@ def _waterfall(timeline: Timeline) -> Table:
 
 
 def _collectives(timeline: Timeline) -> Table:
-    table = _table("collective", "under way, s", "waited for, s")
+    table = terminal_table(["collective"], ("under way, s", "waited for, s"))
     for row in exposed_collectives(timeline):
         name = f"{row.collective.replace('_', '-')} over {row.group}, {row.phase}"
         table.add_row(name, f"{row.busy_s:.3f}", f"{row.exposed_s:.3f}")
@@ -191,7 +191,8 @@ def _collectives(timeline: Timeline) -> Table:
 
 
 def _classes(timeline: Timeline) -> Table:
-    table = _table("ranks", "computes, %", "only communicates, %", "idle, %", "communication\noverlapped, %")
+    headings = ("computes, %", "only communicates, %", "idle, %", "communication\noverlapped, %")
+    table = terminal_table(["ranks"], headings)
     found = streams(timeline)
     if len(found) > MOST_CLASSES:  # the slowed ones are what is looked for
         found = sorted(found, key=lambda row: (row.speed * row.link == 1, -row.compute))
@@ -209,16 +210,8 @@ def _classes(timeline: Timeline) -> Table:
 
 
 def _comparison(comparison: TraceComparison) -> Table:
-    table = _table("operations", "simulated, s", "measured, s", "ratio")
+    table = terminal_table(["operations"], ("simulated, s", "measured, s", "ratio"))
     for row in comparison.rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:,.2f}" if row.ratio < 100 else f"{row.ratio:,.0f}"
         table.add_row(row.operations, f"{row.simulated_s:.4f}", f"{row.measured_s:.4f}", ratio)
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first, no_wrap=True)
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
