@@ -17,7 +17,7 @@ from flopcast.simulator.conventions import CONVENTIONS
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan, Plans
-from flopcast.simulator.units import format_count
+from flopcast.simulator.units import format_count, format_gigabytes
 
 # A model worth training sees about 20 tokens per parameter (Hoffmann et al., arXiv:2203.15556); many see more.
 TOKENS_PER_PARAMETER = 20
@@ -217,7 +217,7 @@ def _strategies(rows: list[Row], budget: float) -> Table:
             f"{row.tokens_per_s_per_gpu:,.0f}",
             f"{100 * row.mfu:.1f}",
             f"{100 * row.hfu:.1f}",
-            f"{_gigabytes(row.memory_bytes)} {_room(row)}",
+            f"{format_gigabytes(row.memory_bytes)} {_room(row)}",
             _time(days(row, budget), per_day) if row.fits else "-",
             runs_as(row),
             style="" if row.fits else "dim",
@@ -252,7 +252,7 @@ def _memory(rows: list[Row]) -> Table:
             *(held["activations"] + held["workspace"], held["gathered"] + held["quantised"]),
             *(held["logits"], held["slack"], row.memory_bytes),
         ]
-        table.add_row(row.strategy, *(_gigabytes(part) for part in parts), style="" if row.fits else "dim")
+        table.add_row(row.strategy, *(format_gigabytes(part) for part in parts), style="" if row.fits else "dim")
     return table
 
 
@@ -263,10 +263,6 @@ def _time(number_of_days: float, per_day: float) -> str:
 def _seconds(value: float) -> str:
     """A time at the decimals a reader can use: none from 100 on, below 1 as many as three digits take."""
     return f"{value:,.0f}" if value >= 100 else digits(value) if value < 1 else f"{value:.2f}"
-
-
-def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.0f}" if num_bytes >= 100e9 else f"{num_bytes / 1e9:.1f}"
 
 
 def _room(row: Row) -> str:

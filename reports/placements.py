@@ -65,8 +65,3 @@ def settings(row: Row, also: Sequence[str] = ()) -> str:
 def seconds(value: float) -> str:
     """A time at the decimals a reader can use."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"
-
-
-def gigabytes(size_bytes: float) -> str:
-    """A size in GB at the decimals a reader can use."""
-    return f"{size_bytes / 1e9:,.0f}" if size_bytes >= 100e9 else f"{size_bytes / 1e9:.1f}"

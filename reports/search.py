@@ -16,12 +16,13 @@ from flopcast.reports.comparison import (
     num_parameters,
     row_as_json,
 )
-from flopcast.reports.placements import described, gigabytes, seconds, settings, varied
+from flopcast.reports.placements import described, seconds, settings, varied
 from flopcast.reports.runner_up import why_behind
 from flopcast.reports.terminal_table import terminal_table
 from flopcast.reports.verdict import COSTED, remarks, verdict
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.search import Found, SearchResult
+from flopcast.simulator.units import format_gigabytes
 
 # The least memory shown of the trade against time, as shares of the GPU's.
 SHARES = (1.0, 3 / 4, 1 / 2, 1 / 4, 1 / 8)
@@ -198,4 +199,4 @@ def _scaling(result: SearchResult) -> Table:
 
 
 def _memory(row: Row) -> str:
-    return f"{gigabytes(row.memory_bytes)}{' tight' if row.tight else ''}"
+    return f"{format_gigabytes(row.memory_bytes)}{' tight' if row.tight else ''}"

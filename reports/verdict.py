@@ -3,9 +3,10 @@
 from flopcast.reports.comparison import TOKENS_PER_PARAMETER, days
 from flopcast.reports.document.numbers import digits, rounded, tokens
 from flopcast.reports.explain import NOT_TOLD_APART, WORTH_NAMING
-from flopcast.reports.placements import described, gigabytes, seconds
+from flopcast.reports.placements import described, seconds
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.search import SearchResult
+from flopcast.simulator.units import format_gigabytes
 
 # What an objective is called in a table and in the verdict, and what it is multiplied by.
 COSTED = {"cost": ("cost of\na step", "costs {} a step,", 1.0), "energy": ("MJ per\nstep", "{} MJ per step,", 1e-6)}
@@ -31,7 +32,7 @@ def verdict(result: SearchResult) -> str:
     return (
         f"Best by {objective}{partly}{gpus}: {described(row)}:{least} {seconds(row.step_s)} s per step "
         f"({seconds(row.low_s)}-{seconds(row.high_s)}), {100 * row.mfu:.0f} % MFU{peak}, "
-        f"{gigabytes(row.memory_bytes)} GB per GPU.{also}"
+        f"{format_gigabytes(row.memory_bytes)} GB per GPU.{also}"
     )
 
 
@@ -71,7 +72,8 @@ def remarks(result: SearchResult, token_budget: float | None = None) -> list[str
     if result.request.objective != "memory" and larger.step_s < row.step_s / NOT_TOLD_APART:
         said.append(
             f"GPUs of twice the memory would run {described(larger)} in {seconds(larger.step_s)} s, "
-            f"{100 * (1 - larger.step_s / row.step_s):.0f} % less, with {gigabytes(larger.memory_bytes)} GB each."
+            f"{100 * (1 - larger.step_s / row.step_s):.0f} % less, with "
+            f"{format_gigabytes(larger.memory_bytes)} GB each."
         )
     return said
 
@@ -112,5 +114,5 @@ def _duration(num_days: float) -> str:
 def _compared(result: SearchResult, other: Row, row: Row) -> str:
     more = 100 * (result.objective(other) / result.objective(row) - 1)
     if result.request.objective == "memory":
-        return f"{gigabytes(other.memory_bytes)} GB per GPU, {more:.0f} % more"
+        return f"{format_gigabytes(other.memory_bytes)} GB per GPU, {more:.0f} % more"
     return f"{seconds(other.step_s)} s per step, " + (f"{more:.0f} % more" if more >= 0.5 else "hardly more")

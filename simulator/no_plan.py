@@ -11,6 +11,7 @@ from flopcast.simulator.plan import Plan, placement
 from flopcast.simulator.recompute import recompute_in_words
 from flopcast.simulator.request import usual_attention
 from flopcast.simulator.space import MIN_TOKENS_PER_RANK, OF_TENSOR_PARALLEL, Space
+from flopcast.simulator.units import format_gigabytes
 
 # GPU counts on either side that are tried before giving up.
 COUNTS_TRIED = 64
@@ -96,13 +97,9 @@ def too_large(space: Space, smallest: Row, num_plans: int, mend: bool) -> str:
     )
     return (
         f"{space.model.name} fits {space.num_gpus:,} x {space.cluster.gpu.name} under none of {num_plans:,} plans: the "
-        f"smallest ({smallest_words}) needs {_gigabytes(smallest.memory_bytes)} GB per GPU, "
-        f"{_gigabytes(smallest.memory_bytes - limit)} GB more than the {_gigabytes(limit)} there are"
+        f"smallest ({smallest_words}) needs {format_gigabytes(smallest.memory_bytes)} GB per GPU, "
+        f"{format_gigabytes(smallest.memory_bytes - limit)} GB more than the {format_gigabytes(limit)} there are"
     ) + (f"; {_mend(space)}" if mend else "")
-
-
-def _gigabytes(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:,.0f}" if size_bytes >= 100e9 else f"{size_bytes / 1e9:.1f}"
 
 
 def _mend(space: Space) -> str:

@@ -121,6 +121,11 @@ def format_seconds(seconds: float) -> str:
     return f"{_digits(seconds / 86400)} days"
 
 
+def format_gigabytes(size_bytes: float) -> str:
+    """A size in GB (1e9 bytes) at the decimals a reader can use: ``"37.8"``, ``"1,507"``."""
+    return f"{size_bytes / 1e9:,.0f}" if size_bytes >= 100e9 else f"{size_bytes / 1e9:.1f}"
+
+
 def format_count(count: float) -> str:
     """A count in thousands, millions, billions or trillions: ``13_099_545_600`` -> ``"13.1 B"``."""
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
