@@ -16,6 +16,7 @@ from flopcast.reports.comparison import (
     num_parameters,
     row_as_json,
 )
+from flopcast.reports.document.numbers import counted
 from flopcast.reports.placements import described, seconds, settings, varied
 from flopcast.reports.runner_up import why_behind
 from flopcast.reports.terminal_table import terminal_table
@@ -102,7 +103,7 @@ def render(result: SearchResult, token_budget: float | None = None) -> Iterator[
     yield Text("\nThe fastest plan within a share of the GPU's memory", style="bold")
     yield _memory_steps(result, found)
     for num_gpus, reason in result.left_out.items():
-        yield Text(f"\n{num_gpus:,} {'GPU' if num_gpus == 1 else 'GPUs'}: {reason}")
+        yield Text(f"\n{counted(num_gpus, 'GPU')}: {reason}")
     for note in _assumptions(result):
         yield Text(f"\nassumed: {note}")
 
@@ -122,8 +123,7 @@ def _question(result: SearchResult) -> Iterator[Text]:
         f"{cluster.name}: nodes of {cluster.gpus_per_node}",
         style="bold",
     )
-    sequences = result.global_batch_tokens // result.seq_len
-    count = f"{sequences:,} sequences" if sequences > 1 else "1 sequence"
+    count = counted(result.global_batch_tokens // result.seq_len, "sequence")
     margin = result.winner[0].memory_margin
     spare = f"leave {100 * margin:.0f} % of {cluster.gpu.memory_bytes / 1e9:.1f} GB free" if margin else "fit"
     yield Text(

@@ -7,6 +7,7 @@ import numpy as np
 from flopcast.reports.document.further import choice, faster
 from flopcast.reports.document.numbers import (
     JOULES_PER_MWH,
+    counted,
     digits,
     gigabytes,
     percent,
@@ -198,7 +199,7 @@ def _nothing_fits(study: Study) -> Recommendation:
     """Nothing fits on the GPUs asked for: what would on more, and what that costs, or what is missing."""
     best, card, more = study.best, study.cluster.gpu.memory_bytes, study.on_more
     need = _need(study, best)
-    on = f"on {thousands(study.num_gpus)} GPU{'s' if study.num_gpus > 1 else ''}"
+    on = f"on {counted(study.num_gpus, 'GPU')}"
     if more is None:
         mend = "more memory per GPU, a shorter sequence or a smaller model would help"
         return Recommendation(
