@@ -3,16 +3,13 @@
 Run ``python reports/benchmarks/collective_cost_rate.py``; it writes ``collective_cost_rate.json`` beside itself.
 """
 
-import json
-import platform
 import statistics
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from flopcast.collectives import ARCHITECTURES, COLLECTIVES, FABRICS, Fabric, Group
+from flopcast.reports.benchmarks.result import write_result
 
 NUM_CASES = 1_000_000
 REPEATS = 3
@@ -54,14 +51,8 @@ def main() -> None:
         "num_cases": NUM_CASES,
         "repeats": REPEATS,
         "costs_per_s": rates,
-        "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path.read_text())
+    write_result(__file__, result, np)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ psutil``, and a checkout of github.com/calculon-ai/calculon. Without it only the
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flopcast.reports.benchmarks.result import write_result
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.search import SearchRequest, search
@@ -89,14 +88,8 @@ def main(python: str | None, calculon: str | None) -> None:
         "repeats": REPEATS,
         "rates": rates,
         "times_as_fast": {name: round(ours / rates[name]["plans_per_s"], 1) for name in peers},
-        "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path.read_text())
+    write_result(__file__, result, np)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 Run ``python reports/benchmarks/timeline.py``; it writes ``timeline.json`` beside itself.
 """
 
-import json
-import platform
 import statistics
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import simpy
 
+from flopcast.reports.benchmarks.result import write_result
 from flopcast.simulator.catalogue import load_cluster, load_model
 from flopcast.simulator.plan import Plan, placement
 from flopcast.simulator.timeline import Disturbance, events, play, waterfall
@@ -81,14 +78,8 @@ def main() -> None:
         "cases": cases,
         "growth with micro-batches": growth,
         "seconds per trace event, most over least": round(max(per_event) / min(per_event), 3),
-        "device": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "simpy": simpy.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
     }
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(path.read_text())
+    write_result(__file__, result, simpy)
 
 
 if __name__ == "__main__":
