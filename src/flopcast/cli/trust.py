@@ -58,29 +58,16 @@ def accuracy(
     if figure is not None:
         check_place("--figure", figure, PICTURES)
     if regret:
-        from flopcast.reports import search_regret
-        from flopcast.reports.runs import PUBLISHED_RUNS
-
-        sweeps = search_regret.regret(runs or PUBLISHED_RUNS)
-        if json:
-            print_json(sweeps.as_json())
-        else:
-            show([search_regret.render(sweeps)])
-        return
-    if check:
+        _regret(runs, json)
+    elif check:
         _check(runs, json)
-        return
-    if collectives:
-        from flopcast.reports import collective_accuracy as by_size
+    elif collectives:
+        _collectives(collectives, json)
+    else:
+        _errors(runs, figure, json)
 
-        path = by_size.PUBLISHED_COLLECTIVES if collectives == "published" else Path(collectives)
-        found = by_size.collective_accuracy(path)
-        if json:
-            print_json(found.as_json())
-        elif not found.bins.empty:
-            show(by_size.render(found))
-        found.check_scored()
-        return
+
+def _errors(runs: Path | None, figure: Path | None, json: bool) -> None:
     from flopcast.reports.accuracy import accuracy as measure
     from flopcast.reports.runs import PUBLISHED_RUNS
 
@@ -97,6 +84,28 @@ def accuracy(
         from flopcast.reports.figures.canvas import save
 
         save(accuracy_figure(result.rows), figure)
+
+
+def _regret(runs: Path | None, json: bool) -> None:
+    from flopcast.reports.runs import PUBLISHED_RUNS
+    from flopcast.reports.search_regret import regret, render
+
+    sweeps = regret(runs or PUBLISHED_RUNS)
+    if json:
+        print_json(sweeps.as_json())
+    else:
+        show([render(sweeps)])
+
+
+def _collectives(table: str, json: bool) -> None:
+    from flopcast.reports.collective_accuracy import PUBLISHED_COLLECTIVES, collective_accuracy, render
+
+    found = collective_accuracy(PUBLISHED_COLLECTIVES if table == "published" else Path(table))
+    if json:
+        print_json(found.as_json())
+    elif not found.bins.empty:
+        show(render(found))
+    found.check_scored()
 
 
 def _check(runs: Path | None, json: bool) -> None:
