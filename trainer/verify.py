@@ -7,7 +7,7 @@ context, NCCL's buffers and the holes of the caching allocator.
 """
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -43,11 +43,17 @@ def verify(
 
     ``tp`` splits layers under a strategy other than tpN too, ``pp`` deals them out to the stages of a 1F1B pipeline, of
     which the first, a middle and the last are traced; ``recompute_layers`` of a stage's first are computed again, 0
-    being all. Raises InputError for a plan that the engine cannot run, and
-    inside a running process group.
+    being all. Raises InputError for a plan that the engine cannot run, and inside a running process group.
     """
-    plan = _plan(model, num_gpus, strategy, gpus_per_node, micro_batches, seq_len, tp, sequence_parallel, pp)
-    plan = replace(plan, recompute_layers=recompute_layers)
+    _check({"gpus": num_gpus, "gpus-per-node": gpus_per_node, "micro-batches": micro_batches, "tp": tp, "pp": pp})
+    plan = Plan(
+        **placement(strategy, num_gpus, gpus_per_node, tp=tp, pp=pp),  # type: ignore[arg-type]
+        seq_len=checked_seq_len(model, seq_len),
+        grad_accum=micro_batches,
+        recompute="full",
+        recompute_layers=recompute_layers,
+        sequence_parallel=sequence_parallel,
+    )
     stages = tuple(_verify_stage(model, plan, gpus_per_node, stage) for stage in sorted({0, pp // 2, pp - 1}))
     return Verification(model.name, plan, gpus_per_node, stages, _forecast(model, plan, gpus_per_node)[1])
 
@@ -96,33 +102,16 @@ def _make_optimizer_state(engine: Engine) -> None:
     engine.optimizer.zero_grad()
 
 
-def _plan(
-    model: Model,
-    num_gpus: int,
-    strategy: str,
-    gpus_per_node: int,
-    micro_batches: int,
-    seq_len: int | None,
-    tp: int,
-    sequence_parallel: bool,
-    pp: int,
-) -> Plan:
-    counts = {"gpus": num_gpus, "gpus-per-node": gpus_per_node, "micro-batches": micro_batches, "tp": tp, "pp": pp}
+def _check(counts: Mapping[str, int]) -> None:
+    """Raise InputError for a number below 1, and for GPUs that do not fill nodes."""
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"--{name} is {value}; it must be at least 1")
-    if num_gpus > gpus_per_node and num_gpus % gpus_per_node:
+    num_gpus, node = counts["gpus"], counts["gpus-per-node"]
+    if num_gpus > node and num_gpus % node:
         raise InputError(
-            f"--gpus is {num_gpus}: it does not fill nodes of --gpus-per-node {gpus_per_node}; use a multiple of it"
+            f"--gpus is {num_gpus}: it does not fill nodes of --gpus-per-node {node}; use a multiple of it"
         )
-    fields = placement(strategy, num_gpus, gpus_per_node, tp=tp, pp=pp)
-    return Plan(
-        **fields,  # type: ignore[arg-type]
-        seq_len=checked_seq_len(model, seq_len),
-        grad_accum=micro_batches,
-        recompute="full",
-        sequence_parallel=sequence_parallel,
-    )
 
 
 def _forecast(model: Model, plan: Plan, gpus_per_node: int, stage: int | None = None) -> tuple[dict[Key, int], int]:

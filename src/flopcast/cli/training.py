@@ -66,13 +66,13 @@ def verify(
         load_model(model),
         gpus,
         strategy,
-        gpus_per_node,
-        micro_batches,
-        seq_len,
-        tp,
-        sequence_parallel,
-        pp,
-        recompute_layers,
+        gpus_per_node=gpus_per_node,
+        micro_batches=micro_batches,
+        seq_len=seq_len,
+        tp=tp,
+        sequence_parallel=sequence_parallel,
+        pp=pp,
+        recompute_layers=recompute_layers,
     )
     if json:
         print_json(found.as_json())
