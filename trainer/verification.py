@@ -132,20 +132,16 @@ class Verification:
             if self.max_byte_error == 0
             else f"Traffic DIFFERS by up to {self.max_byte_error:,} bytes."
         )
-        held = [
-            _memory_line(f"Memory of stage {s.stage}", s.engine_memory_bytes, s.forecast_memory_bytes)
-            for s in self.stages
-            if pipeline
-        ]
+        held = [_memory_line(f"Memory of stage {stage.stage}", stage) for stage in self.stages if pipeline]
         fullest = "Memory of the fullest stage" if pipeline else "Memory"
-        held.append(_memory_line(fullest, self.engine_memory_bytes, self.forecast_memory_bytes))
+        held.append(_memory_line(fullest, self))
         return "\n".join([title, "", *rows, "", traffic, *held])
 
 
-def _memory_line(what: str, engine_bytes: int, forecast_bytes: int) -> str:
-    error = forecast_bytes / engine_bytes - 1
-    within = "within" if abs(error) <= MEMORY_TOLERANCE else "OUTSIDE"
+def _memory_line(what: str, found: StageVerification | Verification) -> str:
+    within = "within" if abs(found.memory_error) <= MEMORY_TOLERANCE else "OUTSIDE"
     return (
-        f"{what}: engine {engine_bytes / 2**30:.2f} GiB of tensors at the peak, forecast "
-        f"{forecast_bytes / 2**30:.2f} GiB without slack ({error:+.1%}, {within} {MEMORY_TOLERANCE:.0%})."
+        f"{what}: engine {found.engine_memory_bytes / 2**30:.2f} GiB of tensors at the peak, forecast "
+        f"{found.forecast_memory_bytes / 2**30:.2f} GiB without slack "
+        f"({found.memory_error:+.1%}, {within} {MEMORY_TOLERANCE:.0%})."
     )
