@@ -1,6 +1,6 @@
-"""``python gloo_cases.py RANKS FOLDER MODULE...``: every ``case_*`` of the modules on several gloo ranks.
+"""``python gloo_cases.py RANKS FOLDER MODULE``: every ``case_*`` of a module beside this file on several gloo ranks.
 
-The modules lie beside this file; every rank runs the same cases in the same order, and says on disk how each went.
+Every rank runs the same cases in the same order, and says on disk how each went.
 """
 
 import importlib
@@ -16,25 +16,23 @@ import torch.distributed as dist
 TIMEOUT_S = 30
 
 
-def work(rank: int, num_ranks: int, folder: Path, modules: list[ModuleType]) -> None:
+def work(rank: int, num_ranks: int, folder: Path, module: ModuleType) -> None:
     said: dict[str, str] = {}
-    for module in modules:
-        for name, case in vars(module).items():
-            if not name.startswith("case_"):
-                continue
-            try:
-                case()
-                said[f"{module.__name__}.{name}"] = "passed"
-            except Exception:
-                said[f"{module.__name__}.{name}"] = traceback.format_exc()
-            (folder / f"outcome{rank}.json").write_text(json.dumps(said))
+    for name, case in vars(module).items():
+        if not name.startswith("case_"):
+            continue
+        try:
+            case()
+            said[name] = "passed"
+        except Exception:
+            said[name] = traceback.format_exc()
+        (folder / f"outcome{rank}.json").write_text(json.dumps(said))
     dist.destroy_process_group()
 
 
 def main() -> None:
     num_ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
-    modules = [importlib.import_module(name) for name in sys.argv[3:]]
-    gloo_ranks.run(work, num_ranks, folder, TIMEOUT_S, modules)
+    gloo_ranks.run(work, num_ranks, folder, TIMEOUT_S, importlib.import_module(sys.argv[3]))
 
 
 if __name__ == "__main__":
