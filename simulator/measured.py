@@ -67,10 +67,11 @@ class Measured:
     """The corrections of one machine.
 
     ``attention`` by kernel code and direction, ``pieces`` of memory-bound work by name and direction, ``memory`` of all
-    other by bytes, ``collectives`` by name over (bytes, ranks, nodes). ``compute_scale``: computation inside a training
-    step over the same alone. ``dispatch_s``: what launching a listed kernel adds where the device is the host itself, 0
-    elsewhere. ``fabric_scales`` and ``constants`` replace fields of those
-    names. ``straggler``: deviation of a rank's step time from the others', as a share. ``what``: what was measured.
+    other by bytes, ``collectives`` by name over (bytes, ranks, nodes), and ``collectives_alone`` the same without what
+    the engine copies and casts around one, which on a CPU is in the former. ``compute_scale``: computation inside a
+    training step over the same alone. ``dispatch_s``: what launching a listed kernel adds where the device is the host
+    itself, 0 elsewhere. ``fabric_scales`` and ``constants`` replace fields of those names. ``straggler``: deviation
+    of a rank's step time from the others', as a share. ``what``: what was measured.
     """
 
     gemm: Correction | None = None
@@ -78,6 +79,7 @@ class Measured:
     memory: Correction | None = None
     pieces: Mapping[tuple[str, bool], Correction] = field(default_factory=dict)
     collectives: Mapping[str, Correction] = field(default_factory=dict)
+    collectives_alone: Mapping[str, Correction] = field(default_factory=dict)
     compute_scale: float = 1.0
     dispatch_s: float = 0.0
     fabric_scales: Mapping[str, Any] = field(default_factory=dict)

@@ -165,19 +165,21 @@ def _measured(profile: Profile, hardware: Hardware, scales: dict[str, Any]) -> M
     for key, points in _pieces(profile).items():
         pieces[key] = _correction(points, hardware)
     memory = _correction([_moved(s, counted=True) for s in profile.of_kind("copy")], hardware)
-    collectives = {}
+    collectives, collectives_alone = {}, {}
     for name in COLLECTIVES:
         through = [p for s in profile.of_kind("collective", through=ENGINE) for p in _collectives(s, name)]
         alone = [p for s in profile.of_kind("collective", through=None) for p in _collectives(s, name)]
         points = (through if on_host else alone) or alone
         if points:
             collectives[name] = _correction(points, hardware)
+        collectives_alone[name] = _correction(alone, hardware)
     return Measured(
         gemm=gemm,
         attention={key: found for key, found in attention.items() if found},
         memory=memory,
         pieces={key: found for key, found in pieces.items() if found},
         collectives={key: found for key, found in collectives.items() if found},
+        collectives_alone={key: found for key, found in collectives_alone.items() if found},
         dispatch_s=dispatch[0] if dispatch and on_host else 0.0,
         fabric_scales=scales,
         constants=constants,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from profiles import cpu_profile, gpu_profile
@@ -39,6 +40,18 @@ def test_merging_names_the_odd_node(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(read_profile(merged).devices) == 8
     out, _ = output_of(capsys, "profile", "--merge", *paths, "-o", str(merged), "--json")
     assert parse_profile(out, "stdout") == read_profile(merged)
+
+
+def test_the_benchmark_of_collectives_forecasts_by_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flopcast.collectives import Group
+    from flopcast.collectives.running import benchmark
+
+    write_profile(tmp_path / "profile.json", cpu_profile())
+    given: list[Any] = []
+    monkeypatch.setattr(benchmark, "run", lambda options, on, **more: given.append(on))
+    with pytest.raises(SystemExit):
+        main(["bench", "collectives", "all_gather", "--cluster", str(tmp_path / "profile.json")])
+    assert given[0].forecast("all_gather", 2**18, Group(2, 2)).time_s == pytest.approx(1e-4 + 2**18 / 1e9)
 
 
 def test_bad_profiles_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The benchmark of collectives: nccl-tests' flags and columns, on any backend of torch.distributed, under torchrun.
 
 Beside every time stands how many elements were wrong, its spread, and where the machine is known the time that the
-cost model forecasts, the ratio of the two and the algorithm and protocol it chose.
+forecast names, the ratio of the two and the algorithm and protocol that the cost model chose.
 """
 
 import statistics
@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from flopcast.collectives import ALGORITHMS, COLLECTIVES, PROTOCOLS, Fabric, Group, all_reduce
+from flopcast.collectives import Group
 from flopcast.collectives.running import results
 from flopcast.collectives.running.agreement import reporting
 from flopcast.collectives.running.cases import CASES, Case, Context
+from flopcast.collectives.running.forecasts import Machine
 from flopcast.collectives.running.payload import Layout
 from flopcast.collectives.running.results import Forecast, Report, Row
 from flopcast.collectives.running.sizes import sweep
@@ -94,19 +94,19 @@ class Options:
 
 
 def run(
-    options: Options, fabric: Fabric | None = None, show: Callable[[str], None] | None = None, quiet: bool = False
+    options: Options, on: Machine | None = None, show: Callable[[str], None] | None = None, quiet: bool = False
 ) -> Report | None:
     """Measure on all ranks; the report on rank 0, None on the others.
 
-    ``fabric`` of one machine adds forecasts. ``show`` gets the lines of the table on rank 0 as they are known; where
+    ``on``: the machine, which adds forecasts. ``show`` gets the lines of the table on rank 0 as they are known; where
     nobody reads them (BrokenPipeError) every rank stops, without a report. A progress bar goes to standard error unless
     ``quiet``. Raises InputError for a bad option or environment and CollectiveError where a rank is lost.
     """
     with process_group(options.backend, options.timeout_s) as device, reporting("bench collectives"):
         _agree_on(options, device)
         found = topology(device)
-        if fabric is not None:
-            _check_machine(found, fabric)
+        if on is not None:
+            on.check(found.ranks_per_node, found.num_nodes)
         mesh = init_device_mesh(device.type, found.grid)
         about = _about(options, found)
         main = dist.get_rank() == 0
@@ -116,11 +116,11 @@ def run(
         rows: list[Row] = []
         with _progress(options, main and not quiet) as advance:
             for name in options.collectives:
-                for text in results.header(name, fabric is not None):
+                for text in results.header(name, on is not None):
                     say(text)
                 mine: list[Row] = []
                 for num_bytes in options.sizes:
-                    measured = _measure(name, num_bytes, options, mesh, device, found, fabric)
+                    measured = _measure(name, num_bytes, options, mesh, device, found, on)
                     advance(name, num_bytes)
                     if measured:
                         say(results.line(measured))
@@ -162,21 +162,6 @@ def _agree_on(options: Options, device: torch.device) -> None:
             raise InputError(
                 f"rank {rank} was started with '{words}' and rank 0 with '{given[0]}'; give all the same arguments"
             )
-
-
-def _check_machine(found: Topology, fabric: Fabric) -> None:
-    """Raise InputError where the machine that was named is not one that these ranks can be on."""
-    gpus, ranks = int(np.max(fabric.gpus_per_node)), found.ranks_per_node
-    if ranks > gpus:
-        raise InputError(
-            f"--cluster has {gpus} GPU{'s' * (gpus > 1)} per node, but {ranks} ranks were started on each host; start "
-            f"{gpus} per host, or name the cluster that this is"
-        )
-    if found.num_nodes > 1 and not (np.all(fabric.nics_per_node) and np.all(fabric.nic_bytes_per_s)):
-        raise InputError(
-            f"--cluster has no network, but the ranks are on {found.num_nodes} hosts; give it a [network], or name the "
-            "cluster that this is"
-        )
 
 
 class _Reader:
@@ -221,14 +206,14 @@ def _measure(
     mesh: DeviceMesh,
     device: torch.device,
     where: Topology,
-    fabric: Fabric | None,
+    on: Machine | None,
 ) -> list[Row]:
     """The rows of one collective at one size; none where the size leaves a rank without an element."""
     ranks = dist.get_world_size()
     case = CASES[name](Context(dist.get_rank(), ranks, mesh, device, DTYPES[options.dtype]), num_bytes)
     if case.count == 0:
         return []
-    forecast = _forecast(name, case, where, fabric)
+    forecast = _forecast(name, case, where, on)
     rows = []
     for in_place in (False, True) if case.has_in_place else (False,):
         times = _time(case, in_place, options, device)
@@ -282,21 +267,15 @@ def _time(case: Case, in_place: bool, options: Options, device: torch.device) ->
     return [float(seconds) / dist.get_world_size() for seconds in times.tolist()]
 
 
-def _forecast(name: str, case: Case, where: Topology, fabric: Fabric | None) -> Forecast | None:
-    """The cost model's time, algorithm and protocol; the quantised gather's is of its payload alone."""
-    if fabric is None or where.ranks_per_node == 0 or dist.get_world_size() == 1:
+def _forecast(name: str, case: Case, where: Topology, machine: Machine | None) -> Forecast | None:
+    """The machine's forecast; the quantised gather's is of its payload alone."""
+    if machine is None or where.ranks_per_node == 0 or dist.get_world_size() == 1:
         return None
     group = Group(len(where.hosts), where.ranks_per_node)
-    size = float(case.num_bytes)
-    if name == "torus_all_reduce":
-        cost = all_reduce.cost(size, group, fabric, algorithm="torus")
-    elif name == "quantised_all_gather":
+    if name == "quantised_all_gather":
         payload = Layout.whole(case.count, case.context.dtype).num_bytes
-        cost = COLLECTIVES["all_gather"].cost(float(payload * len(where.hosts)), group, fabric)
-    else:
-        cost = COLLECTIVES["point_to_point" if name == "sendrecv" else name].cost(size, group, fabric)
-    chosen = f"{ALGORITHMS[int(cost.algorithm.flat[0])]}/{PROTOCOLS[int(cost.protocol.flat[0])]}"
-    return Forecast(float(cost.time_s.flat[0]), chosen)
+        return machine.forecast("all_gather", float(payload * len(where.hosts)), group)
+    return machine.forecast(name, float(case.num_bytes), group)
 
 
 @contextmanager

@@ -87,9 +87,10 @@ def introduction(about: dict[str, Any]) -> list[str]:
     arguments, where, versions = about["arguments"], about["topology"], about["versions"]
     devices = enumerate(zip(where["hosts"], about["devices"], strict=True))
     step = f"{arguments['factor']}(factor)" if arguments.get("step") is None else f"{arguments['step']}(bytes)"
+    group = f"{_count(where['ranks'], 'rank')} on {_count(where['nodes'], 'node')}"
     return [
-        f"# flopcast {versions['flopcast']}, torch {versions['torch']}, {about['backend']}: {where['ranks']} ranks on "
-        f"{where['nodes']} nodes, torus {where['torus'][0]} x {where['torus'][1]}",
+        f"# flopcast {versions['flopcast']}, torch {versions['torch']}, {about['backend']}: {group}, "
+        f"torus {where['torus'][0]} x {where['torus'][1]}",
         f"# minBytes {arguments['begin']} maxBytes {arguments['end']} step: {step} "
         f"warmup iters: {arguments['warmup']} iters: {arguments['iterations']} validation: 1",
         "# Using devices",
@@ -209,6 +210,10 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); make room or name another file") from None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _blank(value: float | None) -> float | str:

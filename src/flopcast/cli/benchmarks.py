@@ -50,7 +50,7 @@ def collectives(
     data_type
         float, bfloat16, half, int32, int64, ...
     cluster
-        Catalogue name or TOML file of this machine: adds the forecast and the algorithm.
+        Catalogue name, TOML file or profile of this machine: adds the forecast and the algorithm.
     backend
         nccl or gloo; by default what the devices allow.
     timeout
@@ -73,12 +73,12 @@ def collectives(
     from flopcast.collectives.running.results import records, write_csv
     from flopcast.collectives.running.sizes import parse_size
 
-    fabric = None
+    on = None
     if cluster:
         from flopcast.simulator.catalogue import load_cluster
-        from flopcast.simulator.hardware import Hardware
+        from flopcast.simulator.machine import machine_of
 
-        fabric = Hardware.of([load_cluster(cluster)]).fabric
+        on = machine_of(load_cluster(cluster))
     sizes, apart = (parse_size(begin), parse_size(end)), None if step is None else parse_size(step)
     options = Options(
         tuple(names) or ("all_reduce",), *sizes, factor, iterations, warm_up, data_type, backend, timeout, apart
@@ -89,7 +89,7 @@ def collectives(
             print(text, flush=True)
 
     try:
-        report = run(options, fabric, show=None if json else show, quiet=json)
+        report = run(options, on, show=None if json else show, quiet=json)
     except CollectiveError as error:
         print("flopcast: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)

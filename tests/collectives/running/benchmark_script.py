@@ -10,6 +10,7 @@ from flopcast.collectives import Fabric, architecture_code, fabric_code
 from flopcast.collectives.running import results
 from flopcast.collectives.running.benchmark import Options, machine, run
 from flopcast.collectives.running.cases import CASES
+from flopcast.collectives.running.forecasts import Machine
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for dtype in ("float", "bfloat16"):
         options = Options(tuple(CASES), begin=4, end=64 * 1024, factor=1024, iterations=5, dtype=dtype)
-        report = run(options, fabric, show=shown.append)
+        report = run(options, Machine(fabric), show=shown.append)
         if report is not None:
             results.write_json(folder / f"{dtype}.json", report.as_json())
             results.write_csv(folder / f"{dtype}.csv", results.records(report.rows, machine(report)))
