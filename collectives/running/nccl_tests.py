@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from flopcast.collectives.running.results import Row
-from flopcast.errors import InputError
+from flopcast.errors import InputError, nearest
 
 # How the table of measurements calls what nccl-tests' programs are called, "_perf" taken off.
 COLLECTIVES = {
@@ -63,19 +63,29 @@ def time(text: str, unit_s: float, where: str) -> float:
     return value * unit_s
 
 
-def collective_of(program: str, where: str, named: str | None) -> str:
-    """``/opt/nccl-tests/build/alltoall_perf`` -> ``all_to_all``; ``named`` for a program of another name."""
+def collective_named(name: str) -> str:
+    """``alltoall``, ``alltoall_perf`` -> ``all_to_all``, as a user names it; InputError for an unknown one."""
+    bare = name.removesuffix("_perf")
+    if bare in OWN:
+        return bare
+    if bare not in COLLECTIVES:
+        raise InputError(f"collective '{name}' is unknown; {nearest(bare, [*COLLECTIVES, *OWN])}")
+    return COLLECTIVES[bare]
+
+
+def collective_of(program: str, where: str, named: str | None) -> tuple[str, bool]:
+    """``build/alltoall_perf`` -> ``all_to_all``, True; ``named``, False for a program of another name."""
     name = program.rsplit("/", 1)[-1].removesuffix(".exe").removesuffix("_mpi").removesuffix("_perf")
     if name in OWN:
-        return name
-    if name not in COLLECTIVES and named is not None:
-        return COLLECTIVES.get(named, named)
-    if name not in COLLECTIVES:
+        return name, True
+    if name in COLLECTIVES:
+        return COLLECTIVES[name], True
+    if named is None:
         raise InputError(
             f"{where}: the program is '{program}'; expected one of nccl-tests', "
             "or name the collective, such as all_reduce"
         )
-    return COLLECTIVES[name]
+    return named, False
 
 
 def version_of(code: int) -> str:

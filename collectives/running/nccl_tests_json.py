@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flopcast.collectives.running.nccl_tests import Log, collective_of, number, time, version_of
+from flopcast.collectives.running.nccl_tests_evidence import check_bandwidths, check_reduction
 from flopcast.collectives.running.results import Row
 from flopcast.errors import InputError
 
@@ -20,22 +21,31 @@ def read_json(path: Path, text: str, named: str | None) -> Log:
         ) from None
     except RecursionError:
         raise InputError(f"{path}: line 1: nests too deep; expected a JSON document of nccl-tests -J") from None
-    results = document.get("results") if isinstance(document, dict) else None
+    if isinstance(document, list):
+        raise InputError(f"{path}: line 1: is a list; expected one JSON document of nccl-tests -J, as in jq '.[0]'")
+    if str(document.get("tool", "")).startswith("flopcast"):
+        raise InputError(
+            f"{path}: line 1: is flopcast's own benchmark, not nccl-tests -J; give the table that it prints without "
+            "--json, or write --csv FILE for 'flopcast accuracy --collectives FILE'"
+        )
+    results = document.get("results")
     if not isinstance(results, list):
         raise InputError(f"{path}: line 1: has no list 'results'; expected a JSON document of nccl-tests -J")
     arguments = document.get("args")
     program = arguments[0] if isinstance(arguments, list) and arguments and isinstance(arguments[0], str) else ""
-    collective = collective_of(program, f"{path}: line 1", named)
+    collective, is_told = collective_of(program, f"{path}: line 1", named)
+    devices = _devices(document)
+    num_ranks = len(devices) // max(1, len({one.get("group") for one in devices}))
     lines = _lines_of(text, '"size"')
     rows: list[Row] = []
     for place, result in enumerate(results):
         line = lines[place] if place < len(lines) else 1
-        rows += _rows(result, collective, f"{path}: line {line}: results[{place}]")
+        where = f"{path}: line {line}: results[{place}]"
+        rows += _rows(result, collective, where)
+        if not is_told:
+            _check(result, collective, max(1, num_ranks), where)
     if not rows:
         raise InputError(f"{path}: line 1: 'results' is empty; expected rows of times")
-    config = document.get("config")
-    listed = config.get("devices", []) if isinstance(config, dict) else []
-    devices = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     version = document.get("nccl_version")
     return Log(
         tuple(rows),
@@ -44,6 +54,21 @@ def read_json(path: Path, text: str, named: str | None) -> Log:
         version_of(version) if isinstance(version, int) else "",
         _gpus(arguments),
     )
+
+
+def _devices(document: dict[str, Any]) -> list[dict[str, Any]]:
+    config = document.get("config")
+    listed = config.get("devices", []) if isinstance(config, dict) else []
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _check(result: dict[str, Any], collective: str, num_ranks: int, where: str) -> None:
+    """Raise InputError where what a row says is not of the collective that the user named."""
+    if "redop" in result:
+        check_reduction(collective, str(result["redop"]).strip(), where)
+    for cell in (result.get("out_of_place"), result.get("in_place")):
+        if cell:
+            check_bandwidths(collective, num_ranks, str(cell["alg_bw"]), str(cell["bus_bw"]), where)
 
 
 def _gpus(arguments: Any) -> int:

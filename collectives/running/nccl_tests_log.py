@@ -1,8 +1,9 @@
 """Reads nccl-tests' own logs, what it prints and its ``-J`` JSON, so that a site's old runs feed the calibration."""
 
+import re
 from pathlib import Path
 
-from flopcast.collectives.running.nccl_tests import COLLECTIVES, OWN, Log
+from flopcast.collectives.running.nccl_tests import Log, collective_named
 from flopcast.collectives.running.nccl_tests_json import read_json
 from flopcast.collectives.running.nccl_tests_text import read_text
 from flopcast.errors import InputError
@@ -15,14 +16,13 @@ def read_log(path: Path, collective: str | None = None) -> Log:
 
     ``collective`` is needed for logs that do not name it (text before 2.18, a renamed program); a name that the log
     gives itself counts. Raises InputError with the line number and what was expected there, for a file that is cut
-    off, of another kind or empty.
+    off, of another kind or empty, and for rows that cannot be of ``collective``.
     """
-    if collective is not None and collective not in (*COLLECTIVES, *OWN):
-        raise InputError(f"collective '{collective}' is unknown; give one of {', '.join(COLLECTIVES)}")
+    named = None if collective is None else collective_named(collective)
     text = _read(path)
-    if text.lstrip().startswith("{"):
-        return read_json(path, text, collective)
-    return read_text(path, text, collective)
+    if re.match(r"\s*(\{|\[\s*\{)", text):
+        return read_json(path, text, named)
+    return read_text(path, text, named)
 
 
 def _read(path: Path) -> str:

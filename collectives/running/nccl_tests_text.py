@@ -3,31 +3,36 @@
 Formats: NVIDIA/nccl-tests 2.19.6, src/util.cu (``writeBenchmarkLinePreamble``, ``writeBenchmarkLineBody``), the older
 tables without ``root`` or with ``error`` instead of ``#wrong``, those of 2019 in milliseconds, and rccl-tests'. The
 columns are taken from the table's own header; out of place may stand alone. What launchers put before every line
-(mpirun --tag-output, srun --label, pdsh, clush, Kubernetes' and Ray's) is taken off, and colours too. What this
-benchmark prints is read back.
+(torchrun --tee, mpirun --tag-output and --timestamp-output, srun --label, pdsh, clush, Kubernetes' and Ray's) is taken
+off, and colours too. What this benchmark prints is read back.
 """
 
 import re
 from pathlib import Path
 
-from flopcast.collectives.running.nccl_tests import COLLECTIVES, Log, collective_of, number, time, version_of
+from flopcast.collectives.running.nccl_tests import Log, collective_of, number, time, version_of
+from flopcast.collectives.running.nccl_tests_evidence import check_bandwidths, check_reduction
 from flopcast.collectives.running.results import Row
 from flopcast.errors import InputError
 
-_DEVICE = re.compile(r"#\s+Rank\s+(\d+)\s+(?:Group\s+\d+\s+)?(?:Pid\s+\d+\s+)?on\s+(\S+)\s+(.*)")
+_DEVICE = re.compile(r"#\s+Rank\s+(\d+)\s+(?:Group\s+(\d+)\s+)?(?:Pid\s+\d+\s+)?on\s+(\S+)\s+(.*)")
 _OLD_DEVICE = re.compile(r"device\s+\d+\s+\[[^\]]*\]\s*")
 _STARTING = re.compile(r"#\s*Collective test starting:\s*(\S+)")
 _CONCLUDED = re.compile(r"[#\s]*(Out of bounds values|Avg bus bandwidth|Collective test concluded)")
 _ARGUMENTS = re.compile(r"#?\s*nThread\s+\d+\s+nGpus\s+(\d+)")
 _LIBRARY = re.compile(r"[nr]ccl-library=(\d+)")
 _ANNOUNCED = re.compile(r"[NR]CCL version\s*:?\s*(\d+\.\d+\.\d+)")
-# "[1,0]<stdout>:" may stand inside a line too, where the output of a rank came in pieces.
-_TAG = re.compile(r"\[\d+(?:,\d+)?\](?:<std(?:out|err)>:?)?(?=\s|$|#)")
+# mpirun's "[1,0]<stdout>:", or "[prterun-host-123@1,0]<stdout>:", with ctime's words before it or in place of the rank.
+# It may stand inside a line too, where the output of a rank came in pieces.
+_CLOCK = r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}"
+_RANK = r"\[(?:[\w.-]+@)?\d+(?:,\d+)?\]"
+_STREAM = "<std(?:out|err)>:?"
+_TAG = re.compile(rf"(?:(?:{_CLOCK})?{_RANK}(?:{_STREAM})?|{_CLOCK}{_STREAM})(?=\s|$|#)")
 _TIME = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)\s(?:std(?:out|err) [FP]\s)?"
 # srun's, Kubernetes' with or without its stream, Ray's, and the mark of a quotation.
 _LABEL = re.compile(rf"\s*(?:\d+:\s|{_TIME}|\([^()]*\bpid=\d+[^()]*\)\s|>\s)")
-# What pdsh and clush write before a line: "gpu001: ", or "[gpu001] ".
-_HOST = re.compile(r"\s*([A-Za-z][\w.-]*:|\[[A-Za-z][\w.-]*\])(?=\s|$)")
+# What pdsh, clush and torchrun write before a line: "gpu001: ", "[gpu001] ", "[default0]:".
+_HOST = re.compile(r"\s*([A-Za-z][\w.-]*:|\[[A-Za-z][\w.-]*\]:?)(?=\s|$|#)")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NAMES = ("size", "count", "type", "redop", "root")
 _MEANINGS = {
@@ -55,12 +60,14 @@ class _Reader:
     """What the lines so far have said; ``listing``: they are within a list of ranks or behind it, before any row."""
 
     def __init__(self, named: str | None) -> None:
-        self.named = named
-        self.collective = COLLECTIVES.get(named or "", named)
+        self.named = self.collective = named
+        self.is_told = False  # the log says itself what it is of
         self.rows: list[Row] = []
         self.hosts: dict[int, tuple[str, str]] = {}
         self.before, self.began = self.hosts, ""  # the list of ranks before this one, and where this one begins
+        self.groups: set[str] = set()
         self.heading: list[str] = []
+        self.behind = ""  # the words before a heading that is not read for them
         self.unit_s, self.version, self.gpus_per_process = 1e-6, "", 1
         self.concluded = self.listing = False
 
@@ -69,11 +76,14 @@ class _Reader:
         words = line.split()
         names = words[1:] if words[:1] == ["#"] else words
         if device := _DEVICE.match(line):
+            rank, group, host, rest = device.groups()
             if not self.listing:
                 self.before, self.hosts, self.listing, self.began = self.hosts, {}, True, where
-            self._enter(int(device.group(1)), device.group(2), device.group(3), where)
+                self.groups = set()
+            self._enter(int(rank), host, rest, where)
+            self.groups.add(group or "")
         elif starting := _STARTING.match(line):
-            self.collective = collective_of(starting.group(1), where, self.named)
+            self.collective, self.is_told = collective_of(starting.group(1), where, self.named)
         elif arguments := _ARGUMENTS.match(line):
             self.gpus_per_process = int(arguments.group(1))
         elif library := _LIBRARY.search(line):
@@ -83,8 +93,10 @@ class _Reader:
         elif names[:2] in (["size", "count"], ["bytes", "N"]):
             self.unit_s = 1e-3 if names[0] == "bytes" else 1e-6
             self.heading, self.concluded = _places(names, where), False
-        elif _CONCLUDED.match(line):
+        elif concluded := _CONCLUDED.match(line):
             self.concluded = True
+            if concluded.group(1) == "Collective test concluded":  # what follows may be of a program that is not told
+                self.collective, self.is_told = self.named, False
         elif words and words[0].isdecimal() and self.heading and not self.concluded:
             if self.collective is None:
                 raise InputError(
@@ -93,8 +105,11 @@ class _Reader:
                 )
             if self.before and _places_of(self.before) != _places_of(self.hosts):
                 raise InputError(f"{self.began}: a second run on other ranks begins here; split the file before it")
-            self.rows += _row(words, self.heading, self.collective, self.unit_s, where)
+            named_ranks = None if self.is_told else max(1, len(self.hosts) // max(1, len(self.groups)))
+            self.rows += _row(words, self.heading, self.collective, self.unit_s, where, named_ranks)
             self.listing = False
+        elif not self.heading and not self.behind and (prefix := _before_heading(line)):
+            self.behind = f"{where}: a heading stands behind '{prefix}'; cut that off every line"
 
     def _enter(self, rank: int, host: str, device: str, where: str) -> None:
         """Note where a rank sits; refuse one that two hosts claim."""
@@ -109,7 +124,8 @@ class _Reader:
         """All of it; InputError where the file ends too early."""
         if not self.heading:
             raise InputError(
-                f"{where}: the file ends without a line '# size count type redop ...'; name a log of nccl-tests"
+                self.behind
+                or f"{where}: the file ends without a line '# size count type redop ...'; name a log of nccl-tests"
             )
         if not self.rows:
             raise InputError(f"{where}: the file ends after the heading; expected rows of numbers")
@@ -146,6 +162,14 @@ def _bare(line: str, labels: set[str]) -> str:
     return line.lstrip() if line.lstrip().startswith("#") else line
 
 
+def _before_heading(line: str) -> str:
+    """What stands before the names of a table's columns, "" where nothing does or there are no such names."""
+    if not ("algbw" in line and "busbw" in line):
+        return ""
+    begins = [place for place in (line.find("size"), line.find("bytes"), line.find("algbw")) if place >= 0]
+    return line[: min(begins)].rstrip().removesuffix("#").strip()
+
+
 def _unlabelled(line: str) -> str:
     while label := _LABEL.match(line):
         line = line[label.end() :]
@@ -165,18 +189,27 @@ def _places(names: list[str], where: str) -> list[str]:
     return meaning
 
 
-def _row(words: list[str], heading: list[str], collective: str, unit_s: float, where: str) -> list[Row]:
-    """One or two rows, out of place and in place, of a line of numbers."""
+def _row(
+    words: list[str], heading: list[str], collective: str, unit_s: float, where: str, named_ranks: int | None
+) -> list[Row]:
+    """One or two rows, out of place and in place, of a line of numbers.
+
+    ``named_ranks``: the ranks of a run whose ``collective`` the user named, which is held against what the line says.
+    """
     last = max(place for place, name in enumerate(heading) if name in _PER_PLACE)
+    has_reduction = "redop" in heading
     # A collective without a reduction leaves the columns redop and root empty in the oldest tables.
     missing = len(heading) - len(words)
     if 0 < missing <= 2 and len(words) > last - missing:
-        absent = ("redop",) if missing == 1 and "root" not in heading else ("redop", "root")[-missing:]
+        root_stands = "root" not in heading or words[heading.index("redop")].lstrip("-").isdecimal()
+        absent = ("redop",) if missing == 1 and root_stands else ("redop", "root")[-missing:]
         heading = [name for name in heading if name not in absent]
         last -= missing
     if len(words) <= last:
         raise InputError(f"{where}: has {len(words)} columns; expected at least {last + 1}, as the heading names them")
     common = {name: words[place] for place, name in enumerate(heading) if name in _NAMES}
+    if named_ranks is not None and has_reduction:
+        check_reduction(collective, common.get("redop", ""), where)
     split = [place for place, name in enumerate(heading) if name == "time"]
     found = []
     for in_place, first, end in zip((False, True), split, [*split[1:], len(heading)], strict=False):
@@ -184,6 +217,8 @@ def _row(words: list[str], heading: list[str], collective: str, unit_s: float, w
         if cells["time"] == "N/A":
             continue
         values = {name: number(cells[name], name, where) for name in ("algbw", "busbw")}
+        if named_ranks is not None:
+            check_bandwidths(collective, named_ranks, cells["algbw"], cells["busbw"], where)
         wrong = None if cells.get("wrong", "N/A") == "N/A" else int(number(cells["wrong"], "#wrong", where))
         found.append(
             Row(

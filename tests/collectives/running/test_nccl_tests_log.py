@@ -160,6 +160,12 @@ def test_what_this_benchmark_prints_is_read_back(tmp_path: Path) -> None:
         (NEW.replace("all_gather_perf", "ib_write_bw"), "line 2: the program is 'ib_write_bw'"),
         (NEW.replace("  algbw", "  speed"), "line 16: expected time, algbw, busbw and #wrong twice"),
         ("{" + NEW, "line 1: Expecting property name"),
+        (json.dumps([DOCUMENT]), "line 1: is a list; expected one JSON document"),
+        (json.dumps({"tool": "flopcast bench collectives", "rows": []}), "is flopcast's own benchmark, not nccl-tests"),
+        (
+            "".join("Nov 23 05:22:26 gpu[1]: " + line + "\n" for line in NEW.splitlines()),
+            "line 16: a heading stands behind 'Nov 23 05:22:26 gpu[1]:'; cut that off every line",
+        ),
         (json.dumps(DOCUMENT, indent=1)[:-200], "expected a whole JSON document"),
         (json.dumps({"results": 3}), "has no list 'results'"),
         (json.dumps({**DOCUMENT, "results": []}), "'results' is empty"),
@@ -188,8 +194,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\0\1\2")
     with pytest.raises(InputError, match="binary"):
         read_log(tmp_path / "binary")
-    with pytest.raises(InputError, match="collective 'gossip' is unknown"):
+    with pytest.raises(InputError, match="collective 'gossip' is unknown; known: all_gather"):
         read_log(tmp_path / "none", "gossip")
+    with pytest.raises(InputError, match="collective 'allreduce' is unknown; did you mean 'all_reduce'"):
+        read_log(tmp_path / "none", "allreduce")
 
 
 def test_a_log_feeds_the_calibration(tmp_path: Path) -> None:
@@ -256,8 +264,8 @@ def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
         assert {row.collective for row in read_log(path, "all_reduce").rows} == {other}
     path.write_text(NEW.replace("all_gather_perf", "ours"))
     assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}
-    path.write_text(OLD)
-    assert {row.collective for row in read_log(path, "alltoall").rows} == {"all_to_all"}
+    path.write_text(OLD.replace("   sum ", "       "))
+    assert {row.collective for row in read_log(path, "alltoall_perf").rows} == {"all_to_all"}
 
 
 @pytest.mark.parametrize(
@@ -271,11 +279,14 @@ def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
         "2026-02-16T10:00:00.000000000Z stdout F ",
         "> ",
         "(head, rank=0, pid=38) ",
+        *("[default0]:", "[rank0]:", "[prterun-gpu000-1234@1,0]<stdout>: "),
+        *("Mon Nov 23 05:22:26 2026[1,0]<stdout>:", "Tue Nov  3 05:22:26 2026<stdout>:"),
         *("gpu-001.local: ", "[node1] ", "\x1b[1;36m[node1]\x1b[0m ", "\x1b[32m", "gpu001: 0: "),
     ],
 )
 def test_what_launchers_write_before_a_line_is_taken_off(tmp_path: Path, label: str) -> None:
-    """mpirun --tag-output, srun --label, kubectl logs --timestamps, Ray, pdsh, clush, and colours."""
+    """torchrun --tee, mpirun --tag-output and --timestamp-output, srun --label, kubectl logs --timestamps, Ray, pdsh,
+    clush, and colours."""
     plain = read_log(written(tmp_path, NEW))
     assert read_log(written(tmp_path, "".join(label + line + "\n" for line in NEW.splitlines()))) == plain
 
