@@ -1,6 +1,8 @@
 """From a site's logs to its constants: columns for the calibration, and a piecewise fit that shows its residuals."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,10 +34,6 @@ def columns(log: Log, series: str, **machine: Any) -> dict[str, NDArray[Any]]:
     return {name: np.array([row[name] for row in rows], dtype=object) for name in COLUMNS}
 
 
-# A rate above this, bytes/s, is of rows whose times do not grow with their sizes: they tell none.
-_NO_RATE = 1e17
-
-
 def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 512 * 2**20, 2.0**44)) -> PiecewiseFit:
     """Latency and bandwidth of each range of sizes from the out-of-place rows of one collective, residuals beside.
 
@@ -44,7 +42,7 @@ def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 
     names = sorted({row.collective for row in rows})
     if len(names) > 1:
         raise InputError(f"the rows are of {' and '.join(names)}; fit one collective at a time")
-    used = _usable(rows)
+    used = _used(rows)
     if not used:
         raise InputError("no out-of-place row is there to fit to, only in-place ones or of 0 bytes; give a log of some")
     return fit_piecewise(
@@ -52,27 +50,65 @@ def fit(rows: Sequence[Row], edges: Sequence[float] = (256 * 2**10, 16 * 2**20, 
     )
 
 
-def _usable(rows: Sequence[Row]) -> list[Row]:
-    """Those that tell of the machine: out of place, and not of 0 bytes."""
+def _used(rows: Sequence[Row]) -> list[Row]:
+    """The rows that a fit is of, in the order of its residuals."""
     return [row for row in rows if not row.in_place and row.num_bytes > 0]
 
 
+# Times tell a rate that grow by this many times the width of their residuals: those the fit itself bends to.
+_CLEAR = 2.0
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Rows of one range of sizes: its end in bytes, None of the last, and what they tell of latency and rate."""
+
+    up_to_bytes: int | None
+    num_rows: int
+    alpha_s: float | None
+    bytes_per_s: float | None
+
+
+def _ranges(used: Sequence[Row], fitted: PiecewiseFit) -> list[_Range]:
+    """The ranges that have rows. One row tells no latency, and times that hardly grow beyond their scatter no rate."""
+    size = np.array([row.num_bytes for row in used], dtype=np.float64)
+    scatter_s = fitted.residuals * np.array([row.time_s for row in used])
+    within = np.searchsorted(fitted.edges[:-1], size)
+    found = []
+    for k, (edge, alpha, rate) in enumerate(zip(fitted.edges, fitted.alpha_s, fitted.bytes_per_s, strict=True)):
+        mine = within == k
+        num_rows = int(np.sum(mine))
+        if not num_rows:
+            continue
+        growth_s = np.ptp(size[mine]) / rate
+        tells_rate = num_rows == 1 or growth_s > _CLEAR * np.ptp(scatter_s[mine])
+        found.append(
+            _Range(
+                None if k == len(fitted.edges) - 1 else int(edge),
+                num_rows,
+                float(alpha) if num_rows > 1 else None,
+                float(rate) if tells_rate else None,
+            )
+        )
+    return found
+
+
 def as_json(rows: Sequence[Row], fitted: PiecewiseFit) -> dict[str, Any]:
-    """The same as a document; the last range's end, a single row's latency and a rate that no row tells are None."""
-    used = _usable(rows)
-    within = np.searchsorted(fitted.edges[:-1], [row.num_bytes for row in used])
-    last = len(fitted.edges) - 1
+    """The same as a document; the last range's end, and a latency or rate that its rows do not tell, are None.
+
+    Rows with a forecast have it in seconds, its ratio to the measured time, and what the cost model chose.
+    """
+    used = _used(rows)
     return {
         "collective": rows[0].collective,
         "ranges": [
             {
-                "up_to_bytes": None if k == last else int(fitted.edges[k]),
-                "rows": int(num_rows),
-                "alpha_s": float(fitted.alpha_s[k]) if num_rows > 1 else None,
-                "bytes_per_s": float(rate) if (rate := fitted.bytes_per_s[k]) < _NO_RATE else None,
+                "up_to_bytes": each.up_to_bytes,
+                "rows": each.num_rows,
+                "alpha_s": each.alpha_s,
+                "bytes_per_s": each.bytes_per_s,
             }
-            for k in range(last + 1)
-            if (num_rows := np.sum(within == k))
+            for each in _ranges(used, fitted)
         ],
         "rows": [
             {
@@ -81,28 +117,46 @@ def as_json(rows: Sequence[Row], fitted: PiecewiseFit) -> dict[str, Any]:
                 "fitted_s": float(row.time_s * (1 + residual)),
                 "residual": float(residual),
             }
+            | _forecast_of(row)
             for row, residual in zip(used, fitted.residuals, strict=True)
         ],
     }
 
 
-def residual_table(rows: Sequence[Row], fitted: PiecewiseFit) -> list[str]:
-    """The fit in lines: each range's latency and bandwidth, then size, measured, fitted and residual of every row.
+def _forecast_of(row: Row) -> dict[str, Any]:
+    if row.forecast is None:
+        return {}
+    return {"forecast_s": row.forecast.time_s, "ratio": row.ratio, "algorithm": row.forecast.algorithm}
 
-    A range without rows is left out; one with a single row has no latency of its own, and one whose times do not grow
-    no bandwidth.
+
+def residual_table(rows: Sequence[Row], fitted: PiecewiseFit) -> list[str]:
+    """The fit in lines: each range's latency and algorithm bandwidth, then size, times and residual of every row.
+
+    A range without rows is left out, and "-" stands for what its rows do not tell. Rows with a forecast end with it,
+    forecast / measured, and the algorithm and protocol that the cost model chose.
     """
-    lines = [f"# {'up to (B)':>14}  {'alpha (us)':>10}  {'B (GB/s)':>10}"]
-    used = _usable(rows)
-    within = np.searchsorted(fitted.edges[:-1], [row.num_bytes for row in used])
-    for k, (edge, alpha, rate) in enumerate(zip(fitted.edges, fitted.alpha_s, fitted.bytes_per_s, strict=True)):
-        if num_rows := np.sum(within == k):
-            size = "more" if k == len(fitted.edges) - 1 else f"{edge:.0f}"
-            latency = f"{alpha * 1e6:.2f}" if num_rows > 1 else "-"
-            bandwidth = f"{rate / 1e9:.2f}" if rate < _NO_RATE else "-"
-            lines.append(f"# {size:>14}  {latency:>10}  {bandwidth:>10}")
-    lines.append(f"# {'size (B)':>14}  {'time (us)':>10}  {'fit (us)':>10}  residual (%)")
+    used = _used(rows)
+    lines = ["# out-of-place rows", f"# {'up to (B)':>14}  {'latency (us)':>12}  {'algbw (GB/s)':>12}"]
+    for each in _ranges(used, fitted):
+        size = "more" if each.up_to_bytes is None else str(each.up_to_bytes)
+        latency = "-" if each.alpha_s is None else _digits(each.alpha_s * 1e6)
+        bandwidth = "-" if each.bytes_per_s is None else _digits(each.bytes_per_s / 1e9)
+        lines.append(f"# {size:>14}  {latency:>12}  {bandwidth:>12}")
+    with_forecast = any(row.forecast for row in used)
+    heads = f"  {'forecast (us)':>13}  ratio  algorithm" if with_forecast else ""
+    lines.append(f"# {'size (B)':>14}  {'time (us)':>10}  {'fit (us)':>10}  residual (%){heads}")
     for row, residual in zip(used, fitted.residuals, strict=True):
-        fitted_us = row.time_s * (1 + residual) * 1e6
-        lines.append(f"  {row.num_bytes:>14}  {row.time_s * 1e6:>10.2f}  {fitted_us:>10.2f}  {100 * residual:>11.1f}")
+        cells = f"  {row.num_bytes:>14}  {row.time_s * 1e6:>10.2f}  {row.time_s * (1 + residual) * 1e6:>10.2f}"
+        cells += f"  {100 * residual:>12.1f}"
+        if row.forecast and row.ratio is not None:
+            cells += f"  {row.forecast.time_s * 1e6:>13.2f}  {row.ratio:>5.2f}  {row.forecast.algorithm}"
+        elif with_forecast:
+            cells += f"  {'-':>13}  {'-':>5}  -"
+        lines.append(cells)
     return lines
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.{max(0, 2 - math.floor(math.log10(rounded)))}f}" if rounded > 0 else "0"

@@ -230,10 +230,12 @@ def test_piecewise_fit_shows_its_residuals() -> None:
     assert found.bytes_per_s[:2] == pytest.approx([10e9, 100e9], rel=1e-6)
     assert np.abs(found.residuals).max() < 1e-6
     lines = residual_table(rows, found)
-    assert len(lines) == 1 + 3 + 1 + len(sizes)  # the sizes reach into three of the four ranges
-    assert "20.00" in lines[1]
+    assert len(lines) == 2 + 3 + 1 + len(sizes)  # the sizes reach into three of the four ranges
+    assert lines[0] == "# out-of-place rows"
+    assert lines[2].split() == ["#", str(2**18), "20.0", "10.0"]
+    assert lines[3].split() == ["#", str(2**24), "50.0", "100"]
     few = residual_table(rows[-1:] + rows[4::40], fit(rows[-1:] + rows[4::40]))
-    assert few[1:2] == [f"# {2**18:>14}  {'-':>10}  {rows[4].num_bytes / rows[4].time_s / 1e9:>10.2f}"], few
+    assert few[2].split() == ["#", str(2**18), "-", f"{rows[4].num_bytes / rows[4].time_s / 1e9:.3f}"], few
     with pytest.raises(InputError, match="one collective at a time"):
         fit([*rows, Row("reduce", 8, 2, "float", "sum", 0, False, 1e-5, 1.0, 1.0)])
     with pytest.raises(InputError, match="no out-of-place row is there"):
@@ -251,7 +253,22 @@ def test_a_fit_as_a_document_and_times_that_do_not_grow() -> None:
     assert last == {"up_to_bytes": None, "rows": 1, "alpha_s": None, "bytes_per_s": pytest.approx(2**34 / 0.1)}
     assert [row["bytes"] for row in found["rows"]] == [*(2**k for k in range(10, 16)), 2**34]
     assert all(row["fitted_s"] == pytest.approx(row["measured_s"] * (1 + row["residual"])) for row in found["rows"])
-    assert residual_table([*flat, large], fit([*flat, large]))[1].split()[-1] == "-"
+    assert residual_table([*flat, large], fit([*flat, large]))[2].split()[-1] == "-"
+
+
+def test_times_that_hardly_grow_beyond_their_scatter_tell_no_rate() -> None:
+    """200 GB/s add 1.3 us up to 256 KiB: told by times that are exact, and not by ones that are off by 2 %."""
+
+    def ranges(off: float) -> list[dict[str, float | None]]:
+        seconds = {2**k: (30e-6 + 2**k / 200e9) * (1 + off * (-1) ** k) for k in range(3, 25)}
+        rows = [Row("all_reduce", s, 1, "float", "sum", -1, False, t, 1.0, 1.0) for s, t in seconds.items()]
+        found: list[dict[str, float | None]] = as_json(rows, fit(rows))["ranges"]
+        return found
+
+    assert [each["bytes_per_s"] for each in ranges(0.0)] == pytest.approx([200e9, 200e9], rel=1e-6)
+    small, middle = ranges(0.02)
+    assert small["bytes_per_s"] is None
+    assert middle["bytes_per_s"] == pytest.approx(200e9, rel=0.03)
 
 
 def test_a_log_of_several_collectives_keeps_their_names(tmp_path: Path) -> None:
