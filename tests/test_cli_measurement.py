@@ -8,6 +8,7 @@ import pytest
 from profiles import cpu_profile, gpu_profile
 
 from flopcast.cli import main
+from flopcast.collectives import COLLECTIVES, Fabric, Group, architecture_code, fabric_code
 from flopcast.reports.closed_loop import FILE
 from flopcast.simulator.profile import parse_profile, read_profile, to_json, write_profile
 from flopcast.trainer import installed
@@ -43,7 +44,6 @@ def test_merging_names_the_odd_node(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_benchmark_of_collectives_forecasts_by_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flopcast.collectives import Group
     from flopcast.collectives.running import benchmark
 
     write_profile(tmp_path / "profile.json", cpu_profile())
@@ -155,3 +155,26 @@ def test_rows_with_wrong_results_are_left_out_of_the_fit(tmp_path: Path, capsys:
     assert (fitted["collective"], fitted["ranges"][0]["rows"]) == ("all_reduce", 6)
     log.write_text(heading + bad + "# Avg bus bandwidth : 1\n")
     assert "nothing to fit to without 1 of 1 rows" in error_line(capsys, *arguments)
+
+
+def test_a_log_is_held_to_the_forecast_of_its_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = "".join(f"#  Rank {rank} Group 0 Pid 1 on a device {rank} [0x00] H100\n" for rank in range(8))
+    log = tmp_path / "run.log"
+    log.write_text(
+        f"{ranks}# size count type redop root time algbw busbw #wrong\n"
+        "1048576 262144 float sum -1 34.30 30.57 53.50 0\n1073741824 268435456 float sum -1 4700 228.5 399.8 0\n"
+        "# Avg bus bandwidth : 1\n"
+    )
+    arguments = ["calibrate", "--nccl-log", str(log), "--collective", "all_reduce", "--cluster", "dgx-h100"]
+    out, _ = output_of(capsys, *arguments)
+    (heading, *lines) = out.splitlines()[-3:]
+    assert heading.endswith("forecast (us)  ratio  algorithm")
+    (document,) = json.loads(output_of(capsys, *arguments, "--json")[0])["collectives"]
+    for line, row in zip(lines, document["rows"], strict=True):
+        assert row["ratio"] == pytest.approx(row["forecast_s"] / row["measured_s"])
+        assert line.split()[-3:] == [f"{row['forecast_s'] * 1e6:.2f}", f"{row['ratio']:.2f}", row["algorithm"]]
+    # DGX H100 by its datasheet: 450 GB/s of NVLink one way, and a switch that reduces.
+    fabric = Fabric(architecture_code("hopper"), 450e9, True, 8, 50e9, fabric_code("infiniband"), 8)
+    formula = float(COLLECTIVES["all_reduce"].cost(2.0**30, Group(8, 8), fabric).time_s)
+    assert document["rows"][1]["forecast_s"] == pytest.approx(formula)
+    assert "forecast_s" not in output_of(capsys, *arguments[:-2], "--json")[0]

@@ -1,13 +1,14 @@
 """The forecast beside what was run: the cost model's, or a machine's own measurements where it has them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flopcast.collectives import ALGORITHMS, COLLECTIVES, PROTOCOLS, Fabric, Group, all_reduce
+from flopcast.collectives import ALGORITHMS, COLLECTIVES, PROTOCOLS, Fabric, Group, all_reduce, settings
 from flopcast.collectives.columns import collective_name
-from flopcast.collectives.running.results import Forecast
+from flopcast.collectives.running.nccl_tests import Log
+from flopcast.collectives.running.results import Forecast, Row
 from flopcast.errors import InputError
 
 
@@ -46,3 +47,31 @@ class Machine:
             measured_s = self.measured_s(known, num_bytes, group) if self.measured_s else None
         chosen = f"{ALGORITHMS[int(cost.algorithm.flat[0])]}/{PROTOCOLS[int(cost.protocol.flat[0])]}"
         return Forecast(float(cost.time_s.flat[0]) if measured_s is None else measured_s, chosen)
+
+
+def with_forecasts(log: Log, machine: Machine, name: str) -> tuple[Row, ...]:
+    """The rows of the log ``name`` with the forecast for its ranks, NCCL version and GPUs per process on ``machine``.
+
+    A row of 0 bytes or of a collective that the cost model does not know keeps none. Raises InputError where the log
+    does not say who its ranks are, or they cannot be on that machine.
+    """
+    mend = "leave --cluster out, or give a log that lists all of them ('#  Rank  0 ... on HOST')"
+    if len(log.hosts) < 2:
+        said = "no ranks" if not log.hosts else "one rank, which exchanges nothing"
+        raise InputError(f"{name}: lists {said}, so it has no forecast; {mend}")
+    counts = {host: log.hosts.count(host) for host in log.hosts}
+    ranks_per_node = len(log.hosts) // log.num_nodes
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} on {host}" for host, count in list(counts.items())[:3])
+        raise InputError(f"{name}: lists unequal numbers of ranks ({listed}), so it has no forecast; {mend}")
+    machine.check(ranks_per_node, log.num_nodes)
+    fabric = replace(machine.fabric, gpus_per_process=log.gpus_per_process)
+    if log.nccl_version:
+        fabric = replace(fabric, nccl_minor=settings.nccl_minor(log.nccl_version))
+    told, group = replace(machine, fabric=fabric), Group(len(log.hosts), ranks_per_node)
+
+    def forecast(row: Row) -> Forecast | None:
+        known = row.collective == "torus_all_reduce" or collective_name(row.collective) in COLLECTIVES
+        return told.forecast(row.collective, float(row.num_bytes), group) if known and row.num_bytes else None
+
+    return tuple(replace(row, forecast=forecast(row)) for row in log.rows)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TAKES = {
     "RUNS": {"cluster", "constants", "output", "json"},
     "--global": {"write", "json"},
-    "--nccl-log": {"collective", "json"},
+    "--nccl-log": {"cluster", "collective", "json"},
 }
 
 
@@ -140,7 +140,8 @@ def calibrate(
     runs
         Runs of the machine that --cluster profiles: folders or logs of the trainer, or a CSV of training runs.
     cluster
-        The machine's profile; its forecasts with and without the fit are compared.
+        The machine's profile; its forecasts with and without the fit are compared. Of --nccl-log: catalogue name, TOML
+        file or profile of its machine; adds the forecast of every row and forecast / measured.
     constants
         of compute_scale, dispatch_scale, overlap_leak, straggler; by default those that the runs can tell apart.
     output
@@ -171,7 +172,7 @@ def calibrate(
         _calibrate_machine(runs, cluster, constants, output, json)
         return
     if nccl_log:
-        _calibrate_collectives(nccl_log, collective, json)
+        _calibrate_collectives(nccl_log, collective, cluster, json)
         return
     from flopcast.reports.accuracy_table import render_constants
     from flopcast.reports.global_fit import calibrate as fit_all
@@ -192,11 +193,18 @@ def calibrate(
     show(parts)
 
 
-def _calibrate_collectives(path: Path, collective: str | None, json: bool) -> None:
+def _calibrate_collectives(path: Path, collective: str | None, cluster: Path | None, json: bool) -> None:
+    from flopcast.collectives.running.forecasts import with_forecasts
     from flopcast.collectives.running.log_calibration import as_json, fit, residual_table
     from flopcast.collectives.running.nccl_tests_log import read_log
 
-    rows = read_log(path, collective).rows
+    log = read_log(path, collective)
+    rows = log.rows
+    if cluster is not None:
+        from flopcast.simulator.catalogue import load_cluster
+        from flopcast.simulator.machine import machine_of
+
+        rows = with_forecasts(log, machine_of(load_cluster(str(cluster))), str(path))
     if wrong := [row for row in rows if row.num_wrong]:
         first = f"the first at {wrong[0].num_bytes} B"
         said = f"{len(wrong)} of {len(rows)} rows, whose results were wrong (#wrong; {first})"
