@@ -20,7 +20,8 @@ from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.measured import Correction, Measured
 from flopcast.simulator.operation import AttentionCore, Collective, Gemm, Pointwise, Work
 from flopcast.simulator.plan import CHOICES
-from flopcast.simulator.profile import Kind, Profile, Sample
+from flopcast.simulator.profile import Profile, Sample
+from flopcast.simulator.profile_words import measured as measured_words
 
 # Which of PyTorch's backends measures a plan's attention kernel, in order; "packed" is the call of our own trainer.
 BACKENDS = {
@@ -183,7 +184,7 @@ def _measured(profile: Profile, hardware: Hardware, scales: dict[str, Any]) -> M
         dispatch_s=dispatch[0] if dispatch and on_host else 0.0,
         fabric_scales=scales,
         constants=constants,
-        what=tuple(_words(profile)),
+        what=tuple(measured_words(profile)),
     )
 
 
@@ -273,21 +274,3 @@ def _number(sample: Sample, name: str) -> float:
 
 def _whole(sample: Sample, name: str) -> int:
     return int(_number(sample, name))
-
-
-def _words(profile: Profile) -> Iterator[str]:
-    """What was measured, in words that stand under an answer."""
-    names: dict[Kind, str] = {
-        "gemm": "matrix products",
-        "attention": "attention",
-        "copy": "memory bandwidth",
-        "launch": "launches",
-        "optimizer": "the optimizer",
-        "kernel": "memory-bound kernels",
-        "collective": "collectives",
-    }
-    hosts, day = len({device.host for device in profile.devices}), profile.date[:10]
-    for kind, words in names.items():
-        number = len(profile.of_kind(kind))
-        if number:
-            yield f"{words}: {number} samples on {len(profile.devices)} devices of {hosts} hosts, {day}"

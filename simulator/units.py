@@ -126,6 +126,15 @@ def format_gigabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e9:,.0f}" if size_bytes >= 100e9 else f"{size_bytes / 1e9:.1f}"
 
 
+def format_rate(per_second: float, unit: str) -> str:
+    """A rate in three digits with the prefix that suits it: ``1.44e10, "FLOP/s"`` -> ``"14.4 GFLOP/s"``."""
+    rounded = abs(float(f"{per_second:.3g}"))
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if rounded >= scale:
+            return f"{per_second / scale:.3g} {prefix}{unit}"
+    return f"{per_second:.3g} {unit}"
+
+
 def format_count(count: float) -> str:
     """A count in thousands, millions, billions or trillions: ``13_099_545_600`` -> ``"13.1 B"``."""
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):

@@ -188,9 +188,8 @@ def test_a_cpu_is_a_cluster_whose_peaks_are_measured(tmp_path: Path) -> None:
     found = compare(small_model(), machine, Request(2, tokens_per_gpu=2048, seq_len=512, strategies=["zero3", "ddp"]))
     assert all(row.step_s > 0 for row in found.rows)
     assert machine.measured is not None
-    assert any(
-        words.startswith("matrix products: 8 samples on 2 devices of 1 hosts") for words in machine.measured.what
-    )
+    assert "matrix products: 8 samples on 2 devices of 1 host, 2026-01-02" in machine.measured.what
+    assert "launches: 1 sample on 2 devices of 1 host, 2026-01-02" in machine.measured.what
 
 
 def test_what_a_cpu_needs_is_said() -> None:

@@ -10,6 +10,7 @@ from flopcast.errors import InputError
 from flopcast.simulator.units import (
     Kind,
     format_count,
+    format_rate,
     format_seconds,
     parse_bandwidth,
     parse_compute,
@@ -139,3 +140,18 @@ def test_counts_are_printed_in_billions(count: float, text: str) -> None:
 def test_what_no_hardware_has_is_refused(text: str, kind: Kind) -> None:
     with pytest.raises(InputError, match="check the unit"):
         parse_quantity(text, kind)
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "text"),
+    [
+        (1.44e10, "FLOP/s", "14.4 GFLOP/s"),
+        (9.894e14, "FLOP/s", "989 TFLOP/s"),
+        (9.996e11, "FLOP/s", "1 TFLOP/s"),
+        (3.35e12, "B/s", "3.35 TB/s"),
+        (39.14e9, "B/s", "39.1 GB/s"),
+        (12.0, "B/s", "12 B/s"),
+    ],
+)
+def test_rates_are_printed_in_the_unit_that_suits_them(rate: float, unit: str, text: str) -> None:
+    assert format_rate(rate, unit) == text

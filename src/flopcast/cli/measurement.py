@@ -44,6 +44,7 @@ def profile(
     from flopcast.simulator.odd_devices import odd_devices
     from flopcast.simulator.profile import KINDS, read_profile, write_profile
     from flopcast.simulator.profile import merge as merged
+    from flopcast.simulator.profile_words import scattered
 
     check_place("--output", output)
     if merge:
@@ -66,6 +67,7 @@ def profile(
 
         for line in summary(found):
             print(line)
-    for odd in odd_devices(found):
-        print(f"flopcast: {odd.sentence()}", file=sys.stderr)
+    for sentence in (scattered(found), *(odd.sentence() for odd in odd_devices(found))):
+        if sentence:
+            print(f"flopcast: {sentence}", file=sys.stderr)
     print(f"flopcast: wrote {output}", file=sys.stderr)
