@@ -46,13 +46,14 @@ _NUMBER = r"[+-]?[0-9.,]*(?:[eE][+-]?[0-9]+)?|[+-]?(?i:inf|nan)"
 _QUANTITY = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z/]*)\s*", re.ASCII)
 
 
-def parse_quantity(text: object, kind: Kind) -> float:
+def parse_quantity(text: object, kind: Kind, example: str | None = None) -> float:
     """``"400 Gbit/s"`` -> 5e10: a positive finite quantity of that kind in SI base units.
 
+    ``example``: what an error says to write, where the kind's own would be followed into another unit than is meant.
     Raises InputError for a number without a unit, a unit of another kind, zero, a negative, infinite or
     undefined number, and anything that is not text.
     """
-    example = _EXAMPLE[kind]
+    example = example or _EXAMPLE[kind]
     if isinstance(text, int | float) and not isinstance(text, bool):
         raise InputError(f'{text} has no unit; write it as text with one, such as "{example}"')
     if not isinstance(text, str):
@@ -81,6 +82,11 @@ def parse_quantity(text: object, kind: Kind) -> float:
 def parse_bandwidth(text: object) -> float:
     """``"300 GB/s"``, ``"400 Gbit/s"`` -> bytes per second."""
     return parse_quantity(text, "bandwidth")
+
+
+def parse_network_rate(text: object) -> float:
+    """``"400 Gbit/s"`` -> bytes per second; an error's example is in bits, as networks are sold."""
+    return parse_quantity(text, "bandwidth", "200 Gbit/s")
 
 
 def parse_memory(text: object) -> float:

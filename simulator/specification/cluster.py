@@ -13,6 +13,7 @@ from flopcast.simulator.specification.document import (
     Count,
     Figure,
     Flag,
+    NetworkRate,
     Number,
     PositiveInt,
     Power,
@@ -25,6 +26,7 @@ from flopcast.simulator.specification.document import (
 )
 from flopcast.simulator.specification.doubled import Doubled, doubled_figures
 from flopcast.simulator.specification.gpu import GpuTable, catalogue_gpu, completed, figures, known_gpu
+from flopcast.simulator.specification.network_doubts import network_doubts
 from flopcast.simulator.textfile import read_text
 
 EXPECTED = "a cluster file (TOML)"
@@ -49,7 +51,7 @@ class NetworkTable(Section):
     """``[network]``: what joins the nodes. ``nic`` is one way, per NIC; ``sharp`` reduces in the switches."""
 
     nics_per_node: Figure[Annotated[PositiveInt, BeforeValidator(_joining)]] = Field(examples=["4"])
-    nic: Bandwidth = Field(examples=['"200 Gbit/s"'])
+    nic: NetworkRate = Field(examples=['"200 Gbit/s"'])
     fabric: Figure[Annotated[str, one_of(FABRICS)]] = Field(examples=['"infiniband"'])
     sharp: Flag = Flag(value=False)
 
@@ -126,14 +128,16 @@ def _cluster(table: ClusterTable, origin: str, default_name: str) -> Cluster:
     sources |= {section: part.source for section, part in sections.items() if part.source}
     if table.source:
         sources["cluster"] = table.source
+    nics_per_node = network.nics_per_node.value if network else 0
+    nic_bytes_per_s = network.nic.value if network else 0.0
     return Cluster(
         name=name,
         gpu=gpu.gpu(),
         gpus_per_node=node.num_gpus.value,
         nvlink_bytes_per_s=nvlink.value,
         nvswitch=nvswitch.value,
-        nics_per_node=network.nics_per_node.value if network else 0,
-        nic_bytes_per_s=network.nic.value if network else 0.0,
+        nics_per_node=nics_per_node,
+        nic_bytes_per_s=nic_bytes_per_s,
         fabric=network.fabric.value if network else "ethernet",
         sharp=network.sharp.value if network else False,
         num_nodes=_num_nodes(table, origin),
@@ -146,6 +150,7 @@ def _cluster(table: ClusterTable, origin: str, default_name: str) -> Cluster:
         assumptions=(
             *(assumption(path, figure.value, figure.source) for path, figure in by_path.items() if figure.assumed),
             *map(_doubt, doubled_figures(gpu, nvlink)),
+            *network_doubts(node.num_gpus.value, nics_per_node, nic_bytes_per_s),
         ),
         sources=sources,
     )

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Generic, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from flopcast.errors import InputError, nearest
-from flopcast.simulator.units import parse_bandwidth, parse_compute, parse_memory, parse_power, shown
+from flopcast.simulator.units import (
+    parse_bandwidth,
+    parse_compute,
+    parse_memory,
+    parse_network_rate,
+    parse_power,
+    shown,
+)
 
 Value = TypeVar("Value")
 AnyTable = TypeVar("AnyTable", bound="Table")
@@ -62,6 +69,7 @@ Count = Figure[PositiveInt]
 Number = Figure[Annotated[float, Field(gt=0, le=MAX_COUNT, allow_inf_nan=False)]]
 Flag = Figure[bool]
 Bandwidth = Figure[Annotated[float, BeforeValidator(parse_bandwidth)]]
+NetworkRate = Figure[Annotated[float, BeforeValidator(parse_network_rate)]]
 Memory = Figure[Annotated[float, BeforeValidator(parse_memory)]]
 Compute = Figure[Annotated[float, BeforeValidator(parse_compute)]]
 Power = Figure[Annotated[float, BeforeValidator(parse_power)]]

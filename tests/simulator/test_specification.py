@@ -180,6 +180,8 @@ def test_a_single_node_needs_no_network() -> None:
         ("nvlink", "nvlnk", "unknown key 'nvlnk' in node; did you mean 'nvlink'"),
         ('"300 GB/s"', "300", 'node.nvlink: 300 has no unit; write it as text with one, such as "300 GB/s"'),
         ('"300 GB/s"', '"-5 GB/s"', "node.nvlink: '-5 GB/s' must be positive and finite"),
+        ('"200 Gbit/s"', "200", 'network.nic: 200 has no unit; write it as text with one, such as "200 Gbit/s"'),
+        ('"200 Gbit/s"', '"fast"', "network.nic: 'fast': unit 'fast' is not a unit of bandwidth"),
         ('"200 Gbit/s"', '"nan Gbit/s"', "network.nic: 'nan Gbit/s' must be positive and finite"),
         ('"200 Gbit/s"', '"200 W"', "network.nic: '200 W': unit 'W' is not a unit of bandwidth"),
         (
@@ -421,5 +423,22 @@ nvswitch = true
     assert not parse_cluster(CLUSTER, "my.toml").assumptions
 
 
+def test_a_network_that_no_node_has_is_said() -> None:
+    """200 GB/s are 1,600 Gbit/s, eight times the 200 Gbit/s that were meant; 100 GB/s are a ConnectX-8's 800 Gbit/s."""
+
+    def said(old: str, new: str) -> tuple[str, ...]:
+        assert old in CLUSTER
+        return parse_cluster(CLUSTER.replace(old, new), "my.toml").assumptions
+
+    (nic,) = said('"200 Gbit/s"', '"200 GB/s"')
+    assert nic.startswith("network.nic: 1600 Gbit/s per NIC is taken as given")
+    assert nic.endswith('did you mean "200 Gbit/s"?')
+    assert said('"200 Gbit/s"', '"100 GB/s"') == ()
+    (count,) = said("nics_per_node = 4", "nics_per_node = 64")
+    assert count.startswith("network.nics_per_node: 64 NICs for 8 GPUs are taken as given")
+    assert said("nics_per_node = 4", "nics_per_node = 32") == ()  # an AWS P5
+
+
 def test_no_cluster_of_the_catalogue_has_such_figures() -> None:
-    assert not [words for name in cluster_names() for words in load_cluster(name).assumptions if "twice" in words]
+    found = [words for name in cluster_names() for words in load_cluster(name).assumptions]
+    assert not [words for words in found if "twice" in words or "taken as given" in words]
