@@ -155,7 +155,10 @@ def _write(
 
     def flush() -> None:
         path = folder / f"{len(parts)}.partial"
+        path.touch()
+        mode = path.stat().st_mode  # as the umask gives it; safetensors puts a file in its place that only we may read
         save_file(pending, path, metadata={"format": "pt"})
+        path.chmod(mode)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
         parts.append((path, list(pending)))

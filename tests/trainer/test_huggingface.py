@@ -1,6 +1,7 @@
 """Checkpoints of Hugging Face: logits as ``transformers`` computes them, PLaMo's layout against a plain reference."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,20 @@ def test_plamos_layout_survives_a_round_trip(tmp_path: Path) -> None:
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_what_is_saved_has_the_mode_of_any_new_file(tmp_path: Path, umask: int, mode: int) -> None:
+    plamo_folder(tmp_path / "plamo")
+    checkpoint = Checkpoint(tmp_path / "plamo")
+    before = os.umask(umask)
+    try:
+        save(checkpoint.model, checkpoint.numerics, checkpoint.items(), tmp_path / "again", file_bytes=20_000)
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "again").iterdir())
+    assert len(files) > 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_what_is_not_a_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
