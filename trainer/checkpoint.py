@@ -10,13 +10,11 @@ named ``step-...`` is whole, and anything else is not a checkpoint.
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,17 +30,22 @@ from flopcast.errors import InputError
 from flopcast.files import sync_folder, write_atomically
 from flopcast.trainer.agreement import everywhere, on_first_rank
 from flopcast.trainer.files import sha256, writing
+from flopcast.trainer.manifest import (
+    FORMAT,
+    MANIFEST,
+    State,
+    check_description,
+    check_files,
+    check_shards,
+    read_manifest,
+)
 
 CHECKPOINTS = "checkpoints"  # their folder in a run's
-MANIFEST = "manifest.json"
-FORMAT = 1
 # Neither pinned nor shared memory, and the copy is done when ``save`` returns.
 STAGING = (False, False, False, False)
 _NAME = re.compile(r"step-(\d{9})")
 # How often ranks that wait for a checkpoint ask whether the others are still there.
 ASK_S = 1.0
-
-State = dict[str, Any]
 
 
 def folder_name(step: int) -> str:
@@ -199,11 +202,11 @@ class Checkpoints:
         others = [other for other in self.steps() if other != step]
         mend = f"remove {folder}" + (f" to go on from {folder_name(others[-1])}" if others else " to start over")
         manifest = everywhere(lambda: read_manifest(folder, mend), self._group)
-        everywhere(lambda: _check_description(manifest, description, folder), self._group)
-        everywhere(lambda: _check_names(folder, set(manifest["shards"]), mend), self._group)
+        everywhere(lambda: check_description(manifest, description, folder), self._group)
+        everywhere(lambda: check_files(folder, set(manifest["shards"]), mend), self._group)
         rank, ranks = dist.get_rank(), dist.get_world_size()
         mine = sorted(manifest["shards"])[rank::ranks]
-        everywhere(lambda: _check_shards(folder, {name: manifest["shards"][name] for name in mine}, mend), self._group)
+        everywhere(lambda: check_shards(folder, {name: manifest["shards"][name] for name in mine}, mend), self._group)
         reader = HuggingFaceStorageReader(str(folder))
         try:
             state_dict_loader.load(tensors(state), storage_reader=reader, process_group=self._group)
@@ -222,57 +225,6 @@ def tensors(state: State, prefix: str = "") -> dict[str, torch.Tensor]:
         elif isinstance(value, torch.Tensor):
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def read_manifest(folder: Path, mend: str) -> State:
-    """The manifest of a checkpoint. Raises InputError where it cannot be read; ``mend`` ends the message."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
-            raise InputError(f"{folder}: has format {manifest['format']}, not {FORMAT}; {mend}")
-        for shard in manifest["shards"].values():
-            int(shard["bytes"]), str(shard["sha256"])
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{folder / MANIFEST}: is not the manifest of a checkpoint; {mend}") from None
-    return dict(manifest)
-
-
-def _check_description(manifest: State, description: State, folder: Path) -> None:
-    for entry, expected in description.items():
-        for name, theirs, ours in _differences(entry, manifest.get(entry), expected):
-            raise InputError(f"{folder}: {name} is {theirs!r}, but this run has {ours!r}; go on with the same {entry}")
-
-
-def _differences(name: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted name and both values of all that differs.
-
-    Of a table only what both have is compared: manifests of earlier versions lack entries and fields.
-    """
-    if isinstance(ours, dict) and theirs is None:
-        return
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for field in [field for field in ours if field in theirs]:
-            yield from _differences(f"{name}.{field}", theirs[field], ours[field])
-    elif theirs != ours:
-        yield name, theirs, ours
-
-
-def _check_names(folder: Path, shards: set[str], mend: str) -> None:
-    """PyTorch reads every shard in the folder: none may be there that the manifest knows no checksum of."""
-    if strangers := {path.name for path in folder.glob("*.safetensors")} - shards:
-        raise InputError(f"{folder / min(strangers)}: is not in {MANIFEST}, so is of no whole checkpoint; {mend}")
-
-
-def _check_shards(folder: Path, shards: dict[str, State], mend: str) -> None:
-    for name, expected in shards.items():
-        path = folder / name
-        found = path.stat().st_size if path.exists() else 0
-        if found != expected["bytes"]:
-            raise InputError(f"{path}: has {found} bytes, not {expected['bytes']}; it is truncated; {mend}")
-        if sha256(path) != expected["sha256"]:
-            raise InputError(f"{path}: its checksum is not the manifest's; it is corrupted; {mend}")
 
 
 def _result(pending: "Future[Metadata]", folder: Path, step: int) -> None:

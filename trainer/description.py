@@ -25,18 +25,16 @@ def start_record(settings: Settings, plan: Plan, numerics: Numerics, data: Datas
     }
 
 
-def described(model: Model, numerics: Numerics) -> str:
-    """What makes two models the same to a checkpoint, in words.
-
-    Sizes, a digest of every parameter's shape, and the constants where they are not the usual ones.
-    """
+def described(model: Model) -> str:
+    """The shapes that make two models the same to a checkpoint, in words: sizes, and a digest of every parameter's."""
     tensors = [*model.root_tensors(), *(t for block in model.layers for t in block.tensors(model.hidden))]
     digest = hashlib.sha256(repr([(t.name, t.shape) for t in tensors]).encode()).hexdigest()[:8]
-    shape = f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
-    own = dataclasses.replace(numerics, activation=numerics.activation_of(gated=True))
-    usual = Numerics(activation="silu")
-    words = ", ".join(f"{field}={value!r}" for field, value in vars(own).items() if value is not None)
-    return shape if own == usual else f"{shape}, Numerics({words})"
+    return f"{model.num_parameters:,} parameters in {model.num_layers} layers of hidden {model.hidden} ({digest})"
+
+
+def constants(numerics: Numerics) -> dict[str, Any]:
+    """What a model computes beyond its shapes, as JSON holds it; the activation that none stands for is named."""
+    return dataclasses.asdict(dataclasses.replace(numerics, activation=numerics.activation_of(gated=True)))
 
 
 def architecture(model: Model) -> dict[str, Any]:

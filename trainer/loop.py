@@ -19,7 +19,7 @@ from flopcast.trainer.agreement import everywhere, gather_text, on_first_rank
 from flopcast.trainer.checkpoint import CHECKPOINTS, Checkpoints
 from flopcast.trainer.data.batches import Dataset, MicroBatch
 from flopcast.trainer.data.preparation import prepare
-from flopcast.trainer.description import architecture, described, start_record, warnings
+from flopcast.trainer.description import architecture, constants, described, start_record, warnings
 from flopcast.trainer.engine import Engine, OptimizerSettings, build
 from flopcast.trainer.files import locked
 from flopcast.trainer.huggingface import Checkpoint as Weights
@@ -152,7 +152,8 @@ class Run(AbstractContextManager["Run"]):
     def _must_agree(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it have in common."""
         return {
-            "model": described(self.model, self.numerics),
+            "model": described(self.model),
+            "constants": constants(self.numerics),
             "architecture": architecture(self.model),
             "tokenizer": self.data.identity,
         }

@@ -55,7 +55,7 @@ def test_every_rank_hears_of_an_error_on_one(found: list[dict[str, Any]]) -> Non
     [
         ("truncated", "it is truncated; remove "),
         ("corrupted", "it is corrupted; remove "),
-        ("other model", "model is 'a model', but this run has 'another'"),
+        ("other model", "model is 'a model' in the checkpoint and 'another' in this run"),
         ("full disk", r"cannot be written \(rank 1: .*File too large.*the checkpoints before it are untouched"),
     ],
 )
