@@ -27,6 +27,7 @@ from flopcast.kernels.benchmark_cases import HEAD, OURS, Operation, missing, ope
 from flopcast.kernels.benchmark_transfers import Transfer, moved_bytes, transfers
 from flopcast.kernels.environment import datasheet_bytes_per_s, environment
 from flopcast.kernels.nf4.format import payload_bytes
+from flopcast.kernels.progress import ProgressLines
 from flopcast.kernels.rmsnorm.variant import LARGEST_HIDDEN, SMALLEST_HIDDEN
 
 Row = dict[str, Any]
@@ -51,12 +52,13 @@ def run(
     providers: Sequence[str] | None = None,
     samples: int = 20,
     budget_s: float = math.inf,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """``{"environment", "copy_bytes_per_s", "rows"}`` of the comparison on ``device``; ready for JSON.
 
     Shapes run in the order given until ``budget_s`` is spent; the rest are rows that say so. By default tokens 1 K to
     128 K and hidden sizes 2048 to 8192 on a GPU, small ones on the CPU, where the reference path is what is timed:
-    ``environment["backend"]`` says it. Raises InputError.
+    ``environment["backend"]`` says it. Unless ``quiet``, lines on standard error say how far it is. Raises InputError.
     """
     device = _device(device)
     on_gpu = device.type == "cuda"
@@ -67,7 +69,9 @@ def run(
     copied = microbenchmark.copy(device, [2**30 if device.type == "cuda" else 2**24], samples)[0]
     copy_rate = copied["bytes"] / copied["median_s"]
     rows: list[Row] = []
-    for count, size, dtype in product(tokens, hidden, dtypes):
+    shapes = list(product(tokens, hidden, dtypes))
+    lines = None if quiet else ProgressLines(len(shapes))
+    for number, (count, size, dtype) in enumerate(shapes, 1):
         # Those of the fewest providers first, as they take the least time.
         comparisons: list[Transfer | Operation] = [*transfers(dtype), *operations()]
         for compared in comparisons:
@@ -78,6 +82,8 @@ def run(
             if time.monotonic() > deadline:
                 rows += [_skipped(key, "all", name, "the time for the benchmark was spent") for name in wanted]
                 continue
+            if lines:
+                lines.begin(number, str(count), f"{compared.name} of {count} tokens x {size}")
             try:
                 with timing.selected(device):
                     if isinstance(compared, Transfer):

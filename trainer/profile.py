@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flopcast.collectives.running.surroundings import versions
 from flopcast.errors import InputError, nearest
 from flopcast.kernels.environment import device_name
+from flopcast.kernels.progress import ProgressLines
 from flopcast.simulator.catalogue import load_cluster
 from flopcast.simulator.profile import FORMAT, KINDS, Profile, Sample, Skipped, write_profile
 from flopcast.trainer.agreement import everywhere, gather_text
@@ -78,9 +79,13 @@ class _Profiler:
         tasks = self._tasks(kinds)
         with self._progress() as progress:
             task = progress.add_task("profile", total=len(tasks), doing="")
-            for name, measure in tasks:
+            has_lines = progress.disable and self.is_main and not self.quiet
+            lines = ProgressLines(len(tasks)) if has_lines else None
+            for number, (name, measure) in enumerate(tasks, 1):
                 progress.update(task, doing=name)
                 if name not in self.done:
+                    if lines:
+                        lines.begin(number, name.split()[0], name)
                     dist.barrier()
                     samples, skipped = measure()
                     if self.unfinished:
@@ -120,6 +125,8 @@ class _Profiler:
     def _write(self, unfinished: Unfinished, names: Sequence[str]) -> Profile:
         samples, skipped = unfinished.results(names)
         if not samples:
+            if not unfinished.results(sorted(unfinished.done))[0]:  # of other kinds, to go on with
+                unfinished.remove()
             raise InputError("nothing was measured; give --kinds that this machine has (collective needs two ranks)")
         found = Profile(
             format=FORMAT,

@@ -46,6 +46,14 @@ def test_a_profile_of_one_process(tmp_path: Path) -> None:
     assert machine.measured.gemm is not None
 
 
+def test_a_batch_jobs_log_has_a_line_for_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = profiling.profile(tmp_path / "profile.json", quick=True, kinds=["launch", "gemm", "copy"])
+    assert found is not None
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in lines] == ["launch", "gemm", "copy"]
+    assert all(line.startswith("flopcast: measures ") for line in lines)
+
+
 def test_an_interrupted_profile_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "profile.json"
     measured: list[str] = []
@@ -89,6 +97,7 @@ def test_what_another_machine_began_is_measured_again(tmp_path: Path) -> None:
 def test_bad_requests_are_one_sentence(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         profiling.profile(tmp_path / "profile.json", quick=True, quiet=True, **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

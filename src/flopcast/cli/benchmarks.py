@@ -169,7 +169,7 @@ def kernels(
     dtypes = tuple(types[name] for name in dtype or ["bfloat16"])
     result = benchmark.run(
         where, tokens=tokens, hidden=hidden, dtypes=dtypes, ops=ops, providers=providers, samples=samples,
-        budget_s=budget_seconds,
+        budget_s=budget_seconds, quiet=json,
     )  # fmt: skip
     if output:
         benchmark.write(result, output)
