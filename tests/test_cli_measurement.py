@@ -93,6 +93,8 @@ def test_bad_profiles_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     merge = ["profile", "-o", str(tmp_path / "out.json"), "--merge"]
     assert "merge profiles of one device" in error_line(capsys, *merge, str(good), str(other))
     assert "two of the profiles" in error_line(capsys, *merge, str(good), str(good))
+    for flags in (["--quick"], ["--cluster", "dgx-h100"], ["--kinds", "gemm"]):
+        assert f"profile --merge takes no {flags[0]}, for" in error_line(capsys, *merge, str(good), *flags)
     assert not (tmp_path / "out.json").exists()
 
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from flopcast.cli.app import Flag, app
 from flopcast.cli.output import check_place, print_json
+from flopcast.errors import InputError
 
 
 @app.command
@@ -48,6 +49,9 @@ def profile(
 
     check_place("--output", output)
     if merge:
+        stray = [name for name, value in (("quick", quick), ("cluster", cluster), ("kinds", kinds)) if value]
+        if stray:
+            raise InputError(f"profile --merge takes no --{stray[0]}, for nothing is measured; leave it out")
         found = merged([read_profile(path) for path in merge], [str(path) for path in merge])
         write_profile(output, found)
     else:
