@@ -67,7 +67,7 @@ def trace(timeline: Timeline, rank: Rank) -> dict[str, Any]:
             "step_s": timeline.step_s,
         },
         "traceEvents": [
-            *_metadata(numbers),
+            *_metadata(numbers, place.rank),
             *_annotations(found),
             *(_kernel(event, numbers[_stream(event)], number) for number, event in enumerate(found, 1)),
         ],
@@ -94,11 +94,12 @@ def _span(start_s: float, end_s: float) -> dict[str, float]:
     return {"ts": start, "dur": round(end - start, 3)}
 
 
-def _metadata(numbers: dict[tuple[str, str], int]) -> list[dict[str, Any]]:
+def _metadata(numbers: dict[tuple[str, str], int], rank: int) -> list[dict[str, Any]]:
     def named(what: str, tid: int, **value: str | int) -> dict[str, Any]:
         return {"ph": "M", "name": what, "pid": 0, "tid": tid, "ts": 0, "args": value}
 
-    lines = [named("process_name", 0, name="flopcast"), named("process_labels", 0, labels="GPU 0")]
+    # The process itself is 0 in every file, as Kineto has a rank's own device.
+    lines = [named("process_name", 0, name=f"rank {rank}"), named("process_labels", 0, labels="flopcast")]
     for (stream, group), number in numbers.items():
         name = f"stream {number} {stream}" + (f" ({group})" if group else "")
         lines += [

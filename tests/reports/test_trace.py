@@ -36,6 +36,8 @@ def test_has_kinetos_shape(tmp_path: Path) -> None:
     document = read(second)
     assert document["schemaVersion"] == 1
     assert document["distributedInfo"] == {"backend": "nccl", "rank": 32, "world_size": 64}
+    processes = [e["args"] for e in document["traceEvents"] if e["name"] == "process_name"]
+    assert processes == [{"name": "rank 32"}]
     kernels = [e for e in document["traceEvents"] if e.get("cat") == "kernel"]
     frame = events(timeline)
     mine = frame[(frame["rank"] == 32) & (frame.end_s > frame.start_s)]
