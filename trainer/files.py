@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from flopcast.errors import InputError
 
@@ -37,22 +38,40 @@ def locked(folder: Path, mend: str | None = None) -> Iterator[bool]:
     """Hold ``folder``, made where it is missing, until the context is left or the process ends in any way.
 
     Where another process holds it, wait, or raise InputError with ``mend``. A file system without locks gives none,
-    and the context is False.
+    and the context is False. An error that leaves nothing else in the folder leaves no folder.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
+    is_new = not folder.exists()
+    file, is_alone = _hold(folder, mend)
     with file:
-        is_alone = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if mend else 0))
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{folder}: another job writes into it ({file.read()}); {mend}") from None
-        except OSError:
-            is_alone = False
         with contextlib.suppress(OSError):  # who holds it is only for the message
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-        yield is_alone
+        try:
+            yield is_alone
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if is_alone and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                    if is_new:
+                        folder.rmdir()
+            raise
+
+
+def _hold(folder: Path, mend: str | None) -> tuple[IO[str], bool]:
+    """The lock of a folder, and whether the file system knows of locks."""
+    while True:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if mend else 0))
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                raise InputError(f"{folder}: another job writes into it ({file.read()}); {mend}") from None
+        except OSError:
+            return file, False
+        if os.fstat(file.fileno()).st_nlink:
+            return file, True
+        file.close()  # the one that we waited for was refused and took it away

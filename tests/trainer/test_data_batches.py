@@ -1,11 +1,13 @@
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
-from training_runs import run_settings
+from training_runs import run_settings, write_config
 
 from flopcast.errors import InputError
+from flopcast.trainer.data.__main__ import main
 from flopcast.trainer.data.batches import Dataset
 from flopcast.trainer.data.preparation import prepare
 from flopcast.trainer.data.tokenizer import train
@@ -143,6 +145,20 @@ def test_two_that_prepare_at_once_make_the_data_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
     assert Dataset(table, 32, seed=5).vocab_size == 400
+
+
+def test_the_command_says_that_the_data_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.toml"
+    write_config(config, tmp_path)
+    ready = f"flopcast: the tokens of english, japanese are ready in {tmp_path / 'data'}\n"
+    for _ in range(2):
+        assert main([str(config)]) == 0
+        assert capsys.readouterr() == ("", ready)
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "text")
+    assert main([str(config)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "data").exists()
 
 
 def test_what_leaves_nothing_to_train_on_says_which_setting(data: DataTable) -> None:

@@ -15,7 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         if not arguments or arguments[0].startswith("--"):
             raise InputError("no settings; write python -m flopcast.trainer.data CONFIG.toml")
-        prepare(read_settings(Path(arguments[0]), arguments[1:]).data)
+        data = read_settings(Path(arguments[0]), arguments[1:]).data
+        prepare(data)
+        sources = ", ".join(source.name for source in data.sources)
+        print(f"flopcast: the tokens of {sources} are ready in {data.folder}", file=sys.stderr)
     except InputError as error:
         print(f"flopcast: {error}", file=sys.stderr)
         return 2
