@@ -34,7 +34,8 @@ def lines(found: Calibrating) -> Iterator[str]:
         yield f"correlation of {pair}: {correlation:+.2f}"
     yield ""
     for name, (least, most) in section.ranges.items():
-        yield f"calibrated for {least:,.0f} to {most:,.0f} {QUANTITIES[name][0]}"
+        span, unit = " to ".join(dict.fromkeys((f"{least:,.0f}", f"{most:,.0f}"))), QUANTITIES[name][0]
+        yield f"calibrated for {span} {unit.removesuffix('s') if span == '1' else unit}"
     yield "beyond these, a forecast says so and its band widens"
     if section.band is None:
         yield "too few runs to leave one out: the band is that of published runs"

@@ -24,6 +24,7 @@ FILE = "log.jsonl"
 LINE_EVERY_S = 60.0
 # What is said of an event, bar or none.
 SAID = {
+    "complete": "is at step {step} of {num_steps}: no step is left; records in {file}",
     "start": "trains from step {step} of {num_steps}, records in {file}",
     "warning": "{words}",
     "stopped": "stopped after step {step} as asked; the same command goes on from there",
@@ -58,8 +59,9 @@ class Log(AbstractContextManager["Log"]):
     def event(self, event: str, **fields: Any) -> None:
         """Something that is not a step: a start, a checkpoint, a validation loss, a stop."""
         self._write({"event": event, "time": round(time.time(), 3), **fields})
-        if event in SAID:
-            self._say(SAID[event].format(num_steps=self._num_steps, file=self._path, **fields))
+        said = "complete" if event == "start" and fields["step"] >= self._num_steps else event
+        if said in SAID:
+            self._say(SAID[said].format(num_steps=self._num_steps, file=self._path, **fields))
         if self._events is not None and event == "validation":
             self._events.add_scalar("validation loss", fields["loss"], fields["step"])
 

@@ -139,9 +139,10 @@ class Verification:
 
 
 def _memory_line(what: str, found: StageVerification | Verification) -> str:
+    error = round(found.memory_error, 3) + 0.0  # which makes 0.0 of -0.0
     within = "within" if abs(found.memory_error) <= MEMORY_TOLERANCE else "OUTSIDE"
     return (
         f"{what}: engine {found.engine_memory_bytes / 2**30:.2f} GiB of tensors at the peak, forecast "
         f"{found.forecast_memory_bytes / 2**30:.2f} GiB without slack "
-        f"({found.memory_error:+.1%}, {within} {MEMORY_TOLERANCE:.0%})."
+        f"({error:+.1%}, {within} {MEMORY_TOLERANCE:.0%})."
     )

@@ -120,6 +120,9 @@ def test_the_section_and_the_table_say_how_good_it_is() -> None:
     text = "\n".join(lines(found))
     for words in ("left out", "compute_scale = ", "calibrated for 1 to 2 GPUs", "80 % band from the runs left out"):
         assert words in text
+    assert "calibrated for 512 tokens per GPU and pass\n" in text
+    alone = calibrate([run(256, 4, 1), run(512, 4, 1)], MACHINE, NAMES[:1], device="Some CPU")
+    assert "calibrated for 1 GPU" in lines(alone)
 
 
 def test_what_cannot_be_calibrated_is_said() -> None:

@@ -49,6 +49,13 @@ def test_a_terminal_shows_progress_and_a_file_a_line_now_and_then(tmp_path: Path
     ]
 
 
+def test_a_run_with_no_step_left_does_not_say_that_it_trains(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with Log(tmp_path, 60, console=Console(file=stream, width=100)) as log:
+        log.event("start", step=64)
+    assert stream.getvalue().startswith("flopcast: is at step 64 of 60: no step is left; records in ")
+
+
 def test_a_log_that_cannot_grow_is_one_sentence(tmp_path: Path) -> None:
     with Log(tmp_path, 3) as log:
         log._file.close()

@@ -209,6 +209,17 @@ def test_one_gpu_exchanges_nothing(strategy: str) -> None:
     assert "Traffic agrees" in found.as_text()
 
 
+@pytest.mark.parametrize(
+    ("forecast", "words"), [(999_900, "(+0.0%, within"), (1_000_600, "(+0.1%, within"), (949_900, "(-5.0%, OUTSIDE")]
+)
+def test_an_error_of_memory_that_rounds_to_nothing_has_no_minus(forecast: int, words: str) -> None:
+    honest = verify(TILED, 1, "zero3", seq_len=512)
+    (stage,) = honest.stages
+    stage = dataclasses.replace(stage, engine_memory_bytes=1_000_000)
+    found = dataclasses.replace(honest, stages=(stage,), forecast_memory_bytes=forecast)
+    assert words in found.as_text()
+
+
 def test_accumulation_stays_in_the_node() -> None:
     """One micro-batch gathers over all ranks, every other pass over the node's: of 3 x 2 passes over 7 units, 7 do."""
     found = verify(TILED, 24, "zero3-node", gpus_per_node=8, micro_batches=3)
