@@ -1,7 +1,5 @@
 """A checkpoint's manifest: read, and held against the files beside it and the run that goes on from it."""
 
-import ast
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 from flopcast.errors import InputError
 from flopcast.trainer.files import sha256
-from flopcast.trainer.numerics import Numerics
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -25,27 +22,11 @@ def read_manifest(folder: Path, mend: str) -> State:
             raise InputError(f"{folder}: has format {manifest['format']}, not {FORMAT}; {mend}")
         for shard in manifest["shards"].values():
             int(shard["bytes"]), str(shard["sha256"])
-        if "model" in manifest and "constants" not in manifest:
-            manifest |= _with_constants(manifest["model"])
         return dict(manifest)
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: is not the manifest of a checkpoint; {mend}") from None
-
-
-def _with_constants(model: str) -> State:
-    """Both entries of an earlier version's one: "words, Numerics(rope_theta=2e4, ...)", the usual ones left out."""
-    words, _, unusual = model.partition(", Numerics(")
-    call = ast.parse(f"Numerics({unusual or ')'}", mode="eval").body
-    usual = dataclasses.asdict(Numerics(activation="silu"))
-    return {"model": words, "constants": usual | _fields(call)}
-
-
-def _fields(value: ast.expr) -> Any:
-    if isinstance(value, ast.Call):
-        return {str(given.arg): _fields(given.value) for given in value.keywords}
-    return ast.literal_eval(value)
 
 
 def check_description(manifest: State, description: State, folder: Path) -> None:
