@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from flopcast import Request, compare, load_cluster, load_model
+from flopcast.reports.explain import recommended
 from flopcast.reports.scaling import fastest_at_each_count, gpu_counts, scaling
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.simulator.catalogue import generic_cluster
-from flopcast.simulator.forecast import best_of
 from flopcast.simulator.goodput import run_cost
 
 TOKENS = 1e11
@@ -69,10 +69,10 @@ def test_a_change_is_a_comparison_on_the_changed_cluster() -> None:
     asked = compare(model, cluster, request)
     frame = sensitivity(model, cluster, request, asked, TOKENS).set_index(["figure", "change"])
     faster = replace(cluster, nic_bytes_per_s=2 * cluster.nic_bytes_per_s)
-    best = best_of(compare(model, faster, request).rows)
+    best = recommended(compare(model, faster, request).rows)
     row = frame.loc[("network of a node", "twice")]
     assert (row["strategy"], row["step_s"], row["value"]) == (best.strategy, best.step_s, "1,600 Gbit/s")
-    days = [run_cost(model, machine, best_of(compare(model, machine, request).rows), TOKENS).days
+    days = [run_cost(model, machine, recommended(compare(model, machine, request).rows), TOKENS).days
             for machine in (faster, cluster)]  # fmt: skip
     assert row["days"] == pytest.approx(days[0])
     assert row["ratio"] == pytest.approx(days[0] / days[1])
