@@ -42,7 +42,7 @@ def strategies(study: Study) -> Section:
     )
     first, fitting = rows_of(frame)[0], rows_of(frame[frame["fits"]])
     alternative = f"Step time of {len(frame)} strategies, {len(fitting)} of which fit. " + (
-        f"Fastest is {first.strategy} at {digits(first.step_s)} seconds, slowest of those that fit "
+        f"Recommended is {first.strategy} at {digits(first.step_s)} seconds, slowest of those that fit "
         f"{fitting[-1].strategy} at {digits(fitting[-1].step_s)}."
         if fitting
         else "None fits."
@@ -52,7 +52,7 @@ def strategies(study: Study) -> Section:
         "Strategies side by side",
         (
             "Each runs with the micro-batch and recomputation that fit and are fastest, unless they were given. "
-            + further_words(study.further, study.comparison.best),
+            + further_words(study.further, study.best_strategy),
         ),
         (Picture("strategies-figure", strategies_figure(frame), "Seconds per step and their band.", alternative),),
         (

@@ -101,6 +101,11 @@ class Study:
         """Whether the plan recommended comes from the search."""
         return self.best not in self.comparison.rows
 
+    @property
+    def best_strategy(self) -> Row:
+        """What would be recommended were there no search."""
+        return recommended(self.comparison.rows)
+
     @cached_property
     def ranked(self) -> list[Row]:
         """The plan recommended and the strategies, best first; those that do not fit last."""

@@ -125,6 +125,8 @@ def test_a_gather_in_four_bits_is_not_recommended_for_what_cannot_be_told_apart(
     assert "zero3-node+q4" in found.study.equals
     assert "4-bit gather changes" not in found.recommendation.sentence
     assert "not told apart from zero3-node+q4" in found.recommendation.answers[0].note
+    # The sentence above and that below hold the search against the same plan.
+    assert ("Among all plans" in found.recommendation.sentence) == ("would bring" in found.as_markdown())
     assert set(numbers_in(said(found))) <= in_tables(found)
 
 
