@@ -71,13 +71,13 @@ def sensitivity(
     """One row per figure and change; ``ratio`` is the days over those of the question as asked, NaN where
     that does not fit.
 
-    ``recommended``: the plan that answers the question as asked, by default the best of ``comparison``. ``also`` gives
-    a further plan for a cluster, a number of GPUs and tokens per GPU, if it has one that fits.
+    ``recommended``: the plan that answers the question as asked, by default what is recommended of ``comparison``.
+    ``also`` gives a further plan for a cluster, a number of GPUs and tokens per GPU, if it has one that fits.
 
     Columns: figure, change (half, twice), value, strategy, step_s, days (failures and checkpoints included), ratio;
     where nothing fits or is legal, NaN and ``why_not``.
     """
-    asked = recommended or comparison.best
+    asked = recommended or explain.recommended(comparison.rows)
     base = run_cost(model, cluster, asked, num_tokens).days if asked.fits else float("nan")
     records = []
     for item in changes(cluster, comparison, request):

@@ -100,8 +100,7 @@ class Ranking:
         self.best.add(plans, inner[np.isfinite(least).ravel()], step_s, memory_bytes)
 
     def _add_front(self, plans: Plans, fits: NDArray[np.bool_], step_s: Array, memory_bytes: Array) -> None:
-        interval = (memory_bytes * (INTERVALS / self._limit_bytes)).astype(np.int32)
-        np.clip(interval, 0, INTERVALS - 1, out=interval)
+        interval = np.clip(memory_bytes * (INTERVALS / self._limit_bytes), 0, INTERVALS - 1).astype(np.int32)
         # Beaten by a plan of a lower interval: no need to look closer.
         ahead = np.flatnonzero(fits & (step_s < self._least_s[interval]))
         ahead = ahead[on_front(step_s.ravel()[ahead], memory_bytes.ravel()[ahead])]

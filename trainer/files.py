@@ -63,7 +63,10 @@ def _hold(folder: Path, mend: str | None) -> tuple[IO[str], bool]:
     while True:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / LOCK).open("a+", encoding="utf-8")
+            try:
+                file = (folder / LOCK).open("a+", encoding="utf-8")
+            except FileNotFoundError:  # the one before us was refused and took the folder away
+                continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if mend else 0))
         except BlockingIOError:

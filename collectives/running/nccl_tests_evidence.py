@@ -46,6 +46,5 @@ def check_bandwidths(collective: str, num_ranks: int, algbw: str, busbw: str, wh
 
 def _range(text: str) -> tuple[float, float]:
     """What a printed number can stand for: one unit of its last digit up or down, and at least 0.1 %."""
-    exponent = Decimal(text).as_tuple().exponent
-    step = max(10.0**exponent if isinstance(exponent, int) else 0.0, 1e-3 * float(text))
+    step = max(float(f"1e{Decimal(text).as_tuple().exponent}"), 1e-3 * abs(float(text)))
     return float(text) - step, float(text) + step

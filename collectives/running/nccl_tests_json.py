@@ -35,7 +35,7 @@ def read_json(path: Path, text: str, named: str | None) -> Log:
     program = arguments[0] if isinstance(arguments, list) and arguments and isinstance(arguments[0], str) else ""
     collective, is_told = collective_of(program, f"{path}: line 1", named)
     devices = _devices(document)
-    num_ranks = len(devices) // max(1, len({one.get("group") for one in devices}))
+    num_ranks = len(devices) // max(1, len({str(one.get("group")) for one in devices}))
     lines = _lines_of(text, '"size"')
     rows: list[Row] = []
     for place, result in enumerate(results):

@@ -189,9 +189,10 @@ def further_words(found: SearchResult | None, best: Row) -> str:
         return "flopcast search finds no plan that fits either."
     row = choice(found)
     plan = f"{described(row)} at {digits(row.step_s)} s"
+    of_16_bits = "" if row == found.winner[1] else " of those that gather in 16 bits"
     if not best.fits:
-        return f"None of the strategies fits by itself; of all placements, {plan} is the fastest that does."
+        return f"None of the strategies fits by itself; of all placements, {plan} is the fastest that does{of_16_bits}."
     gain = 1 - row.step_s / best.step_s
     if faster(found, best) is None:
-        return f"Pipelines and split sequences bring nothing that can be told apart: the best is {plan}."
-    return f"Pipelines and split sequences would bring {percent(gain)} %: the best is {plan}."
+        return f"Pipelines and split sequences bring nothing that can be told apart: the best{of_16_bits} is {plan}."
+    return f"Pipelines and split sequences would bring {percent(gain)} %: the best{of_16_bits} is {plan}."

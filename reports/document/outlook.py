@@ -122,7 +122,7 @@ def sensitivity(study: Study) -> Section:
         )
         for row in rows_of(ordered)
     )
-    headings = ("what", "at", "fastest", unit, "change %")
+    headings = ("what", "at", "best plan", unit, "change %")
     table = Table("sensitivity-table", f"{unit.capitalize()} of training under each change", headings, rows)
     title = "What would change it"
     known = frame.dropna(subset=["days"])

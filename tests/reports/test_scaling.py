@@ -46,14 +46,26 @@ def test_each_count_is_a_comparison_at_the_same_global_batch() -> None:
 def test_a_plan_with_memory_to_spare_comes_before_a_faster_one_without() -> None:
     frame = pd.DataFrame(
         [
-            (8, "a", True, True, 1.0),
-            (8, "b", True, False, 2.0),
-            (16, "a", True, True, 0.5),
-            (32, "a", False, False, 0.3),
+            (8, "a", True, True, 1.0, 1.0),
+            (8, "b", True, False, 2.0, 2.0),
+            (16, "a", True, True, 0.5, 0.5),
+            (32, "a", False, False, 0.3, 0.3),
         ],
-        columns=["num_gpus", "strategy", "fits", "tight", "days"],
+        columns=["num_gpus", "strategy", "fits", "tight", "days", "step_s"],
     )
     assert list(fastest_at_each_count(frame)["strategy"]) == ["b", "a"]
+
+
+def test_of_plans_not_told_apart_the_soonest_that_gathers_in_16_bits_is_named() -> None:
+    frame = pd.DataFrame(
+        [
+            *((8, name, True, False, days, days) for name, days in (("a+q4", 1.0), ("b", 1.02), ("c", 1.01))),
+            *((16, name, True, False, days, days) for name, days in (("a+q4 with tp 2", 0.5), ("b", 0.52))),
+            *((32, name, True, tight, 0.3, 0.3) for name, tight in (("a+q4", False), ("b", True))),
+        ],
+        columns=["num_gpus", "strategy", "fits", "tight", "days", "step_s"],
+    )
+    assert list(fastest_at_each_count(frame)["strategy"]) == ["c", "a+q4 with tp 2", "a+q4"]
 
 
 def test_the_batch_divides_into_micro_batches_at_every_count() -> None:

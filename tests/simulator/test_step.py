@@ -152,7 +152,10 @@ def test_a_window_changes_nothing_of_unfused_attention() -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "zero3-node", "hsdp"])
 @pytest.mark.parametrize("kinds", [2, 4])
-def test_layers_that_are_alike_but_in_name_take_the_time_of_one_kind(strategy: str, kinds: int) -> None:
+@pytest.mark.parametrize("bucket_bytes", [25 * 2**20, 10**11])
+def test_layers_that_are_alike_but_in_name_take_the_time_of_one_kind(
+    strategy: str, kinds: int, bucket_bytes: int
+) -> None:
     """A window longer than the sequence makes a kind of layer and nothing else."""
     one = small_model(hidden=4096, num_heads=32, num_kv_heads=32, intermediate=11008)
     block = one.layers[0]
@@ -160,9 +163,9 @@ def test_layers_that_are_alike_but_in_name_take_the_time_of_one_kind(strategy: s
     layers = tuple(
         replace(block, attention=replace(block.attention, window=10**5 + index % kinds)) for index in range(4)
     )
-    p = plan(strategy, 64, recompute="full", bucket_bytes=25 * 2**20)
+    p = plan(strategy, 64, recompute="full", bucket_bytes=bucket_bytes)
     alike, mixed = (forecast(m, cluster(), p).step.total[0] for m in (one, replace(one, layers=layers)))
-    assert mixed == pytest.approx(alike, rel=2e-3)
+    assert mixed == pytest.approx(alike, rel=5e-3)
 
 
 def test_tensor_parallelism_in_chunks_exposes_one_of_them() -> None:

@@ -69,6 +69,16 @@ def test_a_log_is_read_only_as_what_it_can_be(program: str, tmp_path: Path) -> N
                     read_log(path, named)
 
 
+def test_odd_cells_are_no_reason_to_fail(tmp_path: Path) -> None:
+    found = document("all_reduce", "ours")
+    found["config"] = {"devices": [{"rank": rank, "group": [1], "hostname": "a"} for rank in range(RANKS)]}
+    (tmp_path / "run.json").write_text(json.dumps(found))
+    assert read_log(tmp_path / "run.json", "all_reduce").rows
+    (tmp_path / "run.log").write_text(old_log("all_reduce").replace(" 0.03 ", " 0e400 "))
+    assert "0e400" in (tmp_path / "run.log").read_text()
+    assert len(read_log(tmp_path / "run.log", "all_reduce").rows) == 3
+
+
 def test_the_line_and_what_contradicts_the_name_are_said(tmp_path: Path) -> None:
     path = tmp_path / "run.log"
     path.write_text(old_log("all_reduce") + old_log("all_gather"))

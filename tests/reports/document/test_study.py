@@ -125,6 +125,10 @@ def test_a_gather_in_four_bits_is_not_recommended_for_what_cannot_be_told_apart(
     assert "zero3-node+q4" in found.study.equals
     assert "4-bit gather changes" not in found.recommendation.sentence
     assert "not told apart from zero3-node+q4" in found.recommendation.answers[0].note
+    changed = found.study.sensitivity.dropna(subset=["days"])
+    assert list(changed["ratio"]) == pytest.approx(list(changed["days"] / found.study.cost.days))
+    here = found.study.fastest.set_index("num_gpus").loc[64]
+    assert (here["strategy"], here["days"]) == ("zero3-node", found.study.cost.days)
     # The sentence above and that below hold the search against the same plan.
     assert ("Among all plans" in found.recommendation.sentence) == ("would bring" in found.as_markdown())
     assert set(numbers_in(said(found))) <= in_tables(found)
