@@ -1,6 +1,6 @@
 """What Megatron Core does to a rank's experts one after the other, and on their biases in operations of their own."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,21 @@ PRODUCT = 2.0, 3.0
 # Each half of the activation's input is clamped and both are joined; backward each is compared with its limits, and
 # gradients pass where it is within (fusions/fused_bias_geglu.py, weighted_bias_quick_geglu_impl).
 CLAMP_FORWARD, CLAMP_BACKWARD = Pass(16, 4), Pass(30, 9)
+
+
+class Round(NamedTuple):
+    """Bytes per element of what is gone through, kernels for all of it, and kernels for each expert."""
+
+    bytes_per_element: float
+    num_kernels: float
+    per_expert: float
+
+
 # Each expert's bias is weighed and added to its rows, which are joined; backward the gradients of bias and weights are
-# a product and a sum each (moe/experts.py, _apply_bias). With the router's weights in 16 bits, or in fp32 as DeepEP
-# takes them. Then the launches per expert.
-BIAS_BYTES, WIDE_BIAS_BYTES, BIAS = (12.0, 16.0), (28.0, 40.0), (2.0, 6.0)
+# a product and a sum each (moe/experts.py, _apply_bias). Forward and backward, with the router's weights in 16 bits,
+# and in fp32 as DeepEP takes them, which adds casts.
+BIAS = Round(12, 1, 2), Round(16, 2, 4)
+WIDE_BIAS = Round(28, 2, 2), Round(40, 3, 6)
 
 
 def in_turn(load: Workload) -> NDArray[np.bool_]:
@@ -60,20 +71,18 @@ def biases(experts: "Experts", load: Workload, elements: Array) -> list[Computat
     """Behind the projection down to so many elements: its bias, weighed as the expert's result is."""
     if not experts.bias:
         return []
-    wide, each = load.plans.has(dispatcher="deepep"), experts.num_experts / load.plans.ep
-    forward, backward = (
-        Pointwise(elements * np.where(wide, *way), counted=True)
-        for way in zip(WIDE_BIAS_BYTES, BIAS_BYTES, strict=True)
-    )
+    wide, local = load.plans.has(dispatcher="deepep"), experts.num_experts / load.plans.ep
+    ways = zip(WIDE_BIAS, BIAS, strict=True)
+    forward, backward = ([np.where(wide, *costs) for costs in zip(*way, strict=True)] for way in ways)
     return [
         Computation(
             "experts.bias",
-            forward,
-            (backward,),
-            1.0,
-            1.0,
-            forward_inner=BIAS[0] * each,
-            backward_inner=BIAS[1] * each,
+            Pointwise(elements * forward[0], counted=True),
+            (Pointwise(elements * backward[0], counted=True),),
+            forward[1],
+            backward[1],
+            forward_inner=forward[2] * local,
+            backward_inner=backward[2] * local,
             present=in_turn(load),
             dynamic=True,
         )
