@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from flopcast.errors import InputError
-from flopcast.reports.explain import NOT_TOLD_APART
+from flopcast.reports.explain import recommended
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.compare import Comparison, compare, whole_sequences
 from flopcast.simulator.forecast import Row
@@ -17,7 +17,7 @@ from flopcast.simulator.request import Request
 
 COLUMNS = (
     *("num_gpus", "strategy", "fits", "tight", "step_s", "low_s", "high_s", "tokens_per_step"),
-    *("tokens_per_s_per_gpu", "mfu", "days", "gpu_hours", "available"),
+    *("tokens_per_s_per_gpu", "mfu", "days", "gpu_hours", "available", "recommended"),
 )
 MOST_TIMES_ASKED = 10
 
@@ -55,7 +55,7 @@ def scaling(
 
     Columns: num_gpus, strategy, fits, tight (with less memory to spare than is asked for), step_s, low_s, high_s,
     tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and gpu_hours (failures and checkpoints included),
-    available (whether the cluster has so many).
+    available (whether the cluster has so many), recommended (of the rows of a count the one to run, where it fits).
     """
     machine = unlimited(cluster)
     global_batch = comparison.tokens_per_gpu * comparison.num_gpus
@@ -69,6 +69,7 @@ def scaling(
             compared = compare(model, machine, replace(request, num_gpus=count, tokens_per_gpu=tokens))
             more = also(compared)
             rows = [*compared.rows, *([] if more is None else [more])]
+            chosen = recommended(rows)
             costs = [run_cost(model, cluster, row, num_tokens) for row in rows]
         except InputError as error:
             left_out[count] = str(error)
@@ -78,6 +79,7 @@ def scaling(
             (
                 *(count, row.strategy, row.fits, row.tight, row.step_s, row.low_s, row.high_s, tokens * count),
                 *(row.tokens_per_s_per_gpu, row.mfu, cost.days, cost.gpu_hours, available),
+                row is chosen and row.fits,
             )
             for row, cost in zip(rows, costs, strict=True)
         ]
@@ -87,16 +89,3 @@ def scaling(
 def unlimited(cluster: Cluster) -> Cluster:
     """A cluster of such nodes, as many as are asked for where they have a network."""
     return replace(cluster, num_nodes=None) if cluster.nics_per_node else cluster
-
-
-def fastest_at_each_count(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of :func:`scaling`'s rows the one that trains soonest of those that fit, per GPU count; tight if all are.
-
-    Where that gathers in 4 bits, the soonest of those not told apart from it that does not, if there is one.
-    """
-    fitting = frame[frame["fits"]].sort_values(["num_gpus", "tight", "days"], kind="stable")
-    first = fitting.groupby("num_gpus")[["tight", "step_s"]].transform("first")
-    near = (fitting["tight"] == first["tight"]) & (fitting["step_s"] < NOT_TOLD_APART * first["step_s"])
-    exact = near & ~fitting["strategy"].str.contains("+q4", regex=False)
-    chosen = fitting.assign(exact=exact).sort_values(["num_gpus", "exact"], ascending=[True, False], kind="stable")
-    return chosen.drop(columns="exact").drop_duplicates("num_gpus").reset_index(drop=True)

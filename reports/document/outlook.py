@@ -27,16 +27,16 @@ SHOWN_STRATEGIES = 5
 
 def scaling(study: Study) -> Section:
     """The same training on other numbers of GPUs."""
-    fastest, (unit, per_day) = study.fastest, time_unit(study.cost.days)
+    best, (unit, per_day) = study.at_each_count, time_unit(study.cost.days)
     refused = tuple(f"{count:,} GPUs: {reason}" for count, reason in study.scaling_left_out.items())
-    counts = sorted(set(study.scaling["num_gpus"]) - set(fastest["num_gpus"]))
+    counts = sorted(set(study.scaling["num_gpus"]) - set(best["num_gpus"]))
     if counts:
         on = ", ".join(thousands(count) for count in counts)
         width = study.best.plan["gradient_bits"]
         refused += (f"No plan with gradients in {width} bits fits on {on} GPU{'s' if counts != [1] else ''}.",)
-    if fastest.empty:
+    if best.empty:
         return Section("scaling", "On fewer and on more GPUs", ("No strategy fits at any count.",), remarks=refused)
-    shown = rows_of(fastest)
+    shown = rows_of(best)
     first, last, cheapest = shown[0], shown[-1], min(shown, key=lambda row: row.gpu_hours)
     dearest = max(row.gpu_hours for row in shown)
     rows = tuple(
@@ -53,8 +53,8 @@ def scaling(study: Study) -> Section:
         for row in shown
     )
     asked = tuple(index for index, row in enumerate(shown) if row.num_gpus == study.num_gpus)
-    headings = ("GPUs", "fastest", "step, s", "MFU %", "M tokens per step", unit, "GPU-hours", "remark")
-    names = list(study.strategies[study.strategies["fits"]]["strategy"]) or list(dict.fromkeys(fastest["strategy"]))
+    headings = ("GPUs", "best plan", "step, s", "MFU %", "M tokens per step", unit, "GPU-hours", "remark")
+    names = list(study.strategies[study.strategies["fits"]]["strategy"]) or list(dict.fromkeys(best["strategy"]))
     return Section(
         "scaling",
         "On fewer and on more GPUs",
@@ -72,18 +72,18 @@ def scaling(study: Study) -> Section:
                 "scaling-figure",
                 scaling_figure(
                     study.scaling,
-                    fastest.assign(time=fastest["days"] * per_day),
+                    best.assign(time=best["days"] * per_day),
                     study.num_gpus,
                     names[:SHOWN_STRATEGIES],
                     unit,
                 ),
                 f"{unit.capitalize()} of training and MFU; the dotted line is at {thousands(study.num_gpus)}.",
                 f"The run takes {digits(first.days * per_day)} {unit} on {thousands(first.num_gpus)} GPUs and "
-                f"{digits(last.days * per_day)} on {thousands(last.num_gpus)}; MFU of the fastest plan goes from "
+                f"{digits(last.days * per_day)} on {thousands(last.num_gpus)}; MFU of the best plan goes from "
                 f"{percent(first.mfu)} to {percent(last.mfu)} %.",
             ),
         ),
-        (Table("scaling-table", "The fastest plan found that fits, at each count", headings, rows, asked),),
+        (Table("scaling-table", "The best plan found that fits, at each count", headings, rows, asked),),
         (
             "The batch is that of the question rounded to whole sequences per GPU, at least one. Tried at each "
             "count: the strategies, and all placements where none fits or, up to twice the GPUs, they lose a fifth per "

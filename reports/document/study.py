@@ -22,7 +22,7 @@ from flopcast.reports.document.further import (
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
 from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, recommended, runs_as, same_plan
-from flopcast.reports.scaling import fastest_at_each_count, scaling, unlimited
+from flopcast.reports.scaling import scaling, unlimited
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
@@ -195,10 +195,10 @@ class Study:
         """The best plan's collectives, the most exposed first. Columns: collective, group, phase, busy_s, exposed_s."""
         return pd.DataFrame([vars(row) for row in exposed_collectives(self.timeline)])
 
-    @cached_property
-    def fastest(self) -> pd.DataFrame:
-        """Of ``scaling``, the fastest plan that fits at each GPU count."""
-        return fastest_at_each_count(self.scaling)
+    @property
+    def at_each_count(self) -> pd.DataFrame:
+        """Of ``scaling``, the plan to run at each GPU count that fits one."""
+        return self.scaling[self.scaling["recommended"]]
 
 
 def room(row: Any) -> str:

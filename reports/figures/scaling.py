@@ -16,16 +16,16 @@ FEW_DECADES = 100.0
 
 
 def scaling_figure(
-    frame: pd.DataFrame, fastest: pd.DataFrame, num_gpus: int, strategies: list[str], unit: str = "days"
+    frame: pd.DataFrame, best: pd.DataFrame, num_gpus: int, strategies: list[str], unit: str = "days"
 ) -> Figure:
-    """Left: time of the fastest plan beside ideal scaling from its first point. Right: MFU of up to six strategies.
+    """Left: time of the best plan beside ideal scaling from its first point. Right: MFU of up to six strategies.
 
-    ``frame``: columns num_gpus, strategy, fits, mfu (a fraction). ``fastest``: num_gpus, and time in
+    ``frame``: columns num_gpus, strategy, fits, mfu (a fraction). ``best``: num_gpus, and time in
     ``unit``, one row per count. A line marks ``num_gpus``; plans that do not fit have no point.
     """
     with in_style():
         figure, (left, right) = blank(4.9, columns=2)
-        counts, time = fastest["num_gpus"], fastest["time"]
+        counts, time = best["num_gpus"], best["time"]
         left.plot(counts, time.iloc[0] * counts.iloc[0] / counts, color=GREY, linestyle="--", label="ideal")
         left.plot(counts, time, "o-", color=BLUE, label="forecast")
         left.set(yscale="log", title=f"{unit} of training", xlabel="GPUs")

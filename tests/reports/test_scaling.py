@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
 from flopcast import Request, compare, load_cluster, load_model
 from flopcast.reports.explain import recommended
-from flopcast.reports.scaling import fastest_at_each_count, gpu_counts, scaling
+from flopcast.reports.scaling import gpu_counts, scaling
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.simulator.catalogue import generic_cluster
 from flopcast.simulator.goodput import run_cost
@@ -37,35 +36,11 @@ def test_each_count_is_a_comparison_at_the_same_global_batch() -> None:
     assert there.loc["zero3", "step_s"] == next(row.step_s for row in double.rows if row.strategy == "zero3")
     assert (frame.set_index("num_gpus")["tokens_per_step"].loc[960] == 960 * 4096).all()
     assert not frame[frame["num_gpus"] == 2400]["available"].any()
-    fastest = fastest_at_each_count(frame)
-    assert fastest["fits"].all()
-    assert list(fastest["num_gpus"]) == sorted(set(frame[frame["fits"]]["num_gpus"]))
-    assert fastest["days"].is_monotonic_decreasing
-
-
-def test_a_plan_with_memory_to_spare_comes_before_a_faster_one_without() -> None:
-    frame = pd.DataFrame(
-        [
-            (8, "a", True, True, 1.0, 1.0),
-            (8, "b", True, False, 2.0, 2.0),
-            (16, "a", True, True, 0.5, 0.5),
-            (32, "a", False, False, 0.3, 0.3),
-        ],
-        columns=["num_gpus", "strategy", "fits", "tight", "days", "step_s"],
-    )
-    assert list(fastest_at_each_count(frame)["strategy"]) == ["b", "a"]
-
-
-def test_of_plans_not_told_apart_the_soonest_that_gathers_in_16_bits_is_named() -> None:
-    frame = pd.DataFrame(
-        [
-            *((8, name, True, False, days, days) for name, days in (("a+q4", 1.0), ("b", 1.02), ("c", 1.01))),
-            *((16, name, True, False, days, days) for name, days in (("a+q4 with tp 2", 0.5), ("b", 0.52))),
-            *((32, name, True, tight, 0.3, 0.3) for name, tight in (("a+q4", False), ("b", True))),
-        ],
-        columns=["num_gpus", "strategy", "fits", "tight", "days", "step_s"],
-    )
-    assert list(fastest_at_each_count(frame)["strategy"]) == ["c", "a+q4 with tp 2", "a+q4"]
+    best = frame[frame["recommended"]]
+    assert best["fits"].all()
+    assert list(best["num_gpus"]) == sorted(set(frame[frame["fits"]]["num_gpus"]))
+    assert best["days"].is_monotonic_decreasing
+    assert best.set_index("num_gpus").loc[960, "strategy"] == recommended(double.rows).strategy
 
 
 def test_the_batch_divides_into_micro_batches_at_every_count() -> None:

@@ -89,7 +89,7 @@ def test_where_nothing_fits_the_report_says_what_would_on_more(name: str, asked:
     # As many GPUs or more hold some plan as well.
     counts = {count for count in found.study.scaling["num_gpus"] if count >= more.plan["num_gpus"]}
     assert more.plan["num_gpus"] in counts
-    assert counts <= set(found.study.fastest["num_gpus"])
+    assert counts <= set(found.study.at_each_count["num_gpus"])
     assert ("changes the arithmetic" in found.recommendation.sentence) == (more.plan["gather_bits"] == 4)
     assert not {"traffic", "remedies"} & {section.name for section in found.sections}
     found.as_html()
@@ -127,7 +127,7 @@ def test_a_gather_in_four_bits_is_not_recommended_for_what_cannot_be_told_apart(
     assert "not told apart from zero3-node+q4" in found.recommendation.answers[0].note
     changed = found.study.sensitivity.dropna(subset=["days"])
     assert list(changed["ratio"]) == pytest.approx(list(changed["days"] / found.study.cost.days))
-    here = found.study.fastest.set_index("num_gpus").loc[64]
+    here = found.study.at_each_count.set_index("num_gpus").loc[64]
     assert (here["strategy"], here["days"]) == ("zero3-node", found.study.cost.days)
     # The sentence above and that below hold the search against the same plan.
     assert ("Among all plans" in found.recommendation.sentence) == ("would bring" in found.as_markdown())
@@ -208,7 +208,7 @@ def test_a_batch_larger_than_is_published_is_said_on_top_and_in_the_tables() -> 
 
 def test_gpu_hours_are_told_from_the_least_to_the_most(report: Report) -> None:
     (section,) = [section for section in report.sections if section.name == "scaling"]
-    frame = report.study.fastest
+    frame = report.study.at_each_count
     cheapest = frame.loc[frame["gpu_hours"].idxmin()]
     costs = f"costs {rounded(cheapest.gpu_hours)} to {rounded(frame['gpu_hours'].max())} GPU-hours, least on"
     assert f"{costs} {cheapest.num_gpus:,}." in section.paragraphs[0]
@@ -264,7 +264,7 @@ def test_more_gpus_train_sooner_because_their_placement_is_chosen_anew() -> None
     """One NIC for eight GPUs: strategies alone stall from 64 GPUs on, where a pipeline does not."""
     slow = cluster(nics_per_node=1, nic_bytes_per_s=25e9 / 8)
     found = study(load_model("llama-2-13b"), slow, Request(32))
-    fastest = found.fastest.set_index("num_gpus")
+    fastest = found.at_each_count.set_index("num_gpus")
     assert list(fastest.index[:4]) == [8, 16, 32, 64]
     assert fastest["days"].is_monotonic_decreasing
     alone = found.scaling[found.scaling["strategy"].isin(["zero3", "zero3+q4", "hsdp", "zero1", "tp8"])]
