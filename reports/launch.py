@@ -8,10 +8,13 @@ torchtitan b5bcd76 (``torchtitan/config/configs.py``).
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from flopcast.simulator.cluster import Cluster
+from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.model import Model
+from flopcast.simulator.placement import layers_of_chunks, num_dealt
 from flopcast.simulator.plan import Plan
 
 Sharding = Literal["ddp", "zero1", "zero2", "zero3", "zero3-node", "hsdp", "other"]
@@ -114,8 +117,7 @@ def _megatron(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         *(["--sequence-parallel"] if plan.sequence_parallel else []),
         *(["--tp-comm-overlap"] if plan.overlap_tensor else []),
         *([f"--context-parallel-size {plan.cp}"] if plan.cp > 1 else []),
-        *([f"--pipeline-model-parallel-size {plan.pp}"] if plan.pp > 1 else []),
-        *([f"--num-virtual-stages-per-pipeline-rank {plan.virtual_pp}"] if plan.virtual_pp > 1 else []),
+        *_megatron_pipeline(model.num_layers, plan),
         *_megatron_experts(plan),
         *_megatron_sharding(plan, form),
         *(["--grad-reduce-in-bf16"] if plan.gradient_bits == 16 else []),
@@ -125,6 +127,23 @@ def _megatron(model: Model, cluster: Cluster, plan: Plan) -> Launch:
     otherwise = plan.recompute == "selective" and not plan.engine.startswith(("megatron", "nemo"))
     note = "recomputes attention where the forecast recomputes what stands between products" if otherwise else ""
     return Launch("Megatron-LM", " ".join(options), note)
+
+
+def _megatron_pipeline(num_layers: int, plan: Plan) -> list[str]:
+    """Its stages; where they are uneven, layer by layer: E the embedding, t a layer, L the loss, | between stages."""
+    if plan.pp == 1:
+        return []
+    counts_ends = ENGINES[plan.engine].counts_ends
+    dealt = int(num_dealt(num_layers, plan.pp, counts_ends))
+    options = [f"--pipeline-model-parallel-size {plan.pp}"]
+    if dealt % (plan.pp * plan.virtual_pp):
+        chunks = [f"t*{len(layers)}" for layers in layers_of_chunks(num_layers, plan.pp, plan.virtual_pp, counts_ends)]
+        between = [(chunk, len(list(alike))) for chunk, alike in groupby(chunks[1:-1])]
+        layout = f"E{chunks[0]}|{''.join(f'({chunk}|)*{number}' for chunk, number in between)}{chunks[-1]}L"
+        return [*options, f"--pipeline-model-parallel-layout '{layout.replace('t*0', '')}'"]
+    if dealt > num_layers:
+        options += ["--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"]
+    return [*options, *([f"--num-virtual-stages-per-pipeline-rank {plan.virtual_pp}"] if plan.virtual_pp > 1 else [])]
 
 
 def _megatron_experts(plan: Plan) -> list[str]:
@@ -215,6 +234,8 @@ def _deepspeed(model: Model, cluster: Cluster, plan: Plan) -> Launch:
 
 def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
     form = sharding(plan)
+    dealt = int(num_dealt(model.num_layers, plan.pp, ENGINES[plan.engine].counts_ends))
+    chunks = plan.pp * plan.virtual_pp
     schedule = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}.get(plan.schedule, "")
     lacks = _lacking(
         (form == "zero1", "an optimizer sharded alone"),
@@ -228,6 +249,7 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         (plan.cuda_graphs == "partial", "CUDA graphs of single layers"),
         (plan.cuda_graphs == "full" and max(plan.pp, plan.ep) > 1, "CUDA graphs with pipeline or expert parallelism"),
         (plan.pp > 1 and not schedule, f"the {plan.schedule} schedule"),
+        (plan.virtual_pp > 1 and -(-dealt // -(-dealt // chunks)) != chunks, "that number of chunks for the layers"),
     )
     if lacks:
         return Launch("torchtitan", "", lacks)
@@ -240,9 +262,7 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         "enable_sequence_parallel": plan.sequence_parallel if plan.tp > 1 else None,
         "context_parallel_degree": plan.cp if plan.cp > 1 else None,
         "expert_parallel_degree": plan.ep if plan.ep > 1 else None,
-        "pipeline_parallel_degree": plan.pp if plan.pp > 1 else None,
-        "pipeline_parallel_schedule": schedule if plan.pp > 1 else None,
-        "num_pp_microbatches": plan.grad_accum if plan.pp > 1 else None,
+        **(_torchtitan_pipeline(plan, schedule, dealt, dealt > model.num_layers) if plan.pp > 1 else {}),
     }
     parallelism = ", ".join(f"{name}={value!r}" for name, value in fields.items() if value is not None)
     tokens, step = plan.micro_batch * plan.seq_len, plan.global_batch_sequences * plan.seq_len
@@ -251,12 +271,20 @@ def _torchtitan(model: Model, cluster: Cluster, plan: Plan) -> Launch:
         f"max_context_length={plan.seq_len}" + ", disable_cuda_graphs=True" * (plan.cuda_graphs == "none")
     )
     checkpointing = {"none": "", "selective": ", SelectiveAC", "full": ", FullAC"}[plan.recompute]
-    elsewhere = {
-        "products in 8 bits are a setting of the model": plan.precision == "fp8",
-        "layers of a chunk are set by pipeline_parallel_layers_per_stage": plan.virtual_pp > 1,
+    note = "products in 8 bits are a setting of the model" if plan.precision == "fp8" else ""
+    return Launch("torchtitan", f"ParallelismConfig({parallelism}), TrainingConfig({training}){checkpointing}", note)
+
+
+def _torchtitan_pipeline(plan: Plan, schedule: str, dealt: int, counts_ends: bool) -> dict[str, Any]:
+    """Its stages: torchtitan deals out embedding and head as a layer each unless it is told that they weigh nothing."""
+    return {
+        "pipeline_parallel_degree": plan.pp,
+        "pipeline_parallel_schedule": schedule,
+        "pipeline_parallel_first_stage_less_layers": None if counts_ends else 0,
+        "pipeline_parallel_last_stage_less_layers": None if counts_ends else 0,
+        "pipeline_parallel_layers_per_stage": -(-dealt // (plan.pp * plan.virtual_pp)) if plan.virtual_pp > 1 else None,
+        "num_pp_microbatches": plan.grad_accum,
     }
-    notes = "; ".join(words for words, holds in elsewhere.items() if holds)
-    return Launch("torchtitan", f"ParallelismConfig({parallelism}), TrainingConfig({training}){checkpointing}", notes)
 
 
 def _lacking(*cases: tuple[bool, str]) -> str:

@@ -22,6 +22,7 @@ from flopcast.reports.run_words import (
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.engines import ENGINES, Engine
 from flopcast.simulator.model import Model
+from flopcast.simulator.placement import num_dealt
 from flopcast.simulator.plan import Plan, Precision
 from flopcast.simulator.request import usual_attention
 
@@ -157,7 +158,8 @@ def _chunks(row: Row, framework: Framework, num_layers: int, pp: int, passes: in
     if not plain and pp - 1 > LONGEST_IDLE * passes:
         usual = -(-num_layers // (pp * USUAL_LAYERS_PER_CHUNK))
     virtual = row.whole("vpp", usual)
-    if num_layers < pp * virtual <= num_layers + 2:
+    counts_ends = ENGINES[framework.engine_in(row.text("precision", ""))].counts_ends
+    if num_dealt(num_layers, pp, counts_ends) < pp * virtual <= num_layers + 2:
         virtual = num_layers // pp
         row.assumed.append(f"vpp {virtual}: embedding and head stand in chunks of their own")
     return virtual

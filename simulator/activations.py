@@ -106,15 +106,21 @@ def activations(model: Model, operations: Sequence[Operation], plans: Plans, sta
     if stage is not None:
         return held(stage, 1.0, stage == plans.pp - 1)
     # What is put off may be more than an activation: then the last of the fullest stages holds most, else the first.
+    # But the second may have a layer more than that, and fewer micro-batches.
     late = plans.has(schedule="zero-bubble") & (put_off > layers)
-    num_full = np.where(model.num_layers % plans.pp == 0, plans.pp - 1, model.num_layers % plans.pp)
-    full = held(np.where(late, np.maximum(num_full - 1, 0), 0), 1.0, plans.pp == 1)
+    dealt = placement.num_dealt(model.num_layers, plans.pp, has_habit("counts_ends", plans.engine))
+    num_full = np.where(dealt % plans.pp == 0, plans.pp - 1, dealt % plans.pp)
+    first_share = 1 - (dealt > model.num_layers) / number
+    second = (first_share < 1) & (first_share * micro_batches_in_flight(plans, 0) < micro_batches_in_flight(plans, 1))
+    index = np.where(late, np.maximum(num_full - 1, 0), second)
+    full = held(index, np.where(index == 0, first_share, 1.0), plans.pp == 1)
     if not np.any(plans.pp > 1):
         return full
     last_share = placement.layers_of_last_stage(model.num_layers, plans.pp) / number
     last = held(plans.pp - 1, last_share, True)
     of_loss = last.layers + last.results + np.maximum(head, working_last + head_gradient_bytes(model, plans))
-    of_backward = last.turned + last.results + working_last + head_gradient_bytes(model, plans)
+    turned = np.maximum(last.turned, last.left + last.first_layer * last.in_flight)
+    of_backward = turned + last.results + working_last + head_gradient_bytes(model, plans)
     most = np.maximum(full.layers, full.turned) + full.results + working_last
     last_is_worse = (plans.pp > 1) & (np.maximum(of_loss, of_backward) > most)
     pairs = {f.name: (getattr(last, f.name), getattr(full, f.name)) for f in fields(full)}

@@ -42,6 +42,7 @@ class Habits:
     gathered for a pass is gathered matrix by matrix, and its gradients are reduced in buckets, where others do both
     layer by layer. ``reduces_whole``: of parameters that are not sharded each rank receives the whole gradient, to
     keep its part. ``eager_router``: a mixture's router runs operation by operation.
+    ``counts_ends``: a pipeline whose stages only so have as many deals out embedding and head as a layer each.
     ``experts_in_turn``: a rank's experts are multiplied one after the other, and get their biases so.
 
     What it holds: ``logit_bytes`` per logit, at the peak of the loss; ``parallel_logit_bytes`` where tensor-parallel
@@ -78,6 +79,7 @@ class Habits:
     gathers_matrices: bool = False
     reduces_whole: bool = False
     eager_router: bool = False
+    counts_ends: bool = False
     experts_in_turn: bool = False
     logit_bytes: int = 6
     parallel_logit_bytes: int = 0
@@ -114,6 +116,7 @@ _MEGATRON = Habits(
     jit_only=True,
     accumulates_in_products=True,
     eager_router=True,
+    counts_ends=True,
     experts_in_turn=True,
     regathers_inputs=True,
     static_buffers=True,
@@ -126,7 +129,7 @@ ENGINES: dict[Engine, Habits] = {
     # 16-bit logits and one fp32 copy, in which the loss and its gradient are computed, or compiled in the logits' own
     # memory. A pipeline's first backward runs with retain_graph (torch/distributed/pipelining/_backward.py, 2.13): what
     # a forward saved stays until the second.
-    "fsdp2": Habits(compiled_logit_bytes=2, keeps_graph=True),
+    "fsdp2": Habits(compiled_logit_bytes=2, keeps_graph=True, counts_ends=True),
     # fp32 log-softmax, its gradient and that of the logits, and the hole of the deleted 16-bit ones (train.py); a
     # parallel loss adds its exponentials (torch/distributed/tensor/parallel/loss.py); selective_ac_option "op" saves
     # every second mm (parallelisms/parallelize_llama.py, December 2024). Its fp8 recipes set
@@ -135,8 +138,9 @@ ENGINES: dict[Engine, Habits] = {
     # (models/llama/model.py).
     "torchtitan": _TORCHTITAN,
     # Since April 2025 (pull request 1033, components/loss.py) a run that compiles its layers compiles the loss too,
-    # which then reads 16-bit logits and writes their gradient; eager runs are as before.
-    "torchtitan-2025": replace(_TORCHTITAN, compiled_logit_bytes=4),
+    # which then reads 16-bit logits and writes their gradient; eager runs are as before. Its stages count embedding and
+    # head (distributed/pipeline_parallel.py).
+    "torchtitan-2025": replace(_TORCHTITAN, compiled_logit_bytes=4, counts_ends=True),
     # LlamaForCausalLM returns fp32 logits and shifts a copy, beside log-softmax, its gradient and theirs. DeepSpeed's
     # ZeRO-3 keeps 1e9 parameters gathered (stage3_max_live_parameters) and a 16-bit shard beside the fp32 master, whose
     # gradients it casts to fp32 for the update (runtime/zero/stage3.py). It gathers before each module's forward and

@@ -13,11 +13,13 @@ from flopcast.simulator.band import band
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.constants import Constants, default_constants
 from flopcast.simulator.conventions import CONVENTIONS, model_flop_per_token
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.hardware import Hardware
 from flopcast.simulator.memory import Memory, memory
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
 from flopcast.simulator.operations import step_operations
+from flopcast.simulator.placement import num_dealt
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.recompute import check_layers_in_full, share_in_full
 from flopcast.simulator.step import StepTime, step_time
@@ -266,8 +268,11 @@ def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None
             block.check_tensor_parallel(int(tp))
     for ep in np.unique(plans.ep):
         model.check_expert_parallel(int(ep))
-    most = int(np.max(plans.pp * plans.virtual_pp))
-    if most > model.num_layers:
+    chunks = plans.pp * plans.virtual_pp
+    most_chunks = num_dealt(model.num_layers, plans.pp, has_habit("counts_ends", plans.engine))
+    too_many = (chunks > most_chunks) | (plans.pp > model.num_layers)
+    if np.any(too_many):
+        most = int(np.max(chunks[too_many]))
         raise InputError(
             f"pp x virtual_pp is {most} but {model.name} has {model.num_layers} layers; use at most one stage per layer"
         )

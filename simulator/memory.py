@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from flopcast.simulator.constants import Constants
 from flopcast.simulator.engines import habit, has_habit
 from flopcast.simulator.model import Model
 from flopcast.simulator.operation import Array, Operation
-from flopcast.simulator.placement import IntArray
+from flopcast.simulator.placement import IntArray, layers_of_fullest_stage, num_dealt
 from flopcast.simulator.plan import Plans
 from flopcast.simulator.sharding import Unit, units
 
@@ -78,7 +78,7 @@ def memory(
     zero bubble later stages keep besides what put-off weights' gradients need. The worse of the two counts, or
     ``stage``, whose ``operations`` are given then.
     """
-    parts = units(model, plans, stage)
+    parts = units(model, plans, stage) if stage is not None else _of_fullest_stage(model, plans)
     sharded = total(u.count * u.sharded_elements(plans.optimizer_shard) for u in parts)
     update = habit("update_bytes", plans.engine) * (plans.state_bytes > 0) * sharded
     held = activations(model, operations, plans, stage)
@@ -86,6 +86,23 @@ def memory(
     in_one_piece = update + habit("bucket_bytes", plans.engine)
     outside = outside_bytes(plans.num_gpus, constants)
     return Memory(plans.state_bytes * sharded, tuple(moments), in_one_piece, outside, constants.allocator_slack)
+
+
+def _of_fullest_stage(model: Model, plans: Plans) -> Sequence[Unit]:
+    """Units of the fullest stage and the larger root. Where both roots count as a layer, a stage with one has a layer
+    less: of the root no more is held besides than it has more elements than a layer.
+    """
+    parts = units(model, plans, None)
+    counts = num_dealt(model.num_layers, plans.pp, has_habit("counts_ends", plans.engine)) > model.num_layers
+    if not np.any(counts):
+        return parts
+    fullest = layers_of_fullest_stage(model.num_layers, plans.pp)
+    layer = total(unit.count * unit.elements for unit in parts if unit.section == "layer") / fullest
+
+    def held(unit: Unit) -> Unit:
+        return replace(unit, count=unit.count * np.where(counts, np.maximum(1 - layer / unit.elements, 0.0), 1.0))
+
+    return [unit if unit.section == "layer" else held(unit) for unit in parts]
 
 
 def outside_bytes(num_gpus: IntArray, constants: Constants) -> Array:

@@ -58,17 +58,18 @@ class Stage:
 class Layers:
     """How the layers lie on the p stages of each plan.
 
-    ``num_full`` stages between the first and the last have as many as the first, ``num_short`` of them one less.
+    ``num_full`` stages between the first and the last have as many as the fullest, ``num_short`` of them one less.
     ``first_chunk``, ``last_chunk``: what of a full stage's layers the first and the last of its v model chunks
-    have. ``longer``: by so many full stages' layers one round of chunks, not the last, is longer before the last stage
-    than on it. ``uneven``: of whole rounds, some of which have a layer more than others, what every further p
-    micro-batches wait for, in full stages' layers.
+    have, and by how much the last stage's last is ``shorter``. ``longer``: by so many full stages' layers one round of
+    chunks, not the last, is longer before the last stage than on it. ``uneven``: of whole rounds, some of which have a
+    layer more than others, what every further p micro-batches wait for, in full stages' layers.
     """
 
     num_full: NDArray[np.int64]
     num_short: NDArray[np.int64]
     first_chunk: Array
     last_chunk: Array
+    shorter: Array
     longer: Array
     uneven: Array
 
@@ -216,9 +217,8 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     def behind(index: NDArray[np.int64] | Array, stage: Stage) -> Array:
         """What the way of the last chunk to the end and back gains over the stage's own passes meanwhile."""
         num_behind = p - 1 - index
-        away = (
-            num_behind * (middle.way * pipeline.layers.last_chunk + 2 * latency) + pipeline.head + num_behind * hops / v
-        )
+        chunks = num_behind * pipeline.layers.last_chunk - pipeline.layers.shorter
+        away = middle.way * chunks + pipeline.head + num_behind * (2 * latency + hops / v)
         # So many passes of the warm-up remain when the first micro-batch comes to the last chunk.
         n = np.minimum(2 * num_behind, (m - p) * v + p - 1) / v
         waits = stage.waits

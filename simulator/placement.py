@@ -1,5 +1,7 @@
 """Which ranks a group holds and how they sit on the nodes."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,19 +38,31 @@ def neighbouring_stages(pp: IntArray, gpus_per_node: IntArray, num_gpus: IntArra
     return across, Group(pair, np.minimum(pair, in_node), np.maximum(in_node // 2, 1))
 
 
+def num_dealt(num_layers: int | IntArray, pp: IntArray | int, counts_ends: NDArray[np.bool_] | bool) -> IntArray:
+    """What is dealt out over the stages: the layers, or embedding and head as one more each where only so all have as
+    many (Llama 3's 126 layers on 16 stages, arXiv:2407.21783, section 3.3.2) and the software counts them so.
+    """
+    return np.asarray(num_layers + 2 * (counts_ends & (num_layers % pp != 0) & ((num_layers + 2) % pp == 0)))
+
+
 def layers_of_fullest_stage(num_layers: int | IntArray, pp: IntArray) -> IntArray:
     """Layers of the pipeline stage that has most: ceil(L / pp)."""
     return np.asarray(-(-num_layers // pp))
-
-
-def stage_layers(num_layers: int, num_stages: int, stage: int) -> range:
-    """The layers of a stage, dealt out evenly, the first stages one more where they do not divide."""
-    each, more = divmod(num_layers, num_stages)
-    first = stage * each + min(stage, more)
-    return range(first, first + each + (stage < more))
 
 
 def layers_of_last_stage(num_layers: int | IntArray, pp: IntArray) -> IntArray:
     """Layers of the last stage: one fewer than the fullest where L does not divide by pp, for it also has the head."""
     fullest = layers_of_fullest_stage(num_layers, pp)
     return np.where(np.asarray(num_layers % pp) == 0, fullest, fullest - 1)
+
+
+def layers_of_chunks(num_layers: int, pp: int, virtual_pp: int, counts_ends: bool) -> list[range]:
+    """The layers of each of pp x v model chunks, in order; where they do not divide, the first chunks have one more.
+
+    Chunk k is on stage k mod pp. Of the first and the last one embedding and head may be all.
+    """
+    dealt = int(num_dealt(num_layers, pp, counts_ends))
+    before = (dealt - num_layers) // 2
+    whole, more = divmod(dealt, pp * virtual_pp)
+    starts = [chunk * whole + min(chunk, more) - before for chunk in range(pp * virtual_pp + 1)]
+    return [range(max(a, 0), min(b, num_layers)) for a, b in pairwise(starts)]

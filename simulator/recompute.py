@@ -15,6 +15,7 @@ from flopcast.simulator.model import Block, Model
 from flopcast.simulator.operation import Array, Gemm, Operation, Pointwise, Section
 from flopcast.simulator.placement import IntArray
 from flopcast.simulator.plan import Plans
+from flopcast.simulator.sharding import layers_of_stage
 
 
 def recompute_in_words(plan: Mapping[str, Any]) -> str:
@@ -72,7 +73,7 @@ def shares_in_full(model: Model, plans: Plans, stage: int | None) -> dict[Block,
         fullest = placement.layers_of_fullest_stage(model.num_layers, plans.pp)
         share = np.asarray(layers_in_full(plans, fullest) / fullest)
         return {block: share for block in model.kinds}
-    stages = [placement.stage_layers(model.num_layers, int(pp), stage) for pp in plans.pp]
+    stages = layers_of_stage(model.num_layers, plans, stage)
     held = [Counter(model.layers[n] for n in layers) for layers in stages]
     number = layers_in_full(plans, np.array([len(layers) for layers in stages])).astype(int)
     again = [Counter(model.layers[n] for n in layers[:k]) for layers, k in zip(stages, number, strict=True)]

@@ -138,10 +138,18 @@ def layers_by_kind(model: Model, plans: Plans, stage: int | None) -> dict[Block,
     if stage is None:
         share = placement.layers_of_fullest_stage(model.num_layers, plans.pp) / model.num_layers
         return {block: number * share for block, number in model.kinds.items()}
-    held = [
-        Counter(model.layers[n] for n in placement.stage_layers(model.num_layers, int(pp), stage)) for pp in plans.pp
-    ]
+    stages = layers_of_stage(model.num_layers, plans, stage)
+    held = [Counter(model.layers[n] for n in layers) for layers in stages]
     return {block: np.array([float(counter[block]) for counter in held]) for block in model.kinds}
+
+
+def layers_of_stage(num_layers: int, plans: Plans, stage: int) -> list[range]:
+    """The layers of one stage under each of a list of plans, taken to follow each other."""
+    counts_ends = has_habit("counts_ends", plans.engine)
+    return [
+        placement.layers_of_chunks(num_layers, int(pp), 1, bool(counts))[stage]
+        for pp, counts in zip(plans.pp, counts_ends, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -148,7 +148,8 @@ class Space:
             found = [("1f1b", 1)]
         else:
             per_stage = int(placement.layers_of_fullest_stage(self.model.num_layers, np.array(pp)))
-            chunks = [v for v in divisors(per_stage) if v > 1 and pp * v <= self.model.num_layers]
+            dealt = placement.num_dealt(self.model.num_layers, pp, counts_ends=True)
+            chunks = [v for v in divisors(per_stage) if v > 1 and pp * v <= dealt]
             found = [("1f1b", 1), ("gpipe", 1), ("zero-bubble", 1), *(("interleaved", v) for v in chunks)]
         schedules, virtual = self.values.get("schedule"), self.values.get("virtual_pp")
         return [
@@ -282,6 +283,10 @@ class Space:
             ),
             "schedule=interleaved has grad_accum a multiple of pp": (
                 (plans.virtual_pp == 1) | (plans.grad_accum % plans.pp == 0)
+            ),
+            "a chunk of a stage has a layer, or embedding or head where they count as one": (
+                plans.pp * plans.virtual_pp
+                <= placement.num_dealt(self.model.num_layers, plans.pp, has_habit("counts_ends", plans.engine))
             ),
             "dispatcher=deepep has ep": plans.has(dispatcher="alltoall") | (plans.ep > 1),
             "dispatch_bits=8 has ep and precision=fp8": (

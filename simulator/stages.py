@@ -12,6 +12,7 @@ from flopcast.simulator import placement
 from flopcast.simulator.broadcast import Sum
 from flopcast.simulator.busy_links import Links
 from flopcast.simulator.constants import Constants
+from flopcast.simulator.engines import has_habit
 from flopcast.simulator.operation import Array, Collective, Operation
 from flopcast.simulator.overlap import Compute, Traffic, Waits, exposed_beside
 from flopcast.simulator.pipeline import Layers, Sent, Stage
@@ -74,23 +75,27 @@ class Stages:
         self._parts: dict[tuple[str, ...], Part] = {}
         one, single = plans.zeros + 1, (plans.pp == 1) * 1.0
         fullest = placement.layers_of_fullest_stage(num_layers, plans.pp)
+        self._dealt = placement.num_dealt(num_layers, plans.pp, has_habit("counts_ends", plans.engine))
+        self._shorter = (self._dealt > num_layers) / fullest
         last_share = placement.layers_of_last_stage(num_layers, plans.pp) / fullest
         self.last_share = last_share
         self._shares = {
-            "first": {"layer": one, "embedding": one, "head": single},
+            "first": {"layer": one - self._shorter, "embedding": one, "head": single},
+            # As the first with a layer more, where the stages between have that.
+            "fullest": {"layer": one, "embedding": one, "head": single},
             "middle": {"layer": one},
             "last": {"layer": last_share, "embedding": single, "head": one},
             "head": {"head": one},
         }
-        full = np.where(num_layers % plans.pp == 0, plans.pp, num_layers % plans.pp)
+        full = np.where(self._dealt % plans.pp == 0, plans.pp, self._dealt % plans.pp)
         middles = np.maximum(plans.pp - 2, 0)
         num_full = np.clip(full - 1, 0, middles)
         self._num_full, self._num_short = num_full, middles - num_full
-        self._num_layers, self._fullest = num_layers, fullest
+        self._fullest = fullest
         self.mean_share = 1 - (middles - num_full) / np.maximum(middles, 1) / fullest
-        self.ends = [(self.part(end, "forward"), self.part(end, *BACKWARD)) for end in ("last", "first")]
-        last, first = (forward.busy + backward.busy for forward, backward in self.ends)
-        self.head_paces = last > first
+        self.ends = [(self.part(end, "forward"), self.part(end, *BACKWARD)) for end in ("last", "fullest")]
+        last, fullest_stage = (forward.busy + backward.busy for forward, backward in self.ends)
+        self.head_paces = last > fullest_stage
 
     def layer_busy(self, *directions: str) -> Array:
         """Seconds of one direction of a pass through a layer, the average one."""
@@ -100,13 +105,14 @@ class Stages:
         """How the layers lie on the stages, each of so many model chunks."""
         number = self._pp * num_chunks
         # The rounds of chunks before the mixed one, if there is one, have a layer more each than those after it.
-        more, mixed = self._num_layers // self._pp % num_chunks, self._num_layers % self._pp
-        stall = np.maximum(self._pp - 2 - self._num_layers // number, 0)
+        more, mixed = self._dealt // self._pp % num_chunks, self._dealt % self._pp
+        stall = np.maximum(self._pp - 2 - self._dealt // number, 0)
         return Layers(
             num_full=self._num_full,
             num_short=self._num_short,
-            first_chunk=-(-self._num_layers // number) / self._fullest,
-            last_chunk=self._num_layers // number / self._fullest,
+            first_chunk=-(-self._dealt // number) / self._fullest,
+            last_chunk=self._dealt // number / self._fullest,
+            shorter=self._shorter,
             longer=np.where(more < num_chunks - 1, mixed, 0) / self._fullest,
             uneven=np.where((mixed == 0) & (more > 0), stall, 0) / self._fullest,
         )

@@ -45,7 +45,7 @@ class StageVerification:
 class Verification:
     """What the engine did and what was forecast, for one step of ``plan``.
 
-    ``stages``: the first, a middle and the last. ``forecast_memory_bytes`` is the fullest stage's, as every command
+    ``stages``: the first, the second and the last. ``forecast_memory_bytes`` is the fullest stage's, as every command
     says it.
     """
 

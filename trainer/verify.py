@@ -42,7 +42,7 @@ def verify(
     """Trace one optimizer step of the engine on ``num_gpus`` fake ranks and set the forecast beside it.
 
     ``tp`` splits layers under a strategy other than tpN too, ``pp`` deals them out to the stages of a 1F1B pipeline, of
-    which the first, a middle and the last are traced; ``recompute_layers`` of a stage's first are computed again, 0
+    which the first, the second and the last are traced; ``recompute_layers`` of a stage's first are computed again, 0
     being all. Raises InputError for a plan that the engine cannot run, and inside a running process group.
     """
     _check({"gpus": num_gpus, "gpus-per-node": gpus_per_node, "micro-batches": micro_batches, "tp": tp, "pp": pp})
@@ -54,7 +54,9 @@ def verify(
         recompute_layers=recompute_layers,
         sequence_parallel=sequence_parallel,
     )
-    stages = tuple(_verify_stage(model, plan, gpus_per_node, stage) for stage in sorted({0, pp // 2, pp - 1}))
+    stages = tuple(
+        _verify_stage(model, plan, gpus_per_node, stage) for stage in sorted({0, 1, pp - 1} if pp > 1 else {0})
+    )
     return Verification(model.name, plan, gpus_per_node, stages, _forecast(model, plan, gpus_per_node)[1])
 
 

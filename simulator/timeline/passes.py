@@ -8,11 +8,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.model import Model
+from flopcast.simulator.placement import layers_of_chunks
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.stages import busy_seconds
 from flopcast.simulator.timeline.program import Piece, Program, TransferKind, UnitProgram
-from flopcast.simulator.timeline.schedule import Direction, layers_of_chunks
+from flopcast.simulator.timeline.schedule import Direction
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -73,7 +75,7 @@ class Passes:
         self._program = program
         self._pp = pp
         self._num_chunks = pp * virtual_pp
-        self._layers = layers_of_chunks(model.num_layers, self._num_chunks)
+        self._layers = layers_of_chunks(model.num_layers, pp, virtual_pp, ENGINES[plan.engine].counts_ends)
         self._split = plan.schedule == "zero-bubble"
         self._num_recomputed = plan.recompute_layers or model.num_layers
         self._known: dict[tuple[object, ...], tuple[Station, ...]] = {}

@@ -1,7 +1,6 @@
 """Pipeline schedules: the order in which a stage runs the passes of its micro-batches."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 Direction = Literal["forward", "backward", "weight"]
@@ -89,10 +88,3 @@ def one_ahead(actions: Sequence[Action]) -> list[tuple[Action, bool]]:
     paired = [action for pair in zip(forwards[num_first:], backwards, strict=False) for action in pair]
     rest = backwards[len(paired) // 2 :]
     return [*((a, False) for a in forwards[:num_first]), *((a, True) for a in paired), *((a, False) for a in rest)]
-
-
-def layers_of_chunks(num_layers: int, num_chunks: int) -> list[range]:
-    """The layers of each model chunk, in order; where they do not divide, the first chunks have one more."""
-    whole, more = divmod(num_layers, num_chunks)
-    starts = [chunk * whole + min(chunk, more) for chunk in range(num_chunks + 1)]
-    return [range(a, b) for a, b in pairwise(starts)]

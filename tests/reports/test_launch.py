@@ -13,6 +13,7 @@ from builders import H100, cluster, small_model
 from flopcast import InputError, load_model
 from flopcast.reports.launch import Launch, launches, sharding
 from flopcast.simulator.model import Model
+from flopcast.simulator.placement import layers_of_chunks
 from flopcast.simulator.plan import Plan, placement
 from flopcast.trainer.engine.check import check_plan
 from flopcast.trainer.settings import parse_flags, set_field, settings
@@ -96,6 +97,49 @@ def test_megatron_is_told_every_degree_and_the_batch(asked: Plan) -> None:
     # one group of tensor-parallel ranks and one of FSDP want different queues (arguments.py asserts the first)
     alone = max(asked.tp, asked.cp) > 1 and "use-megatron-fsdp" not in words
     assert options.startswith("CUDA_DEVICE_MAX_CONNECTIONS=1") == alone
+
+
+def chunks_of_layout(layout: str) -> list[str]:
+    """Megatron's pipeline_parallel_layer_layout.py: what is in parentheses is repeated, then single letters."""
+    for pattern in (r"\(([^)]+)\)\*(\d+)", r"(.)\*(\d+)"):
+        layout = re.sub(pattern, lambda found: found[1] * int(found[2]), layout)
+    return layout.split("|")
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "pp", "virtual_pp", "words"),
+    [
+        (16, 4, 2, "--pipeline-model-parallel-size 4 --num-virtual-stages-per-pipeline-rank 2 "),
+        (126, 16, 1, "--account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split --"),
+        (126, 16, 8, "--account-for-loss-in-pipeline-split --num-virtual-stages-per-pipeline-rank 8 "),
+        (61, 16, 1, "'Et*4|(t*4|)*12(t*3|)*2t*3L'"),
+        (61, 8, 4, ""),
+        (14, 8, 1, "--account-for"),
+        (22, 4, 4, ""),
+    ],
+)
+def test_stages_are_told_to_megatron_and_torchtitan_as_they_are_forecast(
+    num_layers: int, pp: int, virtual_pp: int, words: str
+) -> None:
+    model, schedule = small_model(num_layers=num_layers), "interleaved" if virtual_pp > 1 else "1f1b"
+    asked = plan("ddp", num_gpus=8 * pp, pp=pp, virtual_pp=virtual_pp, schedule=schedule, grad_accum=pp)
+    _, megatron, _, torchtitan = (launch.options for launch in launches(model, MACHINE, asked))
+    chunks = [len(layers) for layers in layers_of_chunks(num_layers, pp, virtual_pp, counts_ends=True)]
+    assert words in megatron
+    if (layout := re.search(r"-layout '([^']+)'", megatron)) is not None:
+        first, *between, last = chunks_of_layout(layout[1])
+        assert (first[0], last[-1]) == ("E", "L")
+        assert [len(chunk) for chunk in (first[1:], *between, last[:-1])] == chunks
+        assert "--num-virtual" not in megatron
+    # torchtitan's _generate_llm_fqn_per_model_part, with the weights and chunks it is told, or by default.
+    weight = 0 if "_less_layers=0" in torchtitan else 1
+    per_stage = re.search(r"layers_per_stage=(\d+)", torchtitan)
+    number = -(-(num_layers + 2 * weight) // int(per_stage[1])) if per_stage else pp
+    each, more = divmod(num_layers + 2 * weight, number)
+    dealt = [each + (stage < more) for stage in range(number)]
+    dealt[0], dealt[-1] = dealt[0] - weight, dealt[-1] - weight
+    if torchtitan:
+        assert dealt == chunks
 
 
 @pytest.mark.parametrize(

@@ -406,6 +406,10 @@ def test_embedding_and_head_may_stand_in_chunks_of_their_own() -> None:
     assert run.plan is not None
     assert run.plan.virtual_pp == 16
     assert any("vpp 16" in words for words in run.assumed)
+    counted = changed(framework="Megatron-LM", n_layers=30, pp=4, vpp=8, micro_batch=1, sharding="ddp")
+    assert counted.plan is not None
+    assert counted.plan.virtual_pp == 8
+    assert not any("vpp" in words for words in counted.assumed)
 
 
 def test_torchtitan_keeps_parameters_gathered_in_a_pipeline() -> None:

@@ -9,12 +9,11 @@ from flopcast.simulator.catalogue import load_model
 from flopcast.simulator.conventions import model_flop_per_token
 from flopcast.simulator.forecast import Forecast, forecast
 from flopcast.simulator.operation import Gemm
-from flopcast.simulator.placement import stage_layers
+from flopcast.simulator.placement import layers_of_chunks
 from flopcast.simulator.plan import Plan, Plans
 from flopcast.simulator.recompute import layers_in_full, recompute_in_words, share_in_full, shares_in_full
 from flopcast.simulator.search import SearchRequest, search
 from flopcast.simulator.timeline import events, play
-from flopcast.simulator.timeline.schedule import layers_of_chunks
 
 # A small vocabulary, so that the activations and not the loss are the peak.
 MODEL = small_model(num_layers=8, vocab_size=512)
@@ -73,7 +72,7 @@ def test_matrix_products_and_hfu_count_the_layers_computed_again() -> None:
     [(80, 1, 1), (80, 8, 1), (80, 8, 5), (61, 4, 1), (61, 4, 3), (13, 4, 3), (9, 4, 2)],
 )
 def test_counted_chunk_by_chunk(num_layers: int, pp: int, virtual_pp: int) -> None:
-    chunks = [len(chunk) for chunk in layers_of_chunks(num_layers, pp * virtual_pp)]
+    chunks = [len(chunk) for chunk in layers_of_chunks(num_layers, pp, virtual_pp, counts_ends=True)]
     schedule = "interleaved" if virtual_pp > 1 else "1f1b"
     for k in range(1, max(chunks) + 1):
         fields = {"pp": pp, "virtual_pp": virtual_pp, "schedule": schedule, "grad_accum": pp}
@@ -89,9 +88,9 @@ def test_on_a_stage_kinds_are_counted_layer_by_layer() -> None:
     plans = Plans.of([plan("zero1", 32, pp=4, recompute="full", recompute_layers=2)])
     dense, experts = model.layers[0], model.layers[1]
     shares = shares_in_full(model, plans, 0)
-    number = len(stage_layers(model.num_layers, 4, 0))
+    number, of_second = (len(layers) for layers in layers_of_chunks(model.num_layers, 4, 1, counts_ends=True)[:2])
     assert (shares[dense][0], shares[experts][0]) == pytest.approx((1, 1 / (number - 1)))
-    assert shares_in_full(model, plans, 1)[experts][0] == pytest.approx(2 / len(stage_layers(model.num_layers, 4, 1)))
+    assert shares_in_full(model, plans, 1)[experts][0] == pytest.approx(2 / of_second)
 
 
 def test_the_timeline_plays_the_first_layers_of_every_chunk_again() -> None:

@@ -149,10 +149,13 @@ def test_a_field_that_is_varied_has_every_value_and_a_derived_one_keeps_what_has
 
 
 def test_uneven_stages_are_in_the_space() -> None:
-    space = replace(SMALL, model=small_model(num_layers=6), values={"pp": [4]})
+    space = replace(SMALL, model=small_model(num_layers=7), values={"pp": [4]})
     assert {plan["pp"] for plan in listed(space)} == {4}
     # Two layers on the fullest stage would be two chunks, but the others have one.
     assert "interleaved" not in {plan["schedule"] for plan in listed(space)}
+    # Six layers, the embedding and the head are two for each chunk of four stages.
+    counted = replace(SMALL, model=small_model(num_layers=6), values={"pp": [4]})
+    assert 2 in {plan["virtual_pp"] for plan in listed(counted)}
 
 
 def test_plans_of_many_axes_pick_what_describe_says() -> None:

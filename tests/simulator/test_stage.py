@@ -14,7 +14,11 @@ from flopcast.simulator.in_flight import micro_batches_in_flight
 from flopcast.simulator.memory import memory
 from flopcast.simulator.model import Model
 from flopcast.simulator.operations import step_operations
-from flopcast.simulator.placement import layers_of_fullest_stage, layers_of_last_stage, stage_layers
+from flopcast.simulator.placement import (
+    layers_of_chunks,
+    layers_of_fullest_stage,
+    layers_of_last_stage,
+)
 from flopcast.simulator.plan import Plan, Plans, placement
 from flopcast.simulator.sharding import layers_by_kind, units
 from flopcast.simulator.traffic import collective_totals
@@ -32,13 +36,22 @@ def held_bytes(model: Model, plans: Plans, stage: int | None) -> float:
     return float(memory(model, operations, plans, default_constants(), stage).total[0])
 
 
-@given(num_layers=st.integers(1, 200), pp=st.integers(1, 32))
-def test_layers_are_dealt_out_evenly_and_in_order(num_layers: int, pp: int) -> None:
-    dealt = [stage_layers(num_layers, pp, stage) for stage in range(pp)]
+def test_llama_3_405b_has_a_layer_less_where_embedding_and_head_are() -> None:
+    """126 layers on 16 stages (arXiv:2407.21783, section 3.3.2); in eight chunks each, both stand alone."""
+    assert [len(layers) for layers in layers_of_chunks(126, 16, 1, counts_ends=True)] == [7, *(8,) * 14, 7]
+    assert [len(layers) for layers in layers_of_chunks(126, 16, 8, counts_ends=True)] == [0, *(1,) * 126, 0]
+    assert [len(layers) for layers in layers_of_chunks(80, 8, 1, counts_ends=True)] == [10] * 8
+    assert [len(layers) for layers in layers_of_chunks(126, 16, 1, counts_ends=False)] == [*(8,) * 14, 7, 7]
+
+
+@given(num_layers=st.integers(1, 200), pp=st.integers(1, 32), counts_ends=st.booleans())
+def test_layers_are_dealt_out_evenly_and_in_order(num_layers: int, pp: int, counts_ends: bool) -> None:
+    dealt = layers_of_chunks(num_layers, pp, 1, counts_ends)
     assert [layer for stage in dealt for layer in stage] == list(range(num_layers))
     sizes = [len(stage) for stage in dealt]
     assert max(sizes) - min(sizes) <= 1
-    assert sizes[0] == layers_of_fullest_stage(num_layers, np.array(pp))
+    assert sizes[0] == max(sizes) or (counts_ends and sizes == [max(sizes) - 1, *(max(sizes),) * (pp - 2), sizes[0]])
+    assert max(sizes) == layers_of_fullest_stage(num_layers, np.array(pp))
     assert sizes[-1] == layers_of_last_stage(num_layers, np.array(pp))
 
 
@@ -86,6 +99,21 @@ def test_a_forecast_tells_the_fullest_stage(pp: int, micro_batches: int) -> None
     model, plans = load_model("plamo-13b"), pipeline(64, pp, micro_batches)
     stages = [held_bytes(model, plans, stage) for stage in range(pp)]
     assert held_bytes(model, plans, None) == pytest.approx(max(stages), rel=1e-3)
+
+
+@pytest.mark.parametrize("vocab_size", [50_432, 256_000])
+@pytest.mark.parametrize("engine", ["fsdp2", "megatron"])
+@pytest.mark.parametrize(("schedule", "recompute"), [("1f1b", "none"), ("1f1b", "full"), ("gpipe", "selective")])
+def test_it_does_so_where_stages_without_embedding_and_head_have_a_layer_more(
+    vocab_size: int, engine: str, schedule: str, recompute: str
+) -> None:
+    """Six stages of 7 layers but the first and the last; embedding and head are smaller or larger than a layer."""
+    model = replace(load_model("plamo-13b"), vocab_size=vocab_size)
+    fields = {"grad_accum": 12, "recompute": recompute, "engine": engine, "schedule": schedule}
+    plans = Plans.of([Plan(**placement("zero1", 96, 8, pp=6), seq_len=4096, **fields)])  # type: ignore[arg-type]
+    most = max(held_bytes(model, plans, stage) for stage in range(6))
+    assert held_bytes(model, plans, None) == pytest.approx(most, rel=0.03)
+    assert held_bytes(model, plans, None) >= 0.999 * most
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "megatron"])

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 
 from flopcast.errors import InputError
+from flopcast.simulator.engines import ENGINES
 from flopcast.simulator.model import Model
-from flopcast.simulator.placement import stage_layers
+from flopcast.simulator.placement import layers_of_chunks
 from flopcast.simulator.plan import Plan
 from flopcast.trainer.engine import weights
 from flopcast.trainer.engine.check import check_plan
@@ -92,6 +93,7 @@ def assemble(
     if gpus_per_node % plan.tp:
         raise InputError(f"tp={plan.tp} does not divide the node's {gpus_per_node} GPUs; choose a tp that does")
     ranks = Ranks.of(plan, device_type)
+    stages = layers_of_chunks(model.num_layers, plan.pp, 1, ENGINES[plan.engine].counts_ends)
     with torch.device("meta"):
         module = Decoder(
             model,
@@ -102,7 +104,7 @@ def assemble(
             fused_kernels=plan.fused_kernels,
             compiled=plan.compiled,
             z_loss=z_loss,
-            layers=stage_layers(model.num_layers, plan.pp, ranks.place(PIPELINE)),
+            layers=stages[ranks.place(PIPELINE)],
         )
     if plan.tp > 1:
         split_over(module, model, ranks.mesh[TENSOR])

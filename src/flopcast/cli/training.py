@@ -47,7 +47,7 @@ def verify(
     tp
         Tensor-parallel ranks under a strategy other than tpN.
     pp
-        Stages of a 1F1B pipeline, under ddp, zero1 or tpN; its first, a middle and its last stage are traced.
+        Stages of a 1F1B pipeline, under ddp, zero1 or tpN; its first, second and last stage are traced.
     recompute_layers
         The first layers of every stage that are computed again in backward; 0 is all.
     sequence_parallel

@@ -3,7 +3,7 @@
 import pytest
 from pipelines import played
 
-from flopcast.simulator.timeline.schedule import SCHEDULES, Action, layers_of_chunks, one_ahead
+from flopcast.simulator.timeline.schedule import SCHEDULES, Action, one_ahead
 
 
 @pytest.mark.parametrize(("name", "chunks"), [("gpipe", 1), ("1f1b", 1), ("zero-bubble", 1), ("interleaved", 3)])
@@ -62,11 +62,3 @@ def test_bubbles_are_those_of_the_papers(p: int, m: int) -> None:
     assert even("interleaved", p, m, 2, whole) == pytest.approx(3.0 * (m + (p - 1) / 2))
     split = {"forward": 1.0, "backward": 1.0, "weight": 1.0}
     assert even("zero-bubble", p, m, 1, split) == pytest.approx(3.0 * m + (p - 1) * (1 + 1 - 1), abs=1.0)
-
-
-def test_layers_lie_in_order_and_differ_by_at_most_one() -> None:
-    for num_layers, num in ((126, 16), (40, 12), (7, 7), (5, 2)):
-        chunks = layers_of_chunks(num_layers, num)
-        assert [layer for chunk in chunks for layer in chunk] == list(range(num_layers))
-        assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
-        assert len(chunks[-1]) == num_layers // num
