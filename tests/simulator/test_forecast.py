@@ -138,3 +138,21 @@ def test_unknown_convention() -> None:
 def test_fp8_needs_a_gpu_that_has_it() -> None:
     with pytest.raises(InputError, match="precision=fp8: a100-80gb has no 8-bit peak"):
         forecast(MODEL, cluster(), plan("zero1", 16, precision="fp8"))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "fields"),
+    [(6, {"pp": 8}), (6, {"pp": 4, "virtual_pp": 3}), (6, {"pp": 4, "virtual_pp": 2, "engine": "deepspeed"})],
+)
+def test_stages_without_a_layer_are_refused(num_layers: int, fields: dict[str, Any]) -> None:
+    """Eight stages of six layers, an embedding and a head would be one of these each."""
+    schedule = "interleaved" if "virtual_pp" in fields else "1f1b"
+    with pytest.raises(InputError, match="6 layers; use at most one stage per layer"):
+        forecast(small_model(num_layers=6), cluster(H100), plan("zero1", 64, grad_accum=8, schedule=schedule, **fields))
+
+
+def test_a_bubble_is_the_share_of_the_stages_between_where_they_have_a_layer_more() -> None:
+    """Two layers on each of two stages, one on the first and the last: (p - 1) of m passes idle, not half of all."""
+    model = small_model(num_layers=6)
+    step = forecast(model, cluster(H100), plan("zero1", 32, pp=4, grad_accum=64, micro_batch=8)).step
+    assert 0 < step.parts["bubble"][0] < 2 * (4 - 1) / 64 * step.total[0]

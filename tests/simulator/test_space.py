@@ -156,6 +156,8 @@ def test_uneven_stages_are_in_the_space() -> None:
     # Six layers, the embedding and the head are two for each chunk of four stages.
     counted = replace(SMALL, model=small_model(num_layers=6), values={"pp": [4]})
     assert 2 in {plan["virtual_pp"] for plan in listed(counted)}
+    not_counted = replace(counted, values={**counted.values, "engine": ["deepspeed"]})
+    assert {plan["virtual_pp"] for plan in listed(not_counted)} == {1}
 
 
 def test_plans_of_many_axes_pick_what_describe_says() -> None:

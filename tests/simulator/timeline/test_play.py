@@ -132,6 +132,15 @@ def test_most_pipelines_agree(schedule: str) -> None:
     assert sum(agreeing) / len(agreeing) >= AGREEING[schedule]
 
 
+@pytest.mark.parametrize(("engine", "held"), [("megatron", [1, 2, 2, 1]), ("deepspeed", [2, 2, 1, 1])])
+def test_stages_play_the_layers_that_the_engine_deals_out_to_them(engine: str, held: list[int]) -> None:
+    fields: dict[str, Any] = {"pp": 4, "grad_accum": 4, "engine": engine}
+    frame = events(play(small_model(num_layers=6), cluster(), plan("zero1", 32, **fields)))
+    computed = frame[(frame.stream == "compute") & (frame.phase == "forward")]
+    layers = computed.groupby("rank")["layer"].agg(lambda played: len(set(played) & set(range(6))))
+    assert sorted(set(zip(layers.index // 8, layers, strict=True))) == list(enumerate(held))
+
+
 def test_a_chain_of_reductions_is_waited_for_to_its_end() -> None:
     """Experts that every rank of a node shares are all-reduced after their layer's other gradients."""
     p = plan("hsdp", 32, ep=8, prefetch=0)
