@@ -9,7 +9,7 @@ from builders import H100, cluster, plan, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flopcast import InputError
+from flopcast import InputError, load_model
 from flopcast.simulator.batch import Batch, Case, memory_of
 from flopcast.simulator.forecast import forecast
 from flopcast.simulator.plan import CHOICES, Plan
@@ -152,7 +152,7 @@ def test_stages_without_a_layer_are_refused(num_layers: int, fields: dict[str, A
 
 
 def test_a_bubble_is_the_share_of_the_stages_between_where_they_have_a_layer_more() -> None:
-    """Two layers on each of two stages, one on the first and the last: (p - 1) of m passes idle, not half of all."""
-    model = small_model(num_layers=6)
-    step = forecast(model, cluster(H100), plan("zero1", 32, pp=4, grad_accum=64, micro_batch=8)).step
-    assert 0 < step.parts["bubble"][0] < 2 * (4 - 1) / 64 * step.total[0]
+    """Six stages of 7 layers but the first and the last: some (p - 1) of m passes idle, and not one layer of seven."""
+    asked = plan("zero1", 48, pp=6, grad_accum=120, seq_len=4096)
+    step = forecast(load_model("plamo-13b"), cluster(H100), asked).step
+    assert 0 < step.parts["bubble"][0] < 2 * (6 - 1) / 120 * step.total[0]
