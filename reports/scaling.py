@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pandas as pd
@@ -13,7 +14,8 @@ from flopcast.simulator.compare import Comparison, compare, whole_sequences
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import run_cost
 from flopcast.simulator.model import Model
-from flopcast.simulator.request import Request
+from flopcast.simulator.request import Request, checked_seq_len
+from flopcast.simulator.space import divisors
 
 COLUMNS = (
     *("num_gpus", "strategy", "fits", "tight", "step_s", "low_s", "high_s", "tokens_per_step"),
@@ -51,7 +53,7 @@ def scaling(
 
     ``also`` gives a further plan beside the strategies compared at a count, if it has one that fits; ``counts`` are
     tried beside those of :func:`gpu_counts`. The global batch is that of ``comparison`` in whole sequences per GPU,
-    at least one.
+    at least one; where that has fewer sequences than GPUs, as :func:`compare_fewer` has them.
 
     Columns: num_gpus, strategy, fits, tight (with less memory to spare than is asked for), step_s, low_s, high_s,
     tokens_per_step, tokens_per_s_per_gpu, mfu (a fraction), days and gpu_hours (failures and checkpoints included),
@@ -62,11 +64,14 @@ def scaling(
     seq_len = comparison.seq_len
     records, left_out = [], {}
     for count in sorted({*gpu_counts(comparison.num_gpus, cluster), *counts}):
-        tokens = whole_sequences(global_batch / (count * seq_len)) * seq_len
-        if count == comparison.num_gpus:
-            tokens = comparison.tokens_per_gpu
+        asked = replace(request, num_gpus=count)
         try:
-            compared = compare(model, machine, replace(request, num_gpus=count, tokens_per_gpu=tokens))
+            if comparison.tokens_per_gpu < seq_len:
+                compared = compare_fewer(model, machine, asked, global_batch / seq_len)
+            else:
+                tokens = whole_sequences(global_batch / (count * seq_len)) * seq_len
+                compared = compare(model, machine, replace(asked, tokens_per_gpu=tokens))
+            tokens = compared.tokens_per_gpu
             more = also(compared)
             rows = [*compared.rows, *([] if more is None else [more])]
             chosen = recommended(rows)
@@ -84,6 +89,20 @@ def scaling(
             for row, cost in zip(rows, costs, strict=True)
         ]
     return pd.DataFrame.from_records(records, columns=list(COLUMNS)), left_out
+
+
+def compare_fewer(model: Model, cluster: Cluster, request: Request, num_sequences: float) -> Comparison:
+    """The strategies at so many sequences per step; of fewer than GPUs, whose ranks work on one together, at the next
+    share of the GPUs that all strategies asked for, or some of the usual ones, can run. Raises InputError as
+    :func:`compare`.
+    """
+    count, seq_len = request.num_gpus, checked_seq_len(model, request.seq_len)
+    for sequences in (int(num_sequences), *divisors(count)):
+        if num_sequences <= sequences < count and seq_len * sequences % count == 0:
+            with suppress(InputError):
+                return compare(model, cluster, replace(request, tokens_per_gpu=seq_len * sequences // count))
+    tokens = whole_sequences(num_sequences / count) * seq_len
+    return compare(model, cluster, replace(request, tokens_per_gpu=tokens))
 
 
 def unlimited(cluster: Cluster) -> Cluster:

@@ -170,8 +170,8 @@ def _candidates(
     sequences, rest = divmod(tokens * ways, seq_len)
     if rest or not sequences:
         raise InputError(
-            f"--tokens-per-gpu is {tokens}: {tokens * ways} per data-parallel rank is not a whole number of sequences "
-            f"of {seq_len}; use a multiple of {seq_len // math.gcd(seq_len, ways)}"
+            f"{tokens} tokens per GPU are {tokens * ways} per data-parallel rank, not a whole number of sequences of "
+            f"{seq_len}; set --tokens-per-gpu to a multiple of {seq_len // math.gcd(seq_len, ways)}"
         )
     tried = [request.micro_batch] if request.micro_batch else micro_batches(seq_len, sequences)
     if sequences % tried[0]:

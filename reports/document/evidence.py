@@ -13,7 +13,8 @@ from flopcast.simulator.units import format_count
 
 CHOSEN = {
     "seq_len": "tokens per sequence: as in the model's pre-training, for a config.json its longest",
-    "tokens_per_gpu": "tokens per step: {batch:,} over all GPUs; near 4 Mi, or a sequence for each GPU if more",
+    "tokens_per_gpu": "tokens per step: {batch:,} over all GPUs; near 4 Mi in whole sequences for each GPU, or of "
+    "more than 16 Mi the fewest that a strategy runs on",
     "micro_batch": "micro-batch: the fastest that fits, per strategy",
     "recompute": "recomputation: the fastest that fits, per strategy",
     "attention": "attention kernel: what PyTorch runs on that GPU",

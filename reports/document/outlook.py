@@ -52,6 +52,8 @@ def scaling(study: Study) -> Section:
         )
         for row in shown
     )
+    whole = study.comparison.tokens_per_gpu >= study.comparison.seq_len
+    near = "rounded to whole sequences per GPU, at least one" if whole else "or the next that a strategy runs on"
     asked = tuple(index for index, row in enumerate(shown) if row.num_gpus == study.num_gpus)
     headings = ("GPUs", "best plan", "step, s", "MFU %", "M tokens per step", unit, "GPU-hours", "remark")
     names = list(study.strategies[study.strategies["fits"]]["strategy"]) or list(dict.fromkeys(best["strategy"]))
@@ -85,7 +87,7 @@ def scaling(study: Study) -> Section:
         ),
         (Table("scaling-table", "The best plan found that fits, at each count", headings, rows, asked),),
         (
-            "The batch is that of the question rounded to whole sequences per GPU, at least one. Tried at each "
+            f"The batch is that of the question {near}. Tried at each "
             "count: the strategies, and all placements where none fits or, up to twice the GPUs, they lose a fifth per "
             "GPU.",
             *refused,

@@ -1,7 +1,7 @@
 """Everything a report says, as numbers: one model on one cluster, studied from every side."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,17 +22,17 @@ from flopcast.reports.document.further import (
 from flopcast.reports.document.nearest_runs import nearest_runs
 from flopcast.reports.document.on_more import fits_on_more
 from flopcast.reports.explain import bound_by, equals, faster_but_tight, ranked, recommended, runs_as, same_plan
-from flopcast.reports.scaling import scaling, unlimited
+from flopcast.reports.scaling import compare_fewer, scaling, unlimited
 from flopcast.reports.sensitivity import sensitivity
 from flopcast.reports.timeline import LABELS
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.compare import Comparison, compare
+from flopcast.simulator.compare import MOST_GLOBAL_BATCH_TOKENS, Comparison, compare
 from flopcast.simulator.forecast import Row
 from flopcast.simulator.goodput import RunCost, check_tokens, run_cost
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 from flopcast.simulator.request import Request
-from flopcast.simulator.search import SearchResult
+from flopcast.simulator.search import SearchResult, default_batch_sequences
 from flopcast.simulator.timeline import Timeline, exposed_collectives, play, waterfall
 from flopcast.simulator.traffic import LayerTraffic, layer_traffic
 
@@ -206,6 +206,17 @@ def room(row: Any) -> str:
     return " tight" if row.tight else "" if row.fits else " too big"
 
 
+def _compared(model: Model, cluster: Cluster, request: Request) -> Comparison:
+    """The strategies; where the batch is left open and a sequence for each GPU is more than is published, at a search's
+    batch, or the next that some strategy can run.
+    """
+    found = compare(model, cluster, request)
+    if request.tokens_per_gpu or found.tokens_per_gpu * found.num_gpus <= MOST_GLOBAL_BATCH_TOKENS:
+        return found
+    fewer = compare_fewer(model, cluster, request, default_batch_sequences(found.num_gpus, found.seq_len))
+    return replace(fewer, chosen=found.chosen)
+
+
 def study(
     model: Model,
     cluster: Cluster,
@@ -222,7 +233,7 @@ def study(
         check_tokens(num_tokens)
     tokens = num_tokens or float(TOKENS_PER_PARAMETER * model.num_parameters)
     progress("comparing strategies")
-    comparison = compare(model, cluster, request)
+    comparison = _compared(model, cluster, request)
     batch = comparison.tokens_per_gpu * comparison.num_gpus
     if num_tokens is None and tokens < batch:
         raise InputError(

@@ -208,5 +208,5 @@ def test_pipelines_that_cannot_be(fields: dict[str, object], words: str) -> None
 
 
 def test_the_multiple_that_a_complaint_names_will_do() -> None:
-    with pytest.raises(InputError, match="use a multiple of 4096"):
+    with pytest.raises(InputError, match="set --tokens-per-gpu to a multiple of 4096"):
         compare(PLAMO, ABCI, Request(24, tokens_per_gpu=1000, pp=3, strategies=["zero1"]))

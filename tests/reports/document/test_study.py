@@ -206,6 +206,21 @@ def test_a_batch_larger_than_is_published_is_said_on_top_and_in_the_tables() -> 
     assert remarks[16384] == "a larger batch than is published (17 M tokens)"
 
 
+def test_a_batch_left_open_is_no_larger_than_is_published_where_a_strategy_runs_on_less() -> None:
+    """A sequence for each GPU would be 34 M tokens per step; of tensor-parallel GPUs several work on one."""
+    found = Report(study(small_model(), cluster(), Request(16384), 1e12))
+    comparison = found.study.comparison
+    assert comparison.tokens_per_gpu * 16384 == 2**24
+    assert "tokens_per_gpu" in comparison.chosen
+    assert {row.strategy for row in comparison.rows} == {"tp8"}
+    assert "zero3" in comparison.left_out
+    assert not found.heading.notes
+    frame = found.study.scaling.drop_duplicates("num_gpus").set_index("num_gpus")["tokens_per_step"]
+    assert (frame.loc[:32768] == 2**24).all()
+    # 20,480 groups of eight GPUs need a sequence each, and there are 8,192.
+    assert frame.loc[163840] == 20480 * 2048
+
+
 def test_gpu_hours_are_told_from_the_least_to_the_most(report: Report) -> None:
     (section,) = [section for section in report.sections if section.name == "scaling"]
     frame = report.study.at_each_count
