@@ -14,23 +14,30 @@ from flopcast.kernels.backend import backend
 _PACKAGES = ("torch", "cupy-cuda13x", "cupy-cuda12x", "triton", "liger-kernel", "quack-kernels", "numpy")
 _QUERY = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu,driver_version"
 # Memory bandwidth by the name that the driver gives, bytes/s. NVIDIA: A100 Tensor Core GPU datasheet (June 2021);
-# H100 Tensor Core GPU datasheet (2023), SXM and PCIe columns; H200 datasheet (2023); B200: DGX B200 datasheet (2024).
-_DATASHEET = {
+# H100 Tensor Core GPU datasheet (2023), SXM, PCIe and NVL columns; H200 and GH200 datasheets (2023); B200: DGX B200
+# datasheet (2024).
+DATASHEET = {
     "A100-SXM4-40GB": 1.555e12,
     "A100-PCIE-40GB": 1.555e12,
     "A100-SXM4-80GB": 2.039e12,
     "A100 80GB PCIe": 1.935e12,
     "H100 80GB HBM3": 3.35e12,
     "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H800": 3.35e12,
+    "H20": 4.0e12,
     "H200": 4.8e12,
+    "H200 NVL": 4.8e12,
+    "GH200 480GB": 4.0e12,
     "B200": 8.0e12,
+    "GB200": 8.0e12,
 }
 
 
 def datasheet_bytes_per_s(device: torch.device) -> float | None:
     """The memory bandwidth that the vendor states for this GPU, or None where it is not in the table."""
     name = device_name(device).removeprefix("NVIDIA ")
-    return _DATASHEET.get(name)
+    return DATASHEET.get(name)
 
 
 def environment(device: torch.device) -> dict[str, object]:

@@ -5,9 +5,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flopcast.kernels.environment import clocks
+from flopcast.kernels.environment import DATASHEET, clocks
+from flopcast.simulator.catalogue.generic import generic_cluster
 
 DEVICE = torch.device("cuda", 0)
+IN_CATALOGUE = {
+    "A100-SXM4-40GB": "a100-40gb",
+    "A100-PCIE-40GB": "a100-40gb-pcie",
+    "A100-SXM4-80GB": "a100-80gb",
+    "A100 80GB PCIe": "a100-80gb-pcie",
+    "H100 80GB HBM3": "h100-80gb",
+    "H100 PCIe": "h100-pcie",
+    "H100 NVL": "h100-nvl",
+    "H800": "h800-80gb",
+    "H20": "h20",
+    "H200": "h200-141gb",
+    "H200 NVL": "h200-141gb",
+    "GH200 480GB": "gh200",
+    "B200": "b200",
+    "GB200": "gb200",
+}
 HEALTHY = "345, 2619, 1980, 2619, 71.52, 700.00, 33, 580.159.03"
 
 
@@ -43,3 +60,7 @@ def test_what_the_driver_does_not_know_is_kept_in_its_words(nvidia_smi: Path) ->
 def test_nothing_is_known_where_the_driver_does_not_answer(nvidia_smi: Path, says: str) -> None:
     nvidia_smi.write_text(f"#!/bin/sh\n{says}\n")
     assert clocks(DEVICE) == {}
+
+
+def test_bandwidths_are_those_of_the_catalogue() -> None:
+    assert {name: generic_cluster(card).gpu.memory_bytes_per_s for name, card in IN_CATALOGUE.items()} == DATASHEET
