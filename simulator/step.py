@@ -77,9 +77,10 @@ def step_time(
 ) -> StepTime:
     """Seconds of one optimizer step under each plan.
 
-    A stage's micro-batch takes max(device, dispatch) forward and backward plus exposed gathers and reductions; the
-    slowest stage sets the pace, the others' share of the first and last micro-batch is the bubble:
-    step = m t_slowest + (sum of stages - t_slowest) / v + once per step. ``num_layers`` is L of each plan's model.
+    A stage's micro-batch takes (device^4 + host^4)^(1/4) forward and backward plus exposed gathers and reductions. Of
+    m micro-batches a step takes m times those of the stage that sets the pace, what the pipeline's longest chain of
+    passes takes beyond that (:mod:`flopcast.simulator.pipeline`), and what happens once. ``num_layers`` is L of each
+    plan's model.
     """
     zeros = plans.zeros
     passes = {(section, direction): Pass(zeros) for section in SECTIONS for direction in DIRECTIONS}
