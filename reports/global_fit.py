@@ -1,4 +1,4 @@
-"""The fit of the global constants to all published runs together: robust, bounded, every source counted alike."""
+"""The fit of the global constants to all published runs together: robust, bounded, no source for more than 40 rows."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +77,7 @@ def _parts(run: Run) -> tuple:  # type: ignore[type-arg]
 
 
 def source_weights(sources: np.ndarray, used: np.ndarray) -> Array:
-    """Each source's rows share a weight that grows with the square root of their number, up to 40 rows."""
+    """Factors on residuals, by which a source counts as its rows do, up to 40 of them."""
     weights = np.zeros(len(sources))
     for source in np.unique(sources):
         rows = (sources == source) & used
