@@ -87,11 +87,11 @@ class Plan:
     pointwise work. ``cuda_graphs``: what is replayed in place of being launched: nothing, of every layer what has the
     same sizes in every pass ("partial": all but a mixture's exchanges and experts), or all passes ("full").
     ``prefetch``: units whose gather may run ahead of use; 0 leaves all of them exposed.
-    ``bucket_bytes``: size of a gradient bucket where gradients are all-reduced (PyTorch DDP's 25 MiB, Megatron's all).
+    ``bucket_bytes``: size of a gradient bucket where parameters are replicated (PyTorch DDP's 25 MiB, Megatron's all).
     ``state_bytes``: optimizer bytes per parameter on the GPU (fp32 master, momentum and variance: 12; on the host: 0).
     ``recompute_layers``: where recompute is full, the first layers of every model chunk that are computed again, the
     rest being kept (Megatron-LM's --recompute-method block with --recompute-num-layers); 0 is all of them.
-    ``engine``: the software whose habits of holding memory are forecast (:mod:`flopcast.simulator.engines`).
+    ``engine``: the software whose habits of moving and holding tensors are forecast (simulator/engines.py).
     """
 
     strategy: str

@@ -48,7 +48,7 @@ class SearchRequest:
     """What to search: one or several GPU counts at one global batch; ``fixed`` gives fields of a plan values to try.
 
     ``objective``: what to have least of, time, cost or energy of a step, or memory per GPU. ``global_batch_tokens``:
-    tokens per optimizer step over all GPUs, by default about 4 Mi. ``seq_len``: tokens per sequence.
+    tokens per optimizer step over all GPUs, by default about 4 Mi, at most 16 Mi. ``seq_len``: tokens per sequence.
     ``memory_margin``: share of the GPU's memory that a plan leaves free. ``top``: how many placements a reader wants
     to see. None is left to the search.
     """

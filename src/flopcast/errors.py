@@ -5,7 +5,7 @@ class InputError(ValueError):
     """Bad input: the message says what was wrong, where, and how to mend it, in one line.
 
     The command line prints the message and exits with 2; anything else that reaches the top is a fault of
-    ours.
+    the program.
     """
 
 
