@@ -36,9 +36,9 @@ class Request:
     ``recompute_layers``: of full, the first layers of every model chunk alone; 0 is all.
     ``pp``, ``virtual_pp``, ``schedule``: the pipeline, if there is one. ``gradient_bits``: width at which gradients are
     reduced, 16 or 32. ``precision``: of the products, bf16 or fp8. ``attention``: its kernel, by default what PyTorch
-    runs on that GPU. ``compiled``: torch.compile fuses all pointwise work; ``fused_kernels``: hand-written normalisation
-    and rotary positions. ``strategies``: names, by default all. ``convention``: what MFU and HFU count, 6n, causal or
-    full.
+    runs on that GPU. ``compiled``: torch.compile fuses all pointwise work; ``fused_kernels``: hand-written
+    normalisation and rotary positions. ``strategies``: names, by default all. ``convention``: what MFU and HFU count,
+    6n, causal or full.
     """
 
     num_gpus: int
