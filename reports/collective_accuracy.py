@@ -1,6 +1,6 @@
 """The collective cost model against measured rows of nccl-tests: the error by size, and every row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,6 @@ _DESCRIBED = "reports/measurements/collectives.md"
 # Mean errors are stated by size because latency, protocol switches and bandwidth are different things to get right.
 EDGES = (2**10, 2**18, 2**24, 2**29, np.inf)
 BINS = ("1 KiB - 256 KiB", "256 KiB - 16 MiB", "16 MiB - 512 MiB", "512 MiB and more")
-# By how much machines of one specification differ in published tables, least and most over four classes: A100, and H100
-# with H200, in one node and in two, all-reduce (A100 over two nodes from 16 MiB on only).
-TWINS = dict(zip(BINS, ((0.29, 1.04), (0.23, 0.43), (0.025, 0.27), (0.013, 0.018)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,9 @@ class CollectiveAccuracy:
     """``rows``: series, collective, bytes, in_place, measured_s, predicted_s, error; ``skipped``: with the reason.
 
     ``bins``: of out-of-place rows of at least 1 KiB, by size: rows, mean and median size of the error, bias, the mean
-    after each series' latency is fitted to its own smallest rows, and by how much twin machines differ (``TWINS``).
+    after each series' latency is fitted to its own smallest rows, and by how much series of the same collective on
+    machines of one specification differ at a size, the slowest over the fastest, in the mean of each specification: the
+    least and the most of these.
     ``unknown_gpus``: names that tell no rate, whose rows are forecast as of PCIe cards.
     """
 
@@ -89,11 +88,12 @@ def collective_accuracy(path: Path = PUBLISHED_COLLECTIVES) -> CollectiveAccurac
             "calibrated_error": calibrated / measured - 1,
         }
     )
+    rows["machine"] = _machines(columns)
     skipped = rows[["series", "collective", "bytes", "in_place"]].assign(skipped=reasons)[reasons != ""]
     kept = rows[reasons == ""]
     machines = zip(columns["gpu"], columns["interconnect"], reasons, strict=True)
     unknown = dict.fromkeys(str(name) for name, joined, why in machines if not why and not gpu(name, joined).known)
-    return CollectiveAccuracy(kept, skipped, _by_size(kept), tuple(unknown))
+    return CollectiveAccuracy(kept.drop(columns="machine"), skipped, _by_size(kept), tuple(unknown))
 
 
 def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
@@ -109,7 +109,8 @@ def render(accuracy: CollectiveAccuracy) -> Iterator[RenderableType]:
     table = terminal_table(["size of the tensor"], headings)
     for name, row in accuracy.bins.iterrows():
         shares = [f"{100 * row[column]:.1f}" for column in ("mean", "median", "bias", "calibrated_mean")]
-        twins = "-".join(f"{100 * row[column]:.3g}" for column in ("twins_least", "twins_most"))
+        least, most = (f"{100 * row[column]:.0f}" for column in ("twins_least", "twins_most"))
+        twins = "-" if pd.isna(row["twins_most"]) else most if least == most else f"{least}-{most}"
         table.add_row(str(name), str(int(row["rows"])), *shares, twins)
     yield table
     for reason, number in accuracy.reasons.items():
@@ -125,6 +126,9 @@ def _by_size(rows: pd.DataFrame) -> pd.DataFrame:
     groups = scored.assign(size=scored["error"].abs(), calibrated=scored["calibrated_error"].abs()).groupby(
         size, observed=True
     )
+    spreads = _twins(scored)
+    by_machine = [pd.cut(spreads["bytes"], EDGES, right=False, labels=BINS), "machine", "collective"]
+    twins = spreads.groupby(by_machine, observed=True)["spread"].mean().groupby(level=0, observed=True)
     return pd.DataFrame(
         {
             "rows": groups.size(),
@@ -132,8 +136,26 @@ def _by_size(rows: pd.DataFrame) -> pd.DataFrame:
             "median": groups["size"].median(),
             "bias": groups["error"].mean(),
             "calibrated_mean": groups["calibrated"].mean(),
-            "twins_least": pd.Series({name: least for name, (least, _) in TWINS.items()}),
-            "twins_most": pd.Series({name: most for name, (_, most) in TWINS.items()}),
+            "twins_least": twins.min(),
+            "twins_most": twins.max(),
         },
         index=groups.size().index,
     )
+
+
+def _machines(columns: Mapping[str, Any]) -> list[str]:
+    """What makes two machines alike: the GPU without its memory, the nodes, and between nodes the network."""
+    names = ("gpu", "n_nodes", "gpus_per_node", "nics_per_node", "nic_gbit", "fabric")
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return [
+        " ".join(map(str, (str(gpu).split("-")[0], nodes, gpus, *(network if nodes > 1 else ()))))
+        for gpu, nodes, gpus, *network in rows
+    ]
+
+
+def _twins(scored: pd.DataFrame) -> pd.DataFrame:
+    """Of each machine, collective and size that several series measured the ``spread``: slowest over fastest, - 1."""
+    keys = ["machine", "collective", "bytes"]
+    times = scored.groupby([*keys, "series"])["measured_s"].median().groupby(keys)
+    spread = (times.max() / times.min() - 1)[times.size() > 1]
+    return spread.rename("spread").reset_index()
