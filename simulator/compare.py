@@ -66,8 +66,9 @@ class Comparison:
         return frame_of(self.rows)
 
     def __repr__(self) -> str:
+        number = len(self.rows)
         return (
-            f"<Comparison of {len(self.rows)} strategies: {self.model.name} on {self.num_gpus:,} x "
+            f"<Comparison of {number} strateg{'ies' if number > 1 else 'y'}: {self.model.name} on {self.num_gpus:,} x "
             f"{self.cluster.gpu.name}, {self.cluster.name}>"
         )
 

@@ -45,16 +45,24 @@ def parse_fixed(items: Iterable[str]) -> dict[str, list[Any]]:
 
 def checked(fixed: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """The same values, each a legal one of its field."""
+    if not isinstance(fixed, Mapping):
+        raise InputError(f"fixed is {fixed!r}; give lists of values by field, e.g. {{'tp': [1, 2]}}")
+    found: dict[str, list[Any]] = {}
     for name, values in fixed.items():
         _known(name)
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise InputError(f"fixed {name} is {values!r}; give a list of values, [{values!r}]")
-        for value in values:
+        found[name] = list(values)
+        if not found[name]:
+            raise InputError(f"fixed {name} is empty; give at least one value, or leave {name} out")
+        for value in found[name]:
             _check(name, value)
-    return {name: list(values) for name, values in fixed.items()}
+    return found
 
 
 def _known(name: str) -> None:
+    if not isinstance(name, str):
+        raise InputError(f"fixed has {name!r}; give names of a plan's fields, e.g. 'tp'")
     if name in OPTIONS:
         raise InputError(f"--fix {name}: use {OPTIONS[name]}")
     if name not in FIELDS:

@@ -254,7 +254,7 @@ def with_waiting(step: StepTime, plans: Plans, cluster: Cluster) -> StepTime:
 
 def check(model: Model, cluster: Cluster, plans: Plans, convention: str) -> None:
     """Raise InputError where the model or the cluster cannot carry a plan."""
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise InputError(f"convention '{convention}' is unknown; choose one of {', '.join(CONVENTIONS)}")
     if cluster.gpu.fp8_flop_per_s == 0 and np.any(plans.has(precision="fp8")):
         raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
-from flopcast.simulator.forecast import Row
+from flopcast.simulator.forecast import Row, check_specifications
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
 
@@ -101,11 +101,15 @@ def run_cost(model: Model, cluster: Cluster, row: Row, num_tokens: float, step_s
     A checkpoint holds the optimizer's state: master copy and moments. Raises InputError for a token budget that is
     none, and where failures come so often that the run makes next to no progress.
     """
+    check_specifications(model, cluster)
+    if not isinstance(row, Row):
+        raise InputError(f"row is a {type(row).__name__}; give a Row, e.g. comparison.best or forecast(...).row(0)")
     check_tokens(num_tokens)
+    num_tokens = float(num_tokens)
     num_gpus = int(row.plan["num_gpus"])
     step_s = row.step_s if step_s is None else step_s
-    if not 0 < step_s < math.inf:
-        raise InputError(f"step_s is {step_s}; it must be a positive number of seconds, or None for the row's own")
+    if not isinstance(step_s, int | float | np.number) or not 0 < step_s < math.inf:
+        raise InputError(f"step_s is {step_s!r}; it must be a positive number of seconds, or None for the row's own")
     batch = round(row.tokens_per_s_per_gpu * num_gpus * row.step_s)
     if num_tokens < batch:
         raise InputError(

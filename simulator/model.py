@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+
 from flopcast.errors import InputError
 
 if TYPE_CHECKING:
@@ -178,6 +180,8 @@ class Model:
 
     def check_expert_parallel(self, ep: int) -> None:
         """Raise InputError where ``ep`` ranks cannot share out the experts evenly, or there are none."""
+        if not isinstance(ep, int | np.integer) or ep < 1:
+            raise InputError(f"ep is {ep!r}; it must be a whole number of at least 1")
         if ep > 1 and not self.num_experts:
             raise InputError(f"ep={ep} but {self.name} has no experts; leave ep at 1")
         if self.num_experts % ep:

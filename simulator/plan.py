@@ -1,6 +1,5 @@
 """A plan: where parameters, gradients, optimizer state and work are placed. :class:`Plans` holds many, as arrays."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from flopcast.errors import InputError, nearest
 from flopcast.simulator.engines import Engine
+from flopcast.simulator.plain import make_plain
 from flopcast.simulator.plan_rules import check_combinations
 
 Recompute = Literal["none", "selective", "full"]
@@ -131,6 +131,7 @@ class Plan:
     engine: Engine = "fsdp2"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check_fields(self)
         check_combinations(self)
 
@@ -171,6 +172,8 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
     Raises InputError for an unknown name, for "+q4" on a strategy that gathers nothing, and for a ``tp`` that is not
     that of a tpN.
     """
+    if not isinstance(strategy, str):
+        raise InputError(f"strategy is {strategy!r}; it must be a name, e.g. 'zero3'")
     name, plus, suffix = strategy.lower().partition("+")
     tensor, hybrid = (re.fullmatch(rf"{prefix}([1-9]\d{{0,4}})", name) for prefix in ("tp", "hsdp"))
     name = "hsdp" if hybrid else name
@@ -187,9 +190,10 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
         known_as = KNOWN_AS.get(name.replace("_", "-"))
         offer = f"it is called '{known_as}' here" if known_as else nearest(name, [*STRATEGIES, *QUANTISED])
         raise InputError(f"strategy '{strategy}' is unknown; {offer}")
-    for degree, value in (("tp", tp), ("pp", pp)):
+    for what, value in (("num_gpus", num_gpus), ("gpus_per_node", gpus_per_node), ("tp", tp), ("pp", pp)):
         if not isinstance(value, int | np.integer) or value < 1:
-            raise InputError(f"{degree} is {value!r}; it must be a whole number of at least 1")
+            raise InputError(f"{what} is {value!r}; it must be a whole number of at least 1")
+    num_gpus, gpus_per_node, tp, pp = int(num_gpus), int(gpus_per_node), int(tp), int(pp)
     world = max(num_gpus // (tp * pp), 1)
     node = min(max(gpus_per_node // tp, 1), world)
     hybrid_ranks = int(hybrid[1]) if hybrid else node
@@ -215,19 +219,19 @@ def placement(strategy: str, num_gpus: int, gpus_per_node: int, tp: int = 1, pp:
 
 def _check_fields(plan: Plan) -> None:
     for name, choices in CHOICES.items():
-        if (chosen := getattr(plan, name)) not in choices:
+        if not isinstance(chosen := getattr(plan, name), str) or chosen not in choices:
             raise InputError(f"plan {name} is '{chosen}'; choose one of {', '.join(choices)}")
     for name in FLAGS:
-        if not isinstance(flag := getattr(plan, name), bool | np.bool_):
+        if not isinstance(flag := getattr(plan, name), bool):
             raise InputError(f"plan {name} is {flag!r}; it must be True or False")
     if not isinstance(plan.strategy, str):
         raise InputError(f"plan strategy is {plan.strategy!r}; it must be a name, e.g. 'zero3'")
     for name, least in LEAST.items():
-        if not isinstance(value := getattr(plan, name), int | np.integer) or value < least:
+        if not isinstance(value := getattr(plan, name), int) or value < least:
             raise InputError(f"plan {name} is {value!r}; it must be a whole number of at least {least}")
         if value > MOST[name]:
             raise InputError(f"plan {name} is {value}; it must be at most {MOST[name]:,}")
-    tokens = math.prod(int(n) for n in (plan.num_gpus, plan.seq_len, plan.micro_batch, plan.grad_accum))
+    tokens = plan.num_gpus * plan.seq_len * plan.micro_batch * plan.grad_accum
     if tokens > MOST_TOKENS_PER_STEP * plan.tp * plan.cp * plan.pp:
         raise InputError(
             f"plan seq_len={plan.seq_len} x micro_batch={plan.micro_batch} x grad_accum={plan.grad_accum} on "

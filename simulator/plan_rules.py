@@ -1,5 +1,6 @@
 """Which fields of a plan go together."""
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,14 @@ SHARDED_BY = {
     "zero1": "optimizer_shard",
     "zero2": "optimizer_shard",
     "zero3": "parameter_shard",
+    "zero3-node": "optimizer_shard",
     "hsdp": "parameter_shard",
 }
+
+
+FIELDS_OF_NAME = (
+    "take the fields that the name stands for, Plan(**placement('{}', num_gpus, gpus_per_node), seq_len=...)"
+)
 
 
 def check_combinations(plan: "Plan") -> None:
@@ -141,7 +148,15 @@ def _of_overlap(plan: "Plan") -> Iterator[str]:
 def _of_name(plan: "Plan") -> Iterator[str]:
     """What the strategy's name promises."""
     ranks = plan.shard_ranks
-    named = SHARDED_BY.get(plan.strategy.lower().partition("+")[0], "")
+    name, _, suffix = plan.strategy.lower().partition("+")
+    for prefix, field in (("tp", "tp"), ("hsdp", "parameter_shard")):
+        numbered = re.fullmatch(rf"{prefix}(\d+)", name)
+        if numbered and int(numbered[1]) != getattr(plan, field):
+            yield (
+                f"{field}={getattr(plan, field)} is not that of the name; {FIELDS_OF_NAME.format(plan.strategy)}, "
+                "or another name"
+            )
+    named = SHARDED_BY.get(name, "")
     # In a pipeline no software gathers once per micro-batch, whatever its sharding is called.
     applies = named == "optimizer_shard" or plan.pp == 1
     if named and applies and ranks > 1 and getattr(plan, named) == 1:
@@ -151,6 +166,8 @@ def _of_name(plan: "Plan") -> Iterator[str]:
                 "take larger nodes, a smaller tp, or zero3"
             )
         yield (
-            f"{named}=1 shards nothing over the {ranks} data-parallel ranks; take the fields that the name stands for, "
-            f"Plan(**placement('{plan.strategy}', num_gpus, gpus_per_node), seq_len=...), or call it ddp"
+            f"{named}=1 shards nothing over the {ranks} data-parallel ranks; "
+            f"{FIELDS_OF_NAME.format(plan.strategy)}, or call it ddp"
         )
+    if suffix == "q4" and plan.gather_bits == 16 and plan.parameter_shard > 1:
+        yield f"gather_bits=16 gathers nothing in 4 bits; {FIELDS_OF_NAME.format(plan.strategy)}, or leave out +q4"

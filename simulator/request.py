@@ -7,6 +7,7 @@ from numbers import Integral
 from flopcast.errors import InputError
 from flopcast.simulator.cluster import Cluster
 from flopcast.simulator.model import Model
+from flopcast.simulator.plain import make_plain
 from flopcast.simulator.plan import CHOICES, MAY_BE_ZERO, AttentionKernel, Precision, Recompute, Schedule
 from flopcast.simulator.plan import MOST as MOST_OF_PLAN
 
@@ -59,6 +60,9 @@ class Request:
     strategies: Sequence[str] | None = None
     convention: str = "causal"
 
+    def __post_init__(self) -> None:
+        make_plain(self)
+
 
 def check_request(request: Request) -> None:
     """Raise InputError for a number out of range, or a word that is no choice."""
@@ -68,7 +72,7 @@ def check_request(request: Request) -> None:
             _check_range(name, value)
     for name, choices in ((name, CHOICES[name]) for name in ("recompute", "precision", "attention", "schedule")):
         value = getattr(request, name)
-        if value is not None and value not in choices:
+        if value is not None and (not isinstance(value, str) or value not in choices):
             raise InputError(f"--{name} is '{value}'; choose one of {', '.join(choices)}")
     if request.recompute_layers and request.recompute not in (None, "full"):
         raise InputError(

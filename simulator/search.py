@@ -23,6 +23,7 @@ from flopcast.simulator.forecast import (
 )
 from flopcast.simulator.model import Model
 from flopcast.simulator.no_plan import has_plan, too_large, why_empty
+from flopcast.simulator.plain import make_plain
 from flopcast.simulator.plan import MOST_TOKENS_PER_STEP, Plans
 from flopcast.simulator.ranking import Ranking
 from flopcast.simulator.region import Region
@@ -61,6 +62,9 @@ class SearchRequest:
     memory_margin: float = MEMORY_MARGIN
     top: int = 5
     convention: str = "causal"
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
 
 @dataclass(frozen=True)
@@ -242,12 +246,12 @@ def _ranked(
 def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[list[Space], dict[int, str]]:
     """A space for every GPU count that has a legal plan, and why the others have none."""
     _check(cluster, request)
+    counts = [int(num_gpus) for num_gpus in request.num_gpus]
     seq_len = checked_seq_len(model, request.seq_len)
-    most = max(request.num_gpus)
-    tokens = request.global_batch_tokens or default_batch_sequences(most, seq_len) * seq_len
+    tokens = request.global_batch_tokens or default_batch_sequences(max(counts), seq_len) * seq_len
     sequences, rest = divmod(tokens, seq_len)
     if rest or not sequences:
-        step = math.lcm(*request.num_gpus)
+        step = math.lcm(*counts)
         near = max(round(tokens / seq_len / step), 1) * step
         raise InputError(
             f"--global-batch-tokens is {tokens}: {tokens / seq_len:.2f} sequences of {seq_len} tokens; "
@@ -257,7 +261,7 @@ def _spaces(model: Model, cluster: Cluster, request: SearchRequest) -> tuple[lis
     for kernel in fixed.get("attention", ()):
         check_attention(kernel, cluster)
     spaces, left_out = [], {}
-    for num_gpus in dict.fromkeys(request.num_gpus):
+    for num_gpus in dict.fromkeys(counts):
         values = {"attention": [usual_attention(cluster)], **fixed}
         space = Space(model, cluster, num_gpus, seq_len, sequences, values, (*fixed,))
         if has_plan(space):
@@ -282,7 +286,7 @@ def default_batch_sequences(num_gpus: int, seq_len: int) -> int:
 def _check(cluster: Cluster, request: SearchRequest) -> None:
     if not isinstance(request, SearchRequest):
         raise InputError(f"request is {request!r}; give a SearchRequest, e.g. SearchRequest([512])")
-    if request.objective not in OBJECTIVES:
+    if not isinstance(request.objective, str) or request.objective not in OBJECTIVES:
         raise InputError(f"--objective is '{request.objective}'; choose of {', '.join(OBJECTIVES)}")
     costs = cluster.costs
     needs = {"cost": ("gpu_hour_price", costs.gpu_hour_price), "energy": ("node_power", costs.node_power_w)}
@@ -292,12 +296,12 @@ def _check(cluster: Cluster, request: SearchRequest) -> None:
             f"--objective {request.objective}: {cluster.name} gives no {name}; name a cluster file that does, under "
             "[operation], or choose --objective time"
         )
-    if not isinstance(request.num_gpus, Sequence) or not request.num_gpus:
+    if not isinstance(request.num_gpus, Sequence) or isinstance(request.num_gpus, str) or not request.num_gpus:
         raise InputError(f"--gpus is {request.num_gpus!r}; give a list of at least one number, e.g. [512]")
     for num_gpus in request.num_gpus:
         cluster.check_num_gpus(num_gpus)
-    if not 0 <= request.memory_margin < 1:
-        raise InputError(f"--memory-margin is {request.memory_margin}; give a share of the memory, e.g. 0.08")
+    if not isinstance(request.memory_margin, int | float) or not 0 <= request.memory_margin < 1:
+        raise InputError(f"--memory-margin is {request.memory_margin!r}; give a share of the memory, e.g. 0.08")
     check_whole("top", request.top)
     if request.top < 1:
         raise InputError(f"--top is {request.top}; ask for at least 1")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pytest
 
 import flopcast
@@ -50,11 +51,36 @@ def test_the_version_needs_no_package_metadata() -> None:
         (lambda m, c: search(m, c, SearchRequest([16], fixed={"pp": ["1"]})), "--fix pp=1: it must be a whole number"),
         (lambda m, c: search(m, c, SearchRequest([16], global_batch_tokens="4M")), "--global-batch-tokens is '4M'"),
         (lambda m, c: search(m, c, SearchRequest(["16"])), "give one whole number"),
+        (lambda m, c: search(m, c, SearchRequest("16")), "--gpus is '16'; give a list"),
+        (lambda m, c: search(m, c, SearchRequest([16], fixed=None)), "fixed is None; give lists of values by field"),
+        (lambda m, c: search(m, c, SearchRequest([16], fixed={3: [1]})), "fixed has 3; give names of a plan's fields"),
+        (lambda m, c: search(m, c, SearchRequest([16], fixed={"tp": []})), "fixed tp is empty; give at least one"),
+        (lambda m, c: search(m, c, SearchRequest([16], objective=["time"])), r"--objective is '\['time'\]'; choose of"),
+        (lambda m, c: search(m, c, SearchRequest([16], memory_margin="8%")), "--memory-margin is '8%'; give a share"),
+        (lambda m, c: forecast(m, c, Plan("ddp", 16, 2048), ["6n"]), "convention .* is unknown; choose one of"),
+        (lambda m, c: m.check_expert_parallel(0), "ep is 0; it must be a whole number of at least 1"),
+        (lambda m, c: run_cost("pythia-1b", c, None, 1e12), "give a Model"),
+        (lambda m, c: run_cost(m, c, {"step_s": 1.0}, 1e12), r"row is a dict; give a Row, e\.g\. comparison\.best"),
+        (
+            lambda m, c: run_cost(m, c, forecast(m, c, Plan("ddp", 16, 2048)).row(0), 1e12, "4.5"),
+            "step_s is '4.5'; it must be a positive number of seconds",
+        ),
     ],
 )
 def test_what_is_of_another_type_is_said_in_a_sentence(ask: Callable[[Any, Any], Any], words: str) -> None:
     with pytest.raises(flopcast.InputError, match=words):
         ask(load_model("pythia-1b"), load_cluster("abci-a"))
+
+
+def test_numbers_of_numpy_ask_as_those_of_python_do(comparison: Comparison) -> None:
+    model, cluster = comparison.model, comparison.cluster
+    assert compare(model, cluster, Request(np.uint8(16))) == comparison
+    fixed = {"tp": np.array([1, 2]), "pp": [np.int32(1)]}
+    found = search(model, cluster, SearchRequest([np.int64(16), np.uint8(8)], seq_len=np.int32(2048), fixed=fixed))
+    plain = search(model, cluster, SearchRequest([16, 8], seq_len=2048, fixed={"tp": [1, 2], "pp": [1]}))
+    assert found.to_frame().equals(plain.to_frame())
+    cost = run_cost(model, cluster, comparison.best, np.float32(1e12))
+    assert type(cost.days) is float
 
 
 def test_the_best_is_the_fastest_that_fits(comparison: Comparison) -> None:

@@ -1,7 +1,9 @@
 """What a plan refuses, and what strategies stand for."""
 
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import plan
 
@@ -116,10 +118,56 @@ def test_no_plans_are_refused() -> None:
         Plans.of([])
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "zero3+q4", "hsdp"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "zero3+q4", "zero3-node", "hsdp"])
 def test_a_name_whose_shards_are_those_of_another_is_refused(strategy: str) -> None:
     with pytest.raises(InputError, match=r"_shard=1 shards nothing over the 64 data-parallel ranks; take .*placement"):
         Plan(strategy, 64, 2048)
     assert Plan(**placement(strategy, 64, 8), seq_len=2048).shard_ranks == 64  # type: ignore[arg-type]
     assert Plan("ddp", 64, 2048).optimizer_shard == 1
     assert Plan(strategy, 1, 2048).shard_ranks == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fields", "fault"),
+    [
+        ("tp8", {}, r"tp=1 is not that of the name; take .*placement\('tp8'"),
+        ("tp8", {"tp": 4}, "tp=4 is not that of the name"),
+        ("hsdp16", {}, "parameter_shard=1 is not that of the name"),
+        ("hsdp16", dict.fromkeys(("parameter_shard", "gradient_shard", "optimizer_shard"), 8), "parameter_shard=8 is"),
+        (
+            "zero3+q4",
+            dict.fromkeys(("parameter_shard", "gradient_shard", "optimizer_shard"), 64),
+            r"gather_bits=16 gathers nothing in 4 bits; take .*placement\('zero3\+q4'.*, or leave out \+q4",
+        ),
+    ],
+)
+def test_a_name_that_promises_what_the_fields_do_not_is_refused(
+    strategy: str, fields: dict[str, int], fault: str
+) -> None:
+    with pytest.raises(InputError, match=fault):
+        Plan(strategy, 64, 2048, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_numpy_numbers_become_those_of_python(kind: type) -> None:
+    """Narrow integers would overflow, and JSON knows none of them."""
+    plan = Plan("tp2", kind(64), 2048, micro_batch=kind(2), tp=kind(2), fused_kernels=np.bool_(False))
+    assert plan == Plan("tp2", 64, 2048, micro_batch=2, tp=2, fused_kernels=False)
+    assert {type(value) for value in asdict(plan).values()} == {str, int, bool}
+    fields = placement("hsdp", kind(64), kind(8), tp=kind(2))
+    assert {type(value) for value in fields.values()} == {str, int}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((None, 16, 8), "strategy is None; it must be a name"),
+        (("zero3", "16", 8), "num_gpus is '16'; it must be a whole number of at least 1"),
+        (("zero3", 16.5, 8), "num_gpus is 16.5; it must be"),
+        (("zero3", 16, None), "gpus_per_node is None; it must be"),
+        (("zero3", 16, 0), "gpus_per_node is 0; it must be"),
+    ],
+)
+def test_a_placement_of_no_number_of_gpus_is_refused(arguments: tuple[Any, Any, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        placement(*arguments)
