@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flopcast.errors import InputError
+from flopcast.simulator.plain import check_counts, check_figures, check_flags, make_plain
 
 if TYPE_CHECKING:
     from flopcast.simulator.calibrated import Calibrated
@@ -36,6 +37,12 @@ class Gpu:
     matmul_flop_per_s: float = 0.0
     sustained_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        make_plain(self)
+        where = f"GPU '{self.name}'"
+        check_figures(self, where, ("tensor_flop_per_s", "memory_bytes", "memory_bytes_per_s", "power_w"))
+        check_figures(self, where, ("fp8_flop_per_s", "matmul_flop_per_s", "sustained_share"), zero=True)
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -45,6 +52,10 @@ class Costs:
     node_power_w: float | None = None
     node_mtbf_hours: float | None = None
     checkpoint_bytes_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_figures(self, "costs", [name for name, value in vars(self).items() if value is not None])
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,17 @@ class Cluster:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     measured: "Measured | None" = field(default=None, compare=False)
     calibration: "Calibrated | None" = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        where = f"cluster '{self.name}'"
+        if not isinstance(self.gpu, Gpu):
+            raise InputError(f"{where}: gpu is {self.gpu!r}; give a Gpu, e.g. load_cluster('dgx-h100').gpu")
+        check_counts(self, where, ("gpus_per_node", *(() if self.num_nodes is None else ("num_nodes",))))
+        check_counts(self, where, ("nics_per_node",), least=0)
+        check_figures(self, where, ("nvlink_bytes_per_s",))
+        check_figures(self, where, ("nic_bytes_per_s",), zero=True)
+        check_flags(self, where, ("nvswitch", "sharp"))
 
     def __repr__(self) -> str:
         node = f"{self.gpus_per_node} x {self.gpu.name}"

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 
 from flopcast.errors import InputError
+from flopcast.simulator.plain import check_counts, check_flags, make_plain
 
 if TYPE_CHECKING:
     from flopcast.simulator.blocks.computation import Computation, Workload
@@ -113,9 +114,14 @@ class Model:
     def __post_init__(self) -> None:
         if not self.layers:
             raise InputError(f"model '{self.name}': it has no layers; give at least one")
-        for name in ("hidden", "vocab_size", "context"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"model '{self.name}': {name} is {getattr(self, name)}; it must be positive")
+        where = f"model '{self.name}'"
+        make_plain(self)
+        check_counts(self, where, ("hidden", "vocab_size", "context"))
+        check_counts(self, where, ("num_positions", "embedding_rows"), least=0)
+        check_flags(self, where, ("tied_embeddings", "norm_bias", "final_norm", "embedding_norm", "head_bias"))
+        for name, choices in (("positions", get_args(Positions)), ("norm", get_args(Norm))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{where}: {name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
 
     @property
     def num_layers(self) -> int:

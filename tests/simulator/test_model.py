@@ -1,5 +1,7 @@
 """Parameter counts against closed forms written out by hand, and how heads fall to tensor-parallel ranks."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,5 +102,13 @@ def test_impossible_models_are_refused() -> None:
         Attention(6, 4, 8)
     with pytest.raises(InputError, match="it has no layers"):
         Model("m", 32, 100, 16, ())
-    with pytest.raises(InputError, match="hidden is 0; it must be positive"):
+    with pytest.raises(InputError, match="hidden is 0; it must be a whole number of at least 1"):
         Model("m", 0, 100, 16, (TransformerBlock(Attention(4, 4, 8), Mlp(64)),))
+    for field, value, words in (
+        ("context", "4096", "context is '4096'; it must be a whole number"),
+        ("norm", "layer_norm", "norm is 'layer_norm'; choose one of rmsnorm, layernorm"),
+        ("positions", None, "positions is None; choose one of rotary, learned, alibi, none"),
+        ("tied_embeddings", "no", "tied_embeddings is 'no'; it must be True or False"),
+    ):
+        with pytest.raises(InputError, match=f"model 'PLaMo-13B': {words}"):
+            replace(load_model("plamo-13b"), **{field: value})  # type: ignore[arg-type]
