@@ -1,5 +1,6 @@
 """The forecast: every reading of the operations of many plans at once, as arrays, rows or a DataFrame."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -132,13 +133,14 @@ class Forecast:
         return self._efficiency(share_in_full(self.plans, self.model.num_layers))
 
     def _efficiency(self, recomputed: Array | float) -> Array:
-        flop = np.empty(len(self.plans))
-        again = np.broadcast_to(np.asarray(recomputed), flop.shape)
-        for length in np.unique(self.plans.seq_len):
-            per_token = model_flop_per_token(self.model, int(length), self.convention)
-            here = self.plans.seq_len == length
-            flop[here] = per_token.total + again[here] * per_token.layers_forward
-        return np.asarray(flop * self.tokens_per_s_per_gpu / self.cluster.gpu.tensor_flop_per_s)
+        lengths, where = np.unique(self.plans.seq_len, return_inverse=True)
+        per_token = [model_flop_per_token(self.model, int(length), self.convention) for length in lengths]
+        of_length = where.reshape(self.plans.seq_len.shape)
+        total = np.array([flop.total for flop in per_token])[of_length]
+        forward = np.array([flop.layers_forward for flop in per_token])[of_length]
+        return np.asarray(
+            (total + recomputed * forward) * self.tokens_per_s_per_gpu / self.cluster.gpu.tensor_flop_per_s
+        )
 
     def row(self, index: int) -> Row:
         """One plan's forecast as plain Python values."""
@@ -171,7 +173,7 @@ class Forecast:
         return frame_of(self.rows())
 
     def __repr__(self) -> str:
-        number = len(self.plans)
+        number = math.prod(self.plans.shape)
         return f"<Forecast of {self.model.name} on {self.cluster.name}: {number:,} plan{'s' if number > 1 else ''}>"
 
     def _repr_html_(self) -> str:
@@ -215,6 +217,8 @@ def forecast(
     constants: Constants | None = None,
 ) -> Forecast:
     """Step time, memory and traffic of ``model`` on ``cluster`` under each plan.
+
+    ``convention``: what MFU and HFU count, 6n, causal or full. ``constants``: the formulas', by default the committed.
 
     Raises InputError for GPUs that do not fill nodes, a tensor- or expert-parallel size the model does not divide by,
     more pipeline stages than layers, fp8 on a GPU without it, or an unknown convention.

@@ -294,6 +294,8 @@ class Plans:
     engine: NDArray[np.int64]
 
     def __init__(self, **columns: Column) -> None:
+        if columns.keys() != set(FIELDS) or not all(isinstance(column, np.ndarray) for column in columns.values()):
+            raise InputError("Plans takes an array for every field of a plan; of Plan objects make one by Plans.of")
         for name, column in columns.items():
             setattr(self, name, column)
         self.shape = np.broadcast_shapes(*(column.shape for column in columns.values()))
@@ -303,8 +305,12 @@ class Plans:
         self.expert_tp = self.tp // self.folded
 
     def __len__(self) -> int:
-        (number,) = self.shape
-        return int(number)
+        if len(self.shape) != 1:
+            raise InputError(f"the plans lie along axes, {self.shape}, and are no list; take one of them by Plans.pick")
+        return int(self.shape[0])
+
+    def __repr__(self) -> str:
+        return f"<Plans: {' x '.join(f'{number:,}' for number in self.shape)}>"
 
     @property
     def zeros(self) -> NDArray[np.float64]:
@@ -339,4 +345,6 @@ class Plans:
     def has(self, **choice: str) -> NDArray[np.bool_]:
         """Where a named field has that choice, e.g. ``plans.has(recompute="full")``."""
         ((field, value),) = choice.items()
+        if value not in CHOICES.get(field, ()):
+            raise InputError(f"plans have no {field}={value!r}; ask for a named choice, e.g. recompute='full'")
         return np.asarray(getattr(self, field) == CHOICES[field].index(value))

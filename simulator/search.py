@@ -51,7 +51,7 @@ class SearchRequest:
     ``objective``: what to have least of, time, cost or energy of a step, or memory per GPU. ``global_batch_tokens``:
     tokens per optimizer step over all GPUs, by default about 4 Mi, at most 16 Mi. ``seq_len``: tokens per sequence.
     ``memory_margin``: share of the GPU's memory that a plan leaves free. ``top``: how many placements a reader wants
-    to see. None is left to the search.
+    to see. ``convention``: what MFU and HFU count, 6n, causal or full. None is left to the search.
     """
 
     num_gpus: Sequence[int]

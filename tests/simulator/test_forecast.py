@@ -1,6 +1,6 @@
 """Invariants of the forecast over random plans, and one plan against many."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,10 @@ from builders import H100, cluster, plan, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flopcast import InputError, load_model
+from flopcast import InputError, load_cluster, load_model
 from flopcast.simulator.batch import Batch, Case, memory_of
 from flopcast.simulator.forecast import forecast
-from flopcast.simulator.plan import CHOICES, Plan
+from flopcast.simulator.plan import CHOICES, FIELDS, Plan, Plans
 
 MODEL = small_model()
 
@@ -156,3 +156,27 @@ def test_a_bubble_is_the_share_of_the_stages_between_where_they_have_a_layer_mor
     asked = plan("zero1", 48, pp=6, grad_accum=120, seq_len=4096)
     step = forecast(load_model("plamo-13b"), cluster(H100), asked).step
     assert 0 < step.parts["bubble"][0] < 2 * (6 - 1) / 120 * step.total[0]
+
+
+def test_plans_along_axes_are_forecast_as_their_list_is() -> None:
+    model, cluster = load_model("pythia-1b"), load_cluster("abci-a")
+    grid = [[replace(Plan("ddp", 16, s), micro_batch=b) for b in (1, 2, 4)] for s in (1024, 2048)]
+    flat = Plans.of([plan for row in grid for plan in row])
+    columns = {name: getattr(flat, name)[:1].reshape(1, 1) for name in FIELDS}
+    columns |= {"seq_len": np.array([[1024], [2048]]), "micro_batch": np.array([[1, 2, 4]])}
+    spread, listed = forecast(model, cluster, Plans(**columns)), forecast(model, cluster, flat)
+    for name in ("step_s", "tokens_per_s_per_gpu", "mfu", "hfu"):
+        np.testing.assert_allclose(
+            np.broadcast_to(getattr(spread, name), (2, 3)).ravel(), getattr(listed, name), rtol=1e-12
+        )
+    assert repr(spread) == "<Forecast of Pythia-1B on ABCI-A: 6 plans>"
+    assert (repr(spread.plans), repr(listed.plans)) == ("<Plans: 2 x 3>", "<Plans: 6>")
+    with pytest.raises(InputError, match=r"the plans lie along axes, \(2, 3\), and are no list; take one of them by"):
+        spread.to_frame()
+
+
+def test_what_are_no_plans_is_said() -> None:
+    with pytest.raises(InputError, match=r"an array for every field of a plan; of Plan objects make one by Plans\.of"):
+        Plans(**asdict(Plan("ddp", 16, 2048)))
+    with pytest.raises(InputError, match="plans have no recompute='half'; ask for a named choice"):
+        Plans.of([Plan("ddp", 16, 2048)]).has(recompute="half")
