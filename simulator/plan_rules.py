@@ -169,5 +169,10 @@ def _of_name(plan: "Plan") -> Iterator[str]:
             f"{named}=1 shards nothing over the {ranks} data-parallel ranks; "
             f"{FIELDS_OF_NAME.format(plan.strategy)}, or call it ddp"
         )
+    if name == "zero3" and plan.pp == 1 and plan.parameter_shard != ranks:
+        yield (
+            f"parameter_shard={plan.parameter_shard} shards over some of the {ranks} data-parallel ranks; "
+            f"{FIELDS_OF_NAME.format(plan.strategy)}, or call it hsdp or zero3-node"
+        )
     if suffix == "q4" and plan.gather_bits == 16 and plan.parameter_shard > 1:
         yield f"gather_bits=16 gathers nothing in 4 bits; {FIELDS_OF_NAME.format(plan.strategy)}, or leave out +q4"

@@ -135,6 +135,11 @@ def test_a_name_whose_shards_are_those_of_another_is_refused(strategy: str) -> N
         ("hsdp16", {}, "parameter_shard=1 is not that of the name"),
         ("hsdp16", dict.fromkeys(("parameter_shard", "gradient_shard", "optimizer_shard"), 8), "parameter_shard=8 is"),
         (
+            "zero3",
+            dict.fromkeys(("parameter_shard", "gradient_shard", "optimizer_shard"), 32),
+            "parameter_shard=32 shards over some of the 64 data-parallel ranks; .*, or call it hsdp or zero3-node",
+        ),
+        (
             "zero3+q4",
             dict.fromkeys(("parameter_shard", "gradient_shard", "optimizer_shard"), 64),
             r"gather_bits=16 gathers nothing in 4 bits; take .*placement\('zero3\+q4'.*, or leave out \+q4",
