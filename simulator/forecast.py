@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,7 @@ def frame_of(rows: Iterable[Row]) -> "pd.DataFrame":
 
     records = []
     for row in rows:
-        record = asdict(row)
+        record = dict(vars(row))
         seconds, held, plan = record.pop("seconds"), record.pop("memory"), record.pop("plan")
         record.pop("strategy")
         parts = {f"{name}_s": value for name, value in seconds.items()}
