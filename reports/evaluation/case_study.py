@@ -59,7 +59,7 @@ def figures() -> pd.DataFrame:
 def _predicted() -> dict[str, float]:
     model = load_model("plamo-13b")
     tensor, in_node = (layer_traffic(model, name, tp, TOKENS_PER_GPU) for name, tp in (("tp8", 8), ("zero3-node", 1)))
-    wide, narrow = (_forecast(replace(ASSUMED_PLAN, gather_bits=bits)) for bits in (16, 4))
+    wide, narrow = _forecast(replace(ASSUMED_PLAN, strategy="zero3-node", gather_bits=16)), _forecast(ASSUMED_PLAN)
     (wide_bytes, wide_s), (narrow_bytes, narrow_s) = gathers(wide), gathers(narrow)
     eager = _forecast(replace(ASSUMED_PLAN, fused_kernels=False))
     mebi = 2**20
