@@ -110,4 +110,6 @@ def test_results_show_themselves_in_a_line_and_as_a_table(comparison: Comparison
         html = result._repr_html_()
         assert html.count("<tr") == rows + 1
         assert "&lt;" in html.partition("<table")[0]
+    alone = compare(model, cluster, Request(16, strategies=["ddp"]))
+    assert repr(alone) == "<Comparison of 1 strategy: Pythia-1B on 16 x a100-40gb, ABCI-A>"
     assert repr(model) == "<Model Pythia-1B: 16 layers of 2,048, 1,011,781,632 parameters>"
