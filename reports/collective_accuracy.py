@@ -60,7 +60,7 @@ class CollectiveAccuracy:
         names = ["series", "collective", "bytes", "in_place", "measured_s", "predicted_s"]
         return {
             "rows": [*self.rows[names].to_dict("records"), *self.skipped.to_dict("records")],
-            "bins": self.bins.reset_index(names="bin").to_dict("records"),
+            "bins": self.bins.astype(object).where(self.bins.notna(), None).reset_index(names="bin").to_dict("records"),
         }
 
 

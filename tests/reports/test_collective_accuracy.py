@@ -45,7 +45,9 @@ def test_beside_the_error_stands_by_how_much_twin_machines_differ(tmp_path: Path
         {"bytes": "8192", "time_us": "99", **twin},
         *({"bytes": "1048576"}, {"bytes": "1048576", "time_us": "99", "series": "four", "gpus_per_node": "4"}),
     ]
-    bins = collective_accuracy(table(tmp_path / "mine.csv", *rows)).bins
+    found = collective_accuracy(table(tmp_path / "mine.csv", *rows))
+    bins, document = found.bins, json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert [row["twins_most"] for row in document["bins"]] == [pytest.approx(0.75), None]
     assert bins.loc[BINS[0], ["twins_least", "twins_most"]].tolist() == pytest.approx([0.75, 0.75])
     assert bins.loc[BINS[1], ["twins_least", "twins_most"]].isna().all()
 
