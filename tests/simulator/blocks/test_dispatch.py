@@ -135,7 +135,10 @@ fabric = "infiniband"
 
 
 def test_deepseek_v3s_published_step() -> None:
-    """arXiv:2412.19437: 14.8 T tokens in 2.664 M H800-hours, 15,360 sequences of 4,096 a step; 16 stages, 64 ranks."""
+    """arXiv:2412.19437: 14.8 T tokens in 2.664 M H800-hours at 15,360 sequences of 4,096 a step; 16 stages, 64 ranks.
+
+    Of these 14,336, so that the passes are a multiple of the stages.
+    """
     model, where = load_model("deepseek-v3"), parse_cluster(H800, "h800.toml")
     layout = placement("zero1", 2048, 8, pp=16)
     fields = {"seq_len": 4096, "grad_accum": 112, "ep": 64, "virtual_pp": 2, "schedule": "interleaved"}
