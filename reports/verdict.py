@@ -10,6 +10,8 @@ from flopcast.simulator.units import format_gigabytes
 
 # What an objective is called in a table and in the verdict, and what it is multiplied by.
 COSTED = {"cost": ("cost of\na step", "costs {} a step,", 1.0), "energy": ("MJ per\nstep", "{} MJ per step,", 1e-6)}
+# Where ranks split layers, sequences or the model's depth, Megatron-LM holds less and moves more than PyTorch does.
+ENGINE = "The forecast is of PyTorch's own engine; {}--fix engine=megatron forecasts what Megatron-LM holds and moves."
 # Placements that the first is held against, however many are shown.
 MOST_NEAR = 5
 
@@ -75,6 +77,9 @@ def remarks(result: SearchResult, token_budget: float | None = None) -> list[str
             f"{100 * (1 - larger.step_s / row.step_s):.0f} % less, with "
             f"{format_gigabytes(larger.memory_bytes)} GB each."
         )
+    split = max(row.plan["tp"], row.plan["cp"], row.plan["pp"]) > 1
+    if split and row.plan["engine"] == "fsdp2" and "engine" not in result.request.fixed:
+        said.append(ENGINE.format(""))
     return said
 
 

@@ -6,12 +6,8 @@ from flopcast.reports.document.section import Section
 from flopcast.reports.document.study import Study
 from flopcast.reports.document.table import Cell, Table, text
 from flopcast.reports.launch import Launch, launches
+from flopcast.reports.verdict import ENGINE
 from flopcast.simulator.plan import Plan
-
-ENGINE = (
-    "The forecast is of PyTorch's own engine; flopcast search --fix engine=megatron forecasts what Megatron-LM holds "
-    "in memory and moves."
-)
 
 
 def running(study: Study) -> Section:
@@ -28,7 +24,7 @@ def running(study: Study) -> Section:
         remarks=(
             *([f"{'; '.join(notes)}."] if notes else []),
             "Sizes of the model, data and optimizer are to be added. Options change: these are of August 2026.",
-            *([ENGINE] if row.plan["engine"] == "fsdp2" else []),
+            *([ENGINE.format("flopcast search ")] if row.plan["engine"] == "fsdp2" else []),
         ),
     )
 

@@ -18,7 +18,7 @@ from flopcast.reports.figures.scaling import search_scaling
 from flopcast.reports.placements import described, settings, varied
 from flopcast.reports.runner_up import why_behind
 from flopcast.reports.search import as_json, memory_steps, render
-from flopcast.reports.verdict import exchange_remark, launch_remark, verdict
+from flopcast.reports.verdict import exchange_remark, launch_remark, remarks, verdict
 from flopcast.simulator.forecast import Row, forecast
 from flopcast.simulator.model import Model
 from flopcast.simulator.plan import Plan
@@ -118,6 +118,15 @@ def test_what_the_terminal_shows() -> None:
 
 def row_of(model: Model, seq_len: int, **fields: Any) -> Row:
     return forecast(model, MACHINE, Plan("ddp", 16, seq_len, grad_accum=8, **fields)).rows()[0]
+
+
+def test_where_ranks_split_layers_another_engine_is_named_unless_one_was_chosen() -> None:
+    words, whole = "PyTorch's own engine; --fix engine=megatron", {"pp": [1], "cp": [1]}
+    told = {
+        **{tp: remarks(found(fixed={"tp": [tp], **whole})) for tp in (1, 2)},
+        **{engine: remarks(found(fixed={"tp": [2], **whole, "engine": [engine]})) for engine in ("fsdp2", "megatron")},
+    }
+    assert {which for which, said in told.items() if any(words in sentence for sentence in said)} == {2}
 
 
 def test_a_mixture_that_waits_for_its_exchange_is_told_what_helps() -> None:
