@@ -234,7 +234,7 @@ def interleaved(pipeline: Pipeline, plans: Plans) -> Array:
     by_first = m * first.way + first.waits.of(m) + behind(plans.zeros, first)
     full = pipeline.layers.num_full
     steady = m * middle.way + middle.waits.of(m)
-    by_middle = np.where(full > 0, to(full) + steady + behind(full, middle), 0.0)
+    by_middle = np.where(full > 0, to(full) + (v - 1) * p / v * rounds + steady + behind(full, middle), 0.0)
     on_last = m * last.way + waits.of(m)
     if np.any(pipeline.layers.uneven):
         again = np.maximum(m / p - 1.5, 0.0) * pipeline.layers.uneven * middle.way

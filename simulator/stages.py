@@ -152,17 +152,16 @@ class Stages:
         The short one is None where no plan has such a stage.
         ``forth`` and ``back``: what one takes of the sender, to the next stage and to the one before; from the last
         stage on to the first it is far, and so from the first back to the last.
-        ``waits``: the first's and the last's for gathers and reductions; one between is taken to wait as the first.
+        ``waits``: of the first, of one in the "middle", which has neither embedding nor head, and of the last.
         """
         more, once = num_chunks, num_chunks - 1
 
         def stage(name: str, there: Array, again: Array, share: Array | float = 1.0) -> Stage:
-            own = waits["last" if name == "last" else "first"]
             forward = self.part(name, "forward").busy * share + there
             if not split:
-                return Stage(forward, self.part(name, *BACKWARD).busy * share + again, self._nothing, own)
+                return Stage(forward, self.part(name, *BACKWARD).busy * share + again, self._nothing, waits[name])
             inputs, weight = (self.part(name, d).busy * share for d in BACKWARD)
-            return Stage(forward, inputs + again, weight, own)
+            return Stage(forward, inputs + again, weight, waits[name])
 
         return (
             stage("first", more * forth.near, once * back.far),

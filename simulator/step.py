@@ -221,7 +221,7 @@ class _Schedules:
         share = exposed_interleaved_send(plans, self._constants) if is_interleaved else 1.0
         forth, back = self._sends.waited("forward", share), self._sends.waited("backward", share)
         sent = stages.pace((chunks - 1) * forth.far + chunks * back.near, chunks * forth.near + (chunks - 1) * back.far)
-        waits = {end: communication.waits(chunks) for end, communication in own.items()}
+        waits = {end: communication.waits(chunks) for end, communication in (*own.items(), ("middle", others))}
         pipeline = Pipeline(
             *stages.kinds(forth, back, chunks, "zero-bubble" in names, waits),
             stages.layers(chunks),
@@ -250,7 +250,8 @@ class _Schedules:
             if stage != "middle":
                 head = stages.part("head", *directions).busy
                 end = head if stage == "last" else np.where(self._plans.pp > 1, layer, head)
-            return Compute(stages.part(stage, *directions).busy, self._constants, layer, end)
+            whole = stages.part("fullest" if stage == "first" else stage, *directions).busy
+            return Compute(whole, self._constants, layer, end)
 
         again = [compute(*directions) for directions in backward]
         return Communication(moved, Passes(compute("forward"), again[0], again[-1]), self._plans, self._constants)

@@ -119,24 +119,36 @@ def test_interleaved_chunks_of_unequal_length(p: int, v: int, more: int, least: 
 @pytest.mark.parametrize(("p", "v", "num_layers"), [(16, 8, 126), (16, 4, 126), (8, 16, 126), (4, 2, 6), (3, 2, 10)])
 @pytest.mark.parametrize("rounds", [1, 2, 4])
 @pytest.mark.parametrize("head", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("latency", [0.0, 0.1, 0.6])
 def test_embedding_and_head_are_dealt_out_as_a_layer_each(
-    p: int, v: int, num_layers: int, rounds: int, head: float
+    p: int, v: int, num_layers: int, rounds: int, head: float, latency: float
 ) -> None:
     """Where each chunk has a layer at most, they stand alone in the first and the last."""
-    assert_as_played(num_layers, p, v, rounds, head, 0.03)
+    assert_as_played(num_layers, p, v, rounds, head, 0.08 if p == 3 else 1e-9, latency)
 
 
-def assert_as_played(num_layers: int, p: int, v: int, rounds: int, head: float, within: float) -> None:
+@pytest.mark.parametrize(("p", "v", "num_layers"), [(4, 2, 15), (8, 3, 46), (6, 4, 70)])
+@pytest.mark.parametrize("latency", [0.1, 0.6])
+def test_where_the_last_stages_have_a_layer_less_those_between_go_all_rounds(
+    p: int, v: int, num_layers: int, latency: float
+) -> None:
+    """Micro-batches go round all stages v - 1 times before and after the steady state, as on the last stage."""
+    assert_as_played(num_layers, p, v, 2, 0.3, 0.02, latency)
+
+
+def assert_as_played(
+    num_layers: int, p: int, v: int, rounds: int, head: float, within: float, latency: float = 0.0
+) -> None:
     plans = Plans.of([plan("ddp", 16 * p, pp=p, grad_accum=rounds * p, schedule="interleaved", virtual_pp=v)])
     passes = {(section, way): Pass(NOTHING) for section in SECTIONS for way in DIRECTIONS}
     for section, seconds in (("layer", float(-(-num_layers // p))), ("head", head)):
         passes[section, "forward"].sums["gemm"].add(np.array([seconds]))
         passes[section, "inputs"].sums["gemm"].add(np.array([2 * seconds]))
     stages = Stages(passes, plans, np.array([num_layers]))
-    kinds = stages.kinds(UNSENT, UNSENT, v, False, {"first": NO_WAITS, "last": NO_WAITS})
-    pipeline = Pipeline(*kinds, stages.layers(v), np.array([3 * head]), NOTHING, NO_PASSING, NO_SENDS)
+    kinds = stages.kinds(UNSENT, UNSENT, v, False, dict.fromkeys(("first", "middle", "last"), NO_WAITS))
+    pipeline = Pipeline(*kinds, stages.layers(v), np.array([3 * head]), np.array([latency]), NO_PASSING, NO_SENDS)
     found = float(SCHEDULES["interleaved"](pipeline, plans)[0])
     chunks = [float(len(layers)) for layers in layers_of_chunks(num_layers, p, v, counts_ends=True)]
     chunks[-1] += head
     times = {"forward": chunks, "backward": [2 * spent for spent in chunks]}
-    assert found == pytest.approx(played("interleaved", p, rounds * p, v, times), rel=within)
+    assert found == pytest.approx(played("interleaved", p, rounds * p, v, times, latency), rel=within)

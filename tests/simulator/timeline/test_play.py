@@ -141,6 +141,17 @@ def test_stages_play_the_layers_that_the_engine_deals_out_to_them(engine: str, h
     assert sorted(set(zip(layers.index // 8, layers, strict=True))) == list(enumerate(held))
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble", "interleaved"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "hsdp", "tp4"])
+def test_stages_between_with_a_layer_more_pace_as_they_are_played(schedule: str, strategy: str) -> None:
+    """Two layers on each of two stages and one on the others, which have the embedding and the head."""
+    model = replace(MODELS["llama-2-7b"], layers=MODELS["llama-2-7b"].layers[:6])
+    fields: dict[str, Any] = {**placement(strategy, 64, 8, pp=4), "seq_len": 2048, "grad_accum": 8}
+    p = Plan(**fields, schedule=schedule, virtual_pp=2 if schedule == "interleaved" else 1)  # type: ignore[arg-type]
+    timeline = play(model, CLUSTERS["abci-a"], p)
+    assert timeline.closed_form_s == pytest.approx(timeline.step_s, rel=0.05)
+
+
 def test_a_chain_of_reductions_is_waited_for_to_its_end() -> None:
     """Experts that every rank of a node shares are all-reduced after their layer's other gradients."""
     p = plan("hsdp", 32, ep=8, prefetch=0)
